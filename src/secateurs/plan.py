@@ -1,0 +1,236 @@
+"""Plans, budgets and measurements: frozen values with a JSON round trip. No torch here."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from secateurs.errors import PlanError
+
+SCHEMA = "secateurs.plan/1"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A latency limit: milliseconds, a fraction of the dense latency, or a speed-up.
+
+    ``kind``: ``"ms"``, ``"ratio"`` (0 < value < 1, fraction of dense *kept*) or ``"speedup"`` (value > 1).
+    """
+
+    kind: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str | float | Budget) -> Budget:
+        """Read ``"60%"``, ``"3.2ms"``, ``"3.2 ms"``, ``"2x"`` or a bare fraction ``0.6``.
+
+        Raises:
+            PlanError: not one of these forms, or out of range (0, negative, ≥ 100 %, ≤ 1x).
+        """
+        if isinstance(text, Budget):
+            return text
+        hint = "Give a latency such as 3.2ms, a share of the dense latency such as 60%, or a speed-up such as 2x."
+        if isinstance(text, (int, float)) and not isinstance(text, bool):
+            text = f"{float(text) * 100!r}%"
+        match = re.fullmatch(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(ms|%|x)?\s*", text)
+        if match is None:
+            raise PlanError(f"Latency budget {text!r} is not understood. {hint}")
+        value, unit = float(match[1]), match[2]
+        if not math.isfinite(value) or value <= 0:
+            raise PlanError(f"Latency budget {text!r} must be above zero. {hint}")
+        if unit is None:
+            raise PlanError(f"Latency budget {text!r} has no unit. {hint}")
+        if unit == "%":
+            if value >= 100:
+                raise PlanError(f"Latency budget {text!r} is not below the dense latency (100%). {hint}")
+            return cls("ratio", value / 100)
+        if unit == "x":
+            if value <= 1:
+                raise PlanError(f"Speed-up {text!r} must be above 1x. {hint}")
+            return cls("speedup", value)
+        return cls("ms", value)
+
+    def limit_ms(self, dense_ms: float) -> float:
+        """The limit in milliseconds, given the dense latency in milliseconds."""
+        if self.kind == "ms":
+            return self.value
+        return dense_ms * self.value if self.kind == "ratio" else dense_ms / self.value
+
+    def __str__(self) -> str:
+        if self.kind == "ms":
+            return f"{self.value:g}ms"
+        return f"{self.value * 100:g}%" if self.kind == "ratio" else f"{self.value:g}x"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Latency of one file: median in ms, spread = IQR / median, number of timed runs."""
+
+    latency_ms: float
+    spread: float
+    runs: int
+    ratio: float | None = None
+    """Median of per-turn ratios to the reference of the same interleaved measurement."""
+    ratio_upper: float | None = None
+    """Upper end of that ratio's 95 % confidence interval."""
+    peak_memory_bytes: int | None = None
+
+
+class Patch(BaseModel):
+    """One integer that a module keeps (``groups``, ``num_features`` …) and its new value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    module: str
+    attribute: str
+    value: Any
+
+
+class Bypass(BaseModel):
+    """How a removed block's module is replaced: its input runs through ``steps`` instead.
+
+    A step is ``"module:NAME"`` (a child of the replaced module) or ``"call:OPERATOR"`` (``relu`` …).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    block: str
+    module: str
+    steps: tuple[str, ...] = ()
+
+
+class ElementPattern(BaseModel):
+    """Kernel elements that stay in one convolution weight.
+
+    ``scope``: ``layer``, ``in_channel``, ``filter``, ``kernel`` or ``block``; ``block``: filters that share a
+    pattern (scope ``block`` only, else 1); ``pattern``: kept kernel positions (row-major) per scope unit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    scope: str
+    block: int = 1
+    pattern: tuple[tuple[int, ...], ...]
+
+
+class Fingerprint(BaseModel):
+    """Identity of the network that a plan belongs to: names and shapes, and a digest over them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    digest: str
+    shapes: dict[str, tuple[int, ...]]
+
+
+class Plan(BaseModel):
+    """What stays: units per group, blocks that go, kernel elements, and the resolved index lists.
+
+    ``groups``: kept units per group name; ``slices``: kept indices per parameter or buffer name and dimension,
+    resolved (aliases of tied parameters too), so that ``apply`` needs no tracing; ``provenance``: strategy,
+    criterion, target, budget, predicted latency, seed, versions, model source and preprocessing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    groups: dict[str, tuple[int, ...]]
+    group_sizes: dict[str, int]
+    blocks_removed: tuple[str, ...] = ()
+    elements: dict[str, ElementPattern] = Field(default_factory=dict)
+    slices: dict[str, dict[int, tuple[int, ...]]]
+    patches: tuple[Patch, ...] = ()
+    bypasses: tuple[Bypass, ...] = ()
+    rebuild: str | None = None
+    """Why the result must be rebuilt from the exported graph, or None where the user's own module serves."""
+    example_shapes: tuple[Any, ...] = ()
+    fingerprint: Fingerprint
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    def removed(self) -> dict[str, dict[int, tuple[int, ...]]]:
+        """``{parameter name: {dim: indices removed}}`` in the original network's numbering."""
+        gone: dict[str, dict[int, tuple[int, ...]]] = {}
+        for name, axes in self.slices.items():
+            for dim, kept in axes.items():
+                stays = set(kept)
+                lost = tuple(i for i in range(self.fingerprint.shapes[name][dim]) if i not in stays)
+                if lost:
+                    gone.setdefault(name, {})[dim] = lost
+        return gone
+
+    def widths(self) -> dict[str, int]:
+        """Units kept per group."""
+        return {name: len(kept) for name, kept in self.groups.items()}
+
+    def diff(self, other: Plan) -> dict[str, Any]:
+        """What ``other`` decides differently: ``{group: (units only here, units only there)}`` and blocks."""
+        groups = {}
+        for name in sorted(set(self.groups) | set(other.groups)):
+            here, there = set(self.groups.get(name, ())), set(other.groups.get(name, ()))
+            if here != there:
+                groups[name] = (tuple(sorted(here - there)), tuple(sorted(there - here)))
+        mine, theirs = set(self.blocks_removed), set(other.blocks_removed)
+        return {"groups": groups, "blocks_removed": (tuple(sorted(mine - theirs)), tuple(sorted(theirs - mine)))}
+
+    def to_json(self) -> str:
+        """Stable JSON text."""
+        return json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1, sort_keys=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "plan") -> Plan:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            PlanError: not JSON, another schema, or a field is missing or wrong.
+        """
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"{source} is not JSON ({error}). Give a file that 'secateurs plan' wrote.") from error
+        if not isinstance(raw, Mapping) or raw.get("schema") != SCHEMA:
+            found = raw.get("schema") if isinstance(raw, Mapping) else type(raw).__name__
+            raise PlanError(f"{source} has schema {found!r}, this version reads {SCHEMA!r}. Make the plan again.")
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise PlanError(f"{source} is damaged at {where or 'its top'}: {first['msg']}. Make the plan again.") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan; the file appears whole or not at all."""
+        write_atomic(path, self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan file.
+
+        Raises:
+            PlanError: the file is missing or damaged.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"Plan file {path} cannot be read ({error}). Check the path.") from error
+        return cls.from_json(text, str(path))
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write ``data`` under ``path`` so that a crash or a full disk leaves the old file or none, never half of one.
+
+    Raises:
+        PlanError: the folder is missing, not writable, or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise PlanError(f"Cannot write {path} ({error.strerror or error}). Free space or choose another folder.") from error

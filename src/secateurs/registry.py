@@ -1,0 +1,69 @@
+"""What can be chosen by name: strategies, criteria, targets, models and data sources.
+
+Built-ins are ``"module:attribute"`` strings, loaded on first use, so that listing names imports nothing heavy.
+Third parties add a name with an entry point of the group ``secateurs.<kind>``::
+
+    [project.entry-points."secateurs.targets"]
+    my-board = "my_package.board:Board"
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import Any
+
+from secateurs.errors import PlanError, SecateursError
+
+_BUILT_IN: dict[str, dict[str, str]] = {
+    "strategies": {
+        "uniform": "secateurs.search.uniform:Uniform",
+        "splamp": "secateurs.search.splamp:SpLamp",
+        "knapsack": "secateurs.search.knapsack:Knapsack",
+    },
+    "criteria": {
+        "random": "secateurs.importance.random:score",
+        "l1": "secateurs.importance.l1:score",
+        "l2": "secateurs.importance.l2:score",
+        "splamp": "secateurs.importance.splamp:score",
+    },
+    "targets": {
+        "onnxruntime-cpu": "secateurs.latency.targets.onnxruntime:OnnxRuntimeCpu",
+    },
+}
+
+
+def kinds() -> list[str]:
+    """The kinds of things that have names."""
+    return list(_BUILT_IN)
+
+
+def names(kind: str) -> list[str]:
+    """Every registered name of ``kind``, built-ins first."""
+    extra = [point.name for point in metadata.entry_points(group=f"secateurs.{kind}")]
+    return list(_BUILT_IN[kind]) + sorted(set(extra) - set(_BUILT_IN[kind]))
+
+
+def load(kind: str, name: str) -> Any:
+    """The object registered as ``name``.
+
+    Raises:
+        PlanError: the name is unknown (the message lists the known ones).
+        SecateursError: the plug-in behind the name cannot be imported.
+    """
+    path = _BUILT_IN[kind].get(name)
+    if path is None:
+        for point in metadata.entry_points(group=f"secateurs.{kind}"):
+            if point.name == name:
+                path = point.value
+    if path is None:
+        singular = {"strategies": "strategy", "criteria": "criterion"}.get(kind, kind[:-1])
+        raise PlanError(f"Unknown {singular} {name!r}. Known: {', '.join(names(kind))}. See 'secateurs ls {kind}'.")
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise SecateursError(
+            f"{kind[:-1]} {name!r} needs {error.name or module}, which cannot be imported ({error}). "
+            f"Install the extra that provides it, see the README's table of extras."
+        ) from error
