@@ -1,0 +1,19 @@
+"""Networks: built in, from the user's own factory, from timm or torchvision."""
+
+from __future__ import annotations
+
+from secateurs.models.loading import Loaded, load, names, rebuild
+from secateurs.models.preprocessing import Preprocessing, parse_normalize
+from secateurs.models.weights import Weights, load_into, read_weights
+
+__all__ = [
+    "Loaded",
+    "Preprocessing",
+    "Weights",
+    "load",
+    "load_into",
+    "names",
+    "parse_normalize",
+    "read_weights",
+    "rebuild",
+]

@@ -1,0 +1,270 @@
+"""From a model's text (``cifar-resnet56``, ``file.py:factory`` …) to a module that is ready to run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.errors import DataError
+from secateurs.models.built_in import BUILT_IN, BuiltIn
+from secateurs.models.external import build_timm, build_torchvision, build_user
+from secateurs.models.preprocessing import IMAGENET, Preprocessing, parse_normalize
+from secateurs.models.weights import Weights, load_into, read_weights
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with everything that is needed to feed it.
+
+    ``module``: in evaluation mode; ``input_shape``: (channels, height, width); ``outputs``: shape of its output
+    without the batch, None where it is no single tensor; ``source``: JSON-able, :func:`rebuild` takes it;
+    ``notes``: what was deduced or assumed, for the user.
+    """
+
+    module: nn.Module
+    name: str
+    input_shape: Shape
+    preprocessing: Preprocessing
+    outputs: tuple[int, ...] | None
+    source: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, None where the output is not one vector per image."""
+        return self.outputs[0] if self.outputs is not None and len(self.outputs) == 1 else None
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Means that are subtracted, on the 0-1 scale when ``scale`` is 255."""
+        return self.preprocessing.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviations to divide by."""
+        return self.preprocessing.std
+
+    @property
+    def scale(self) -> float:
+        """What pixels 0-255 are divided by first."""
+        return self.preprocessing.scale
+
+    def example(self, batch: int = 1) -> torch.Tensor:
+        """A fixed random input [batch, channels, height, width]."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch, *self.input_shape, generator=generator)
+
+
+def names() -> list[str]:
+    """Names of the built-in networks."""
+    return list(BUILT_IN)
+
+
+def load(
+    text: str,
+    *,
+    weights: str | Path | None = None,
+    classes: int | None = None,
+    input_shape: Shape | None = None,
+    normalize: str | Preprocessing | None = None,
+    seed: int = 0,
+) -> Loaded:
+    """The network that ``text`` names, with its weights, input shape and preprocessing.
+
+    Args:
+        text: a built-in name, ``timm:NAME``, ``torchvision:NAME``, ``file.py:factory`` or ``package.module:factory``,
+            with options behind a question mark (``mobilenet-v1?width=0.25&size=128``). A factory gets them as
+            keyword arguments (``size`` apart, which is the input size everywhere).
+        weights: a ``.safetensors`` file, or a ``.pth`` that holds only tensors. Without it the weights are random
+            (built-in, timm, torchvision) or the factory's own.
+        classes: outputs of a built-in network; the weights' own number where there are weights.
+        input_shape: (channels, height, width).
+        normalize: see :func:`~secateurs.models.preprocessing.parse_normalize`.
+        seed: of random weights.
+
+    Raises:
+        DataError: unknown name or option, unreadable or wrong weights, or an input the network does not take.
+    """
+    name, _, query = text.partition("?")
+    options = _parse_options(query, text)
+    size = options.pop("size", None)
+    held = None if weights is None else read_weights(weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        loaded = _build(name, options, held, classes)
+    if held is not None:
+        load_into(loaded.module, held, name)
+    elif (name in BUILT_IN or name.startswith(("timm:", "torchvision:"))) and not options.get("pretrained"):
+        loaded = replace(loaded, notes=(*loaded.notes, f"{name} has random weights; give --weights FILE."))
+    shape = _resolve_shape(loaded, size, input_shape, text)
+    if isinstance(normalize, str):
+        normalize = parse_normalize(normalize)
+    loaded = replace(loaded, input_shape=shape, preprocessing=normalize or loaded.preprocessing)
+    _check_channels(loaded)
+    loaded.module.eval()
+    loaded = replace(loaded, outputs=_probe(loaded, text))
+    source = {
+        "model": name,
+        "options": dict(loaded.source),
+        "weights": None if held is None else str(Path(held.path).resolve()),
+        "weights_sha256": None if held is None else held.sha256,
+        "input_shape": list(shape),
+        "preprocessing": loaded.preprocessing.to_dict(),
+        "seed": seed,
+    }
+    return replace(loaded, source=source)
+
+
+def rebuild(source: Mapping[str, Any], *, weights: str | Path | None = None) -> Loaded:
+    """The network that :attr:`Loaded.source` describes, from ``weights`` where the file has moved.
+
+    Raises:
+        DataError: as :func:`load`; or the weights file is not the one recorded.
+    """
+    path = weights if weights is not None else source["weights"]
+    query = "&".join(f"{key}={json.dumps(value)}" for key, value in source["options"].items() if value is not None)
+    loaded = load(
+        f"{source['model']}?{query}" if query else source["model"],
+        weights=path,
+        input_shape=_shape(source["input_shape"]),
+        normalize=Preprocessing.from_dict(source["preprocessing"]),
+        seed=source.get("seed", 0),
+    )
+    recorded = source.get("weights_sha256")
+    if recorded is not None and loaded.source["weights_sha256"] != recorded:
+        raise DataError(
+            f"Weights file {path} has changed: its SHA-256 begins "
+            f"{str(loaded.source['weights_sha256'])[:12]}, recorded was {recorded[:12]}. "
+            f"Give the original file with --weights."
+        )
+    return loaded
+
+
+def _build(name: str, options: dict[str, Any], held: Weights | None, classes: int | None) -> Loaded:
+    if name in BUILT_IN:
+        return _build_built_in(name, BUILT_IN[name], options, held, classes)
+    unknown: Shape = (0, 0, 0)
+    if name.startswith("timm:"):
+        if classes is not None:
+            options.setdefault("num_classes", classes)
+        module, shape, preprocessing = build_timm(name.removeprefix("timm:"), options)
+        return Loaded(module, name, shape, preprocessing, None, options)
+    if name.startswith("torchvision:"):
+        if classes is not None:
+            options.setdefault("num_classes", classes)
+        module = build_torchvision(name.removeprefix("torchvision:"), options)
+        return Loaded(module, name, (3, 224, 224), IMAGENET, None, options)
+    if ":" in name:
+        module = build_user(name, options)
+        note = "Pixels reach the network as pixel / 255; give --normalize for other preprocessing."
+        return Loaded(module, name, unknown, Preprocessing(), None, options, (note,))
+    raise DataError(
+        f"Unknown model {name!r}. Give one of {', '.join(BUILT_IN)}, or timm:NAME, torchvision:NAME, "
+        f"file.py:factory, package.module:factory."
+    )
+
+
+def _build_built_in(
+    name: str, entry: BuiltIn, options: dict[str, Any], held: Weights | None, classes: int | None
+) -> Loaded:
+    for key, value in options.items():
+        if key not in entry.defaults:
+            known = ", ".join([*entry.defaults, "size"])
+            raise DataError(f"Model {name} has no option {key!r} (given {key}={value}). It has {known}.")
+    if classes is not None:
+        options.setdefault("classes", classes)
+    deduced = {} if held is None else entry.deduce(held)
+    chosen = {**entry.defaults, **deduced, **options}
+    _check_options(name, chosen)
+    channels = int(chosen.get("channels", 3))
+    facts = [f"{key}={deduced[key]:g}" for key in deduced if key not in options and key in ("width", "classes", "bn")]
+    notes = (f"From the weights: {', '.join(facts)}.",) if facts else ()
+    return Loaded(
+        entry.build(chosen), name, (channels, entry.size, entry.size), entry.preprocessing, None, chosen, notes
+    )
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise where an option has a value of the wrong kind."""
+    whole, number = ((int,), "a whole number above zero"), ((int, float), "a number above zero")
+    rules = {"classes": whole, "channels": whole, "hidden": whole, "width": number}
+    for key, value in options.items():
+        if key in ("bn", "same"):
+            if not (value is None or isinstance(value, bool) or value in (0, 1)):
+                raise DataError(f"Model {name}: option {key}={value!r} must be true or false.")
+        elif key in rules:
+            kinds, wanted = rules[key]
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < float(value) < 100_000:
+                raise DataError(f"Model {name}: option {key}={value!r} must be {wanted}.")
+
+
+def _parse_options(query: str, text: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for part in filter(None, query.split("&")):
+        key, equals, value = part.partition("=")
+        if not equals or not key.isidentifier():
+            raise DataError(f"Model {text!r}: {part!r} is not an option. Write NAME?option=value&option=value.")
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    return options
+
+
+def _resolve_shape(loaded: Loaded, size: Any, explicit: Shape | None, text: str) -> Shape:
+    shape = loaded.input_shape if explicit is None else _shape(explicit)
+    if size is not None:
+        sides = re.fullmatch(r"(\d+)(?:x(\d+))?", str(size))
+        if sides is None:
+            raise DataError(f"Model {text!r}: size {size!r} must be pixels, such as size=128 or size=128x256.")
+        height = int(sides[1])
+        wanted = (shape[0] or 3, height, int(sides[2] or height))
+        if explicit is not None and wanted[1:] != shape[1:]:
+            raise DataError(f"Model {text!r} says size {size}, but the input is {_form(shape)}. Give one of the two.")
+        shape = wanted
+    if min(shape) < 1:
+        raise DataError(f"Model {text!r} does not say its input size. Give --input 1,3,HEIGHT,WIDTH.")
+    return shape
+
+
+def _shape(values: Any) -> Shape:
+    values = tuple(values)
+    if len(values) != 3 or not all(isinstance(value, int) and 0 < value < 100_000 for value in values):
+        raise DataError(f"Input shape {values} must be three sizes above zero: channels, height, width.")
+    return values
+
+
+def _check_channels(loaded: Loaded) -> None:
+    for name, values in (("mean", loaded.mean), ("std", loaded.std)):
+        if len(values) not in (1, loaded.input_shape[0]):
+            raise DataError(
+                f"Preprocessing has {len(values)} {name} values, but the input {_form(loaded.input_shape)} has "
+                f"{loaded.input_shape[0]} channels. Give --normalize with one value, or one per channel."
+            )
+
+
+def _probe(loaded: Loaded, text: str) -> tuple[int, ...] | None:
+    """Shape of the output without the batch; runs the network once, which also proves that it runs."""
+    try:
+        with torch.inference_mode():
+            result = loaded.module(loaded.example())
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"Model {text!r} does not run on an input of shape {_form((1, *loaded.input_shape))}: {reason[:300]}. "
+            f"Give the shape that it takes with --input, such as --input 1,3,224,224."
+        ) from error
+    return tuple(result.shape[1:]) if isinstance(result, torch.Tensor) else None
+
+
+def _form(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,146 @@
+"""Weight files: reading them safely and putting them into a module."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from secateurs.errors import DataError
+
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, the file's metadata (safetensors only), where they came from and the file's SHA-256."""
+
+    tensors: Mapping[str, Tensor]
+    path: str
+    sha256: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of tensor ``name``, None where the file has no such tensor."""
+        tensor = self.tensors.get(name)
+        return None if tensor is None else tuple(tensor.shape)
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Tensors of a ``.safetensors`` file, or of a ``.pth``/``.pt`` file read with ``weights_only=True``.
+
+    Raises:
+        DataError: the file is missing, damaged, of another kind, or holds more than plain tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"Weights file {path} does not exist. Check --weights; it takes a .safetensors or .pth file.")
+    if path.suffix == ".safetensors":
+        tensors, metadata = _read_safetensors(path)
+    elif path.suffix in (".pth", ".pt"):
+        tensors, metadata = _read_pth(path), {}
+    else:
+        raise DataError(
+            f"Weights file {path} has the ending {path.suffix or '(none)'}. "
+            f"Give a .safetensors file, or a .pth/.pt file that holds a state dict."
+        )
+    return Weights(tensors, str(path), hashlib.sha256(path.read_bytes()).hexdigest(), metadata)
+
+
+def load_into(module: nn.Module, weights: Weights, name: str) -> None:
+    """Copy ``weights`` into ``module``; nothing changes when they do not fit.
+
+    ``num_batches_tracked`` may be absent. A tensor that the module holds twice (tied weights) needs one entry.
+
+    Raises:
+        DataError: keys are missing or unexpected, or shapes or number types differ; all are named.
+    """
+    own = module.state_dict()
+    identical: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for key, tensor in own.items():
+        if tensor.numel():
+            identical.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append(key)
+    given = set(weights.tensors)
+    covered = {key for keys in identical.values() if given & set(keys) for key in keys}
+    missing = [key for key in own if key not in given | covered and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in weights.tensors if key not in own]
+    shapes = [
+        f"{key} has {_form(weights.tensors[key].shape)} but the model has {_form(tensor.shape)}"
+        for key, tensor in own.items()
+        if key in given and weights.tensors[key].shape != tensor.shape
+    ]
+    kinds = [
+        f"{key} is {weights.tensors[key].dtype} but the model has {tensor.dtype}"
+        for key, tensor in own.items()
+        if key in given and weights.tensors[key].is_floating_point() != tensor.is_floating_point()
+    ]
+    problems = [
+        _listed("missing", missing),
+        _listed("not in the model", unexpected),
+        _listed("of another shape", shapes),
+        _listed("of another number type", kinds),
+    ]
+    found = "; ".join(problem for problem in problems if problem)
+    if found:
+        raise DataError(
+            f"The weights in {weights.path} do not fit {name}: {found}. "
+            f"Give the weights of this very network, or the model that they belong to."
+        )
+    bad = [key for key, value in weights.tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise DataError(
+            f"The weights in {weights.path} hold NaN or infinite values: {_listed('tensors', bad)}. "
+            f"Take a checkpoint from before the training diverged."
+        )
+    module.load_state_dict(dict(weights.tensors), strict=False)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"Weights file {path} is not a readable safetensors file ({error}). Copy it again.") from error
+
+
+def _read_pth(path: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"Weights file {path} cannot be read as plain tensors ({reason[:160]}). Files that hold pickled code or "
+            f"whole models are refused; save model.state_dict() with safetensors.torch.save_file instead."
+        ) from error
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
+            held = held[key]
+    if not isinstance(held, Mapping) or not held or not all(isinstance(value, Tensor) for value in held.values()):
+        raise DataError(
+            f"Weights file {path} holds no state dict of tensors (found {type(held).__name__}). "
+            f"Save model.state_dict() with safetensors.torch.save_file."
+        )
+    prefix = "module."
+    if all(key.startswith(prefix) for key in held):
+        return {key[len(prefix) :]: value for key, value in held.items()}
+    return dict(held)
+
+
+def _listed(label: str, items: list[str]) -> str:
+    if not items:
+        return ""
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return f"{len(items)} {label}: {', '.join(items[:_LISTED])}{more}"
+
+
+def _form(shape: torch.Size) -> str:
+    return "x".join(map(str, shape)) or "no dimensions"
