@@ -1,0 +1,87 @@
+"""ONNX Runtime inside a worker process. Self-contained: numpy and onnxruntime only."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import tempfile
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+def describe() -> dict[str, Any]:
+    """Runtime name and version."""
+    return {"runtime": f"onnxruntime {onnxruntime.__version__}"}
+
+
+def _inputs(session: onnxruntime.InferenceSession, batch: int) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    feeds: dict[str, np.ndarray] = {}
+    for entry in session.get_inputs():
+        shape = [size if isinstance(size, int) else batch for size in entry.shape]
+        feeds[entry.name] = generator.standard_normal(shape).astype(_TYPES[entry.type])
+    return feeds
+
+
+class Session:
+    """One loaded model with its input and, if asked for, ONNX Runtime's own profiler running."""
+
+    def __init__(self, path: str, settings: dict[str, Any]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(settings["threads"])
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        # Pools may spin during a run but not between runs, where they would slow the other worker.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if settings.get("profile"):
+            self._folder = tempfile.TemporaryDirectory(prefix="secateurs-profile-")
+            options.enable_profiling = True
+            options.profile_file_prefix = os.path.join(self._folder.name, "profile")
+            options.optimized_model_filepath = os.path.join(self._folder.name, "graph.onnx")
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "graph.bin")
+            options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "64")
+        providers = settings.get("providers", ["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        self._feeds = _inputs(self._session, int(settings.get("batch", 1)))
+        self._outputs = [entry.name for entry in self._session.get_outputs()]
+
+    def run(self) -> None:
+        """One inference."""
+        self._session.run(self._outputs, self._feeds)
+
+    def profile(self) -> dict[str, Any]:
+        """Times in µs per node name (first run left out), and the optimized graph. Later runs are not profiled."""
+        assert self._folder is not None
+        with open(self._session.end_profiling(), encoding="utf-8") as file:
+            events = json.load(file)
+        times: dict[str, list[float]] = {}
+        runs: list[float] = []
+        for event in events:
+            name = event.get("name", "")
+            if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+                times.setdefault(name[: -len("_kernel_time")], []).append(event["dur"])
+            elif name == "model_run":
+                runs.append(event["dur"])
+        with open(os.path.join(self._folder.name, "graph.onnx"), "rb") as graph:
+            proto = base64.b64encode(graph.read()).decode("ascii")
+        self._folder.cleanup()
+        return {"nodes_us": {name: seen[1:] for name, seen in times.items()}, "runs_us": runs[1:], "graph": proto}
+
+
+def load(path: str, settings: dict[str, Any]) -> Session:
+    """The model at ``path``; settings: ``threads``, ``batch``, ``profile``."""
+    return Session(path, settings)

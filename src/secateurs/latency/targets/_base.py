@@ -1,0 +1,79 @@
+"""What a target is: a runtime on a device that can say how long a network takes there."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from secateurs.latency.process import Worker
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operator as the runtime executed it.
+
+    ``values``: names that may be values of the model file, the likeliest first: what it produces (after fusion, of
+    one of the fused operators), then, for layout changes and invented operators, what it reads, nearest first;
+    ``kind``: the runtime's operator type; ``ms``: its time in one run.
+    """
+
+    values: tuple[str, ...]
+    kind: str
+    ms: float
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A runtime on a device.
+
+    ``artifact``: what it runs (``"onnx"``); ``profiles``: it has a profiler of its own operators.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def artifact(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def profiles(self) -> bool: ...
+
+    def available(self) -> str | None:
+        """None, or the reason why this target cannot be used here."""
+
+    def fingerprint(self, threads: int) -> dict[str, str | int]:
+        """What a measurement depends on besides the model: device, runtime version, precision, threads."""
+
+    def start(self) -> Worker:
+        """A new worker process."""
+
+    def settings(self, *, threads: int, batch: int, profile: bool) -> dict[str, Any]:
+        """What the worker's engine needs to load a model."""
+
+    def operations(self, profile: Mapping[str, Any]) -> tuple[Operation, ...]:
+        """The operators of one profiled model, in the model file's own names."""
+
+
+@functools.cache
+def processor_name() -> str:
+    """The processor of this machine, as exactly as the system tells it."""
+    try:
+        fields: dict[str, str] = {}
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip():
+                fields.setdefault(key.strip(), value.strip())
+        name = fields.get("model name") or fields.get("Hardware") or platform.processor()
+        detail = " ".join(
+            f"{label} {fields[label]}" for label in ("cpu family", "model", "stepping") if label in fields
+        )
+        return f"{name} ({detail})" if detail else name or platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()

@@ -1,0 +1,141 @@
+"""The process that runs one candidate: reads JSON lines on stdin, answers JSON lines on stdout.
+
+Self-contained on purpose: it is started by file path, imports nothing of secateurs (so it starts fast and loads no
+torch) and can be copied to another machine together with one engine file. Usage: ``python worker.py ENGINE.py``.
+
+An engine file defines ``describe() -> dict`` and ``load(path: str, settings: dict) -> session``, where a session has
+``run()`` and, where the runtime has a profiler, ``profile() -> dict`` (ends profiling and returns what it saw).
+
+Requests: ``load`` (key, file, settings), ``run`` (keys, rounds, runs, skip), ``profile`` (key), ``drop`` (keys),
+``put`` (name, data), ``peak``, ``quit``. Every answer is one object; a failed request answers ``{"error": text}``.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gc
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from typing import Any
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far, 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+class Host:
+    """Holds the loaded sessions and answers requests."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.sessions: dict[str, Any] = {}
+        self.folder = tempfile.mkdtemp(prefix="secateurs-worker-")
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request; raises what the runtime raises."""
+        return dict(getattr(self, "do_" + str(request["do"]))(request))
+
+    def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
+        path = request["file"]
+        if not os.path.isabs(path):
+            path = os.path.join(self.folder, path)
+        start = time.perf_counter()
+        session = self.engine.load(path, request["settings"])
+        loaded = time.perf_counter()
+        session.run()
+        first = time.perf_counter()
+        self.sessions[request["key"]] = session
+        return {"load_ms": (loaded - start) * 1e3, "first_ms": (first - loaded) * 1e3}
+
+    def do_run(self, request: dict[str, Any]) -> dict[str, Any]:
+        keys, runs, skip = request["keys"], request["runs"], request.get("skip", 0)
+        times: dict[str, list[float]] = {key: [] for key in keys}
+        wall_start, cpu_start = time.perf_counter_ns(), time.process_time_ns()
+        clock = time.perf_counter_ns
+        for _ in range(request.get("rounds", 1)):
+            for key in keys:
+                run, seen = self.sessions[key].run, times[key]
+                for _ in range(skip):
+                    run()
+                for _ in range(runs):
+                    before = clock()
+                    run()
+                    seen.append((clock() - before) / 1e6)
+        wall, cpu = time.perf_counter_ns() - wall_start, time.process_time_ns() - cpu_start
+        return {"times_ms": times, "wall_ms": wall / 1e6, "cpu_ms": cpu / 1e6}
+
+    def do_profile(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"profile": self.sessions[request["key"]].profile()}
+
+    def do_drop(self, request: dict[str, Any]) -> dict[str, Any]:
+        for key in request["keys"]:
+            self.sessions.pop(key, None)
+        gc.collect()
+        return {}
+
+    def do_put(self, request: dict[str, Any]) -> dict[str, Any]:
+        path = os.path.join(self.folder, os.path.basename(request["name"]))
+        with open(path, "ab" if request.get("more") else "wb") as file:
+            file.write(base64.b64decode(request["data"]))
+        return {"file": path}
+
+    def do_remove(self, request: dict[str, Any]) -> dict[str, Any]:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(self.folder, os.path.basename(request["name"])))
+        return {}
+
+    def do_peak(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"bytes": peak_bytes()}
+
+
+def serve(engine_file: str) -> None:
+    """Answer requests until stdin closes or ``quit`` comes."""
+    # Runtimes print to stdout; keep the real one for answers and send theirs to stderr.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    try:
+        specification = importlib.util.spec_from_file_location("secateurs_engine", engine_file)
+        assert specification is not None
+        assert specification.loader is not None
+        engine = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(engine)
+        say({"ready": True, **engine.describe()})
+    except Exception as error:
+        say({"error": f"{type(error).__name__}: {error}"})
+        return
+    host = Host(engine)
+    gc.disable()
+    try:
+        for line in sys.stdin:
+            request = json.loads(line)
+            if request["do"] == "quit":
+                break
+            try:
+                say(host.answer(request))
+            except Exception as error:
+                say({"error": f"{type(error).__name__}: {error}"})
+    finally:
+        shutil.rmtree(host.folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    # The script's own folder must not shadow modules that the runtimes import.
+    sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
+    serve(sys.argv[1])
