@@ -1,0 +1,154 @@
+"""The report as one self-contained HTML page: no scripts, no outside references."""
+
+from __future__ import annotations
+
+from html import escape
+from importlib import resources
+
+from secateurs.report import wording
+from secateurs.report.charts import accuracy_chart, prediction_chart, widths_chart
+from secateurs.report.record import GroupRecord, Record
+
+
+def render(record: Record, extra_sections: tuple[tuple[str, str], ...] = ()) -> str:
+    """The whole page as HTML text. ``extra_sections``: (heading, HTML) pairs that a strategy adds."""
+    style = resources.files("secateurs.report").joinpath("page.css").read_text(encoding="utf-8")
+    title = f"{record.model} at {record.budget} on {record.target.name}"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p class='soft'>{escape(record.strategy)} with {escape(record.criterion)} scores, seed {record.seed}, "
+        f"{escape(record.created)}</p>",
+        f"<p class='verdict{'' if record.pruned_within_budget else ' missed'}'>{escape(wording.verdict(record))}</p>",
+        _tiles(record),
+        _section("Dense against pruned", _table(record)),
+        _section("Needs attention", _notes(record)),
+        _section("Units kept per group", _widths(record)),
+        "<div class='pair'>",
+        _section("Predicted against measured latency", _prediction(record)),
+        _section("Accuracy on the way", _accuracy(record)),
+        "</div>",
+        *(_section(heading, content) for heading, content in extra_sections),
+        _section("Where the time went", _seconds(record)),
+        _section("Do it again", _reproduce(record)),
+    ]
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body><main>\n"
+        + "\n".join(body).replace(" %", "\u00a0%")
+        + "\n</main></body></html>\n"
+    )
+
+
+def _section(heading: str, content: str) -> str:
+    return f"<section><h2>{escape(heading)}</h2>{content}</section>"
+
+
+def _tiles(record: Record) -> str:
+    dense, pruned = record.dense, record.pruned
+    tiles = [
+        (f"{record.speedup:.2f}×", f"faster, {wording.milliseconds(pruned.latency_ms)} a run"),
+        (wording.percent(pruned.accuracy), f"accuracy, {wording.points(pruned.accuracy - dense.accuracy)}"),
+        (wording.percent(pruned.macs / max(1, dense.macs), 0), "of the multiply-adds kept"),
+        (wording.percent(pruned.params / max(1, dense.params), 0), "of the parameters kept"),
+        (wording.size(pruned.file_bytes), f"on disk, was {wording.size(dense.file_bytes)}"),
+    ]
+    inner = "".join(f"<div class='tile'><b>{escape(big)}</b><span>{escape(small)}</span></div>" for big, small in tiles)
+    return f"<div class='tiles'>{inner}</div>"
+
+
+def _table(record: Record) -> str:
+    head = "<tr><th></th><th>dense</th><th>pruned</th><th></th></tr>"
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in wording.rows(record)
+    )
+    return (
+        f"<div class='scroll'><table>{head}{rows}</table></div>"
+        f"<p class='soft' style='margin-top:10px'>Latency: median of one interleaved run of both files on "
+        f"{escape(record.target.name)} ({record.target.threads} thread{'s' if record.target.threads != 1 else ''}, "
+        f"batch {record.batch}, {escape(record.target.precision)}), ± half the interquartile range. "
+        f"Ratio to dense {wording.percent(record.latency_ratio, 1)}, at most "
+        f"{wording.percent(record.latency_ratio_upper, 1)} (95 %). Accuracy: top-1 over {record.class_count} classes "
+        f"on the test set, which nothing was chosen on.</p>"
+    )
+
+
+def _notes(record: Record) -> str:
+    if not record.notes:
+        return "<p class='soft'>Nothing.</p>"
+    return "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in record.notes) + "</ul>"
+
+
+def _widths(record: Record) -> str:
+    gone: list[GroupRecord] = [group for group in record.groups if group.kept == 0]
+    key = "<p class='key'><i style='background:var(--kept)'></i>kept<i style='background:var(--frame)'></i>dense</p>"
+    blocks = ""
+    if record.blocks_removed:
+        names = ", ".join(escape(name) for name in record.blocks_removed)
+        blocks = f"<p>Whole blocks removed: {names}.</p>"
+    tall = " class='tall'" if len(record.groups) > 40 else ""
+    return f"{key}{blocks}<div{tall}>{widths_chart(record.groups, gone)}</div>"
+
+
+def _prediction(record: Record) -> str:
+    kinds = {point.kind for point in record.points}
+    names = {
+        "held-out": ("--blue", "held-out network"),
+        "candidate": ("--accent", "candidate plan"),
+        "final": ("--kept", "final"),
+    }
+    key = "".join(
+        f"<i style='background:var({colour})'></i>{name}" for kind, (colour, name) in names.items() if kind in kinds
+    )
+    error = ""
+    if record.latency_model is not None:
+        model = record.latency_model
+        error = (
+            f"<p class='soft'>Latency model on {model.networks or 'its'} held-out networks: mean error "
+            f"{wording.percent(model.mean_abs, 1)}, 95th percentile {wording.percent(model.p95, 1)}, "
+            f"rank correlation {model.spearman:.3f}.</p>"
+        )
+    return f"<p class='key'>{key}</p>{prediction_chart(record.points)}{error}"
+
+
+def _accuracy(record: Record) -> str:
+    stages = [
+        ("dense", record.dense.accuracy),
+        ("cut", record.pruned.accuracy_cut),
+        ("recalibrated", record.pruned.accuracy_recalibrated),
+    ]
+    if record.epochs:
+        stages.append((f"{record.epochs} epoch{'s' if record.epochs != 1 else ''}", record.pruned.accuracy))
+    return accuracy_chart(stages)
+
+
+def _seconds(record: Record) -> str:
+    seconds = record.seconds
+    stages = {
+        "Trace": seconds.trace,
+        "Latency model": seconds.profile,
+        "Search": seconds.search,
+        "Repair": seconds.recover,
+        "Fine-tune": seconds.finetune,
+        "Export and measure": seconds.measure,
+    }
+    items = "".join(f"<dt>{name}</dt><dd>{wording.duration(value)}</dd>" for name, value in stages.items())
+    return f"<dl>{items}<dt>Total</dt><dd><b>{wording.duration(seconds.total)}</b></dd></dl>"
+
+
+def _reproduce(record: Record) -> str:
+    facts = {
+        "Device": f"{record.target.fingerprint}",
+        "Data": record.data,
+        "Weights": record.weights or "none given",
+        "Versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+        "Export": f"differs from PyTorch by at most {record.export_max_rel_error:.1e} (relative)",
+        "Cut": f"differs from the dense network with the same units ignored by at most "
+        f"{record.structure_check_rel_error:.1e} (relative, fp64, redrawn weights)",
+        "Closed loop": f"{record.rounds} plan{'s' if record.rounds != 1 else ''} measured",
+    }
+    if record.gap is not None:
+        facts["Search"] = f"within {wording.percent(record.gap, 3)} of the best plan the latency model knows of"
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items() if value)
+    command = f"<pre>{escape(record.command)}</pre>" if record.command else ""
+    return f"{command}<dl>{items}</dl>"

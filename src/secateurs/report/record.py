@@ -1,0 +1,162 @@
+"""What a finished run says about itself: the content of ``result.json``, frozen, with a JSON round trip."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from secateurs.errors import DataError
+
+SCHEMA = "secateurs.result/1"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class TargetRecord(_Frozen):
+    """The runtime and device that the latencies belong to."""
+
+    name: str
+    fingerprint: str
+    threads: int
+    precision: str
+    details: dict[str, str] = Field(default_factory=dict)
+
+
+class Side(_Frozen):
+    """One network as deployed: latency in ms, spread = IQR / median, accuracy as a fraction, counts, file size."""
+
+    latency_ms: float
+    latency_spread: float
+    accuracy: float
+    macs: int
+    params: int
+    file_bytes: int
+    peak_memory_bytes: int | None = None
+
+
+class PrunedSide(Side):
+    """The pruned network, with its accuracy right after the cut and after statistics were re-estimated."""
+
+    accuracy_cut: float
+    accuracy_recalibrated: float
+
+
+class Seconds(_Frozen):
+    """Wall time per stage, in seconds, over all sittings of a resumed run."""
+
+    trace: float = 0.0
+    profile: float = 0.0
+    search: float = 0.0
+    recover: float = 0.0
+    finetune: float = 0.0
+    measure: float = 0.0
+    total: float = 0.0
+
+
+class GroupRecord(_Frozen):
+    """Units of one group before and after."""
+
+    name: str
+    units: int
+    kept: int
+
+
+class Point(_Frozen):
+    """A network whose latency was both predicted and measured; ``kind``: ``held-out``, ``candidate`` or ``final``."""
+
+    kind: str
+    predicted_ms: float
+    measured_ms: float
+
+
+class ModelError(_Frozen):
+    """Error of the latency model on whole networks that it was not fitted on, as fractions."""
+
+    mean_abs: float
+    p95: float
+    spearman: float
+    networks: int = 0
+
+
+class Record(_Frozen):
+    """Everything ``result.json`` holds.
+
+    ``budget``: as the user gave it; ``budget_ms``: in the milliseconds of the final interleaved measurement;
+    ``budget_used``: measured share of the budget, 1.0 = all of it; ``latency_ratio`` and ``latency_ratio_upper``:
+    median of the per-turn ratios to the dense network and the upper end of its 95 % interval; ``speedup``: ratio of
+    the medians of that run; ``class_count``: classes among which the argmax is taken; ``gap``: proven distance of the
+    search's solution from the best one, as a fraction of its value; ``notes``: what was not done or needs attention.
+    """
+
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    model: str
+    strategy: str
+    criterion: str
+    seed: int
+    versions: dict[str, str]
+    target: TargetRecord
+    budget: str
+    budget_ms: float
+    budget_used: float
+    predicted_ms: float
+    dense: Side
+    pruned: PrunedSide
+    blocks_removed: tuple[str, ...] = ()
+    classes: str = "all"
+    class_count: int
+    epochs: int
+    speedup: float
+    latency_ratio: float
+    latency_ratio_upper: float
+    export_max_rel_error: float
+    structure_check_rel_error: float
+    seconds: Seconds
+    batch: int = 1
+    data: str = ""
+    weights: str = ""
+    input_shape: tuple[int, ...] = ()
+    groups: tuple[GroupRecord, ...] = ()
+    points: tuple[Point, ...] = ()
+    latency_model: ModelError | None = None
+    gap: float | None = None
+    rounds: int = 1
+    notes: tuple[str, ...] = ()
+    command: str = ""
+    created: str = ""
+
+    @property
+    def pruned_within_budget(self) -> bool:
+        """Whether the upper 95 % bound of the measured latency is within the budget."""
+        return self.latency_ratio_upper * self.dense.latency_ms <= self.budget_ms * (1 + 1e-9)
+
+    def to_json(self) -> str:
+        """Stable JSON text."""
+        return json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1) + "\n"
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Record:
+        """Read a ``result.json``.
+
+        Raises:
+            DataError: the file is missing, is not JSON, has another schema or lacks a field.
+        """
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read ({error}). Give the folder of a finished run.") from error
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} is not JSON ({error}). Run the job again with --resume.") from error
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+            raise DataError(f"{path} has schema {found!r}, this version reads {SCHEMA!r}. Run the job again.")
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise DataError(f"{path} is damaged at {where}: {first['msg']}. Run the job again.") from error
