@@ -20,6 +20,9 @@ command line prints it as one paragraph without a traceback.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class SecateursError(Exception):
     """Base of every error raised on purpose. ``exit_code`` is what the command line ends with."""
@@ -40,9 +43,16 @@ class PlanError(SecateursError):
 
 
 class InfeasibleBudgetError(PlanError):
-    """No legal network meets the budget; the message names the fastest point and what limits it."""
+    """No legal network meets the budget; the message names the fastest point and what limits it.
+
+    ``details``: the same as data (see :func:`secateurs.search.reach.infeasible`).
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.details: Mapping[str, Any] = dict(details or {})
 
 
 class PlanMismatchError(PlanError):
