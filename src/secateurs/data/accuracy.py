@@ -1,0 +1,96 @@
+"""Top-1, top-5 and loss of a module on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from secateurs.data.images import Images
+from secateurs.errors import DataError
+from secateurs.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Fractions 0-1 (``top1``, ``top5``), mean cross-entropy ``loss``, and the number of ``images``.
+
+    ``correct``: bool [images], for comparing two networks image by image.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    correct: Tensor
+
+
+def accuracy(
+    module: nn.Module,
+    images: Images,
+    *,
+    classes: Sequence[int] | None = None,
+    batch: int = 128,
+    progress: Progress = silent,
+) -> float:
+    """Fraction of ``images`` whose highest logit (among ``classes``) is the label's."""
+    return evaluate(module, images, classes=classes, batch=batch, progress=progress).top1
+
+
+def evaluate(
+    module: nn.Module,
+    images: Images,
+    *,
+    classes: Sequence[int] | None = None,
+    batch: int = 128,
+    progress: Progress = silent,
+) -> Evaluation:
+    """All figures of one pass in evaluation mode; the module's mode is restored.
+
+    Raises:
+        DataError: there are no images, the output is no [batch, classes] tensor, a label is outside ``classes``,
+            or the network gives NaN.
+    """
+    if len(images) == 0:
+        raise DataError(f"There are no {images.name} images to evaluate on. Give data with at least one.")
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    correct, top5, loss = [], 0, 0.0
+    try:
+        with torch.inference_mode(), progress.task(f"evaluate on {images.name}", len(images)) as task:
+            for inputs, labels in images.batches(batch):
+                logits, labels = _restrict(module(inputs.to(device)), labels.to(device), classes)
+                hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+                correct.append(hits[:, 0].cpu())
+                top5 += int(hits.any(dim=1).sum())
+                loss += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
+                task.advance(len(labels), f"top-1 {torch.cat(correct).float().mean():.2%}")
+    finally:
+        for child, training in modes.items():
+            child.training = training
+    right, count = torch.cat(correct), len(images)
+    return Evaluation(int(right.sum()) / count, top5 / count, loss / count, count, right)
+
+
+def _restrict(logits: Tensor, labels: Tensor, classes: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        form = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise DataError(
+            f"Top-1 needs outputs of shape [batch, classes], the network gives {form}. Give another metric."
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise DataError("The network gives NaN or infinite outputs on these images. Check --weights and --normalize.")
+    if classes is None:
+        return logits, labels
+    index = torch.full((logits.shape[1],), -1, dtype=torch.int64, device=logits.device)
+    chosen = torch.tensor(list(classes), dtype=torch.int64, device=logits.device)
+    index[chosen] = torch.arange(len(chosen), device=logits.device)
+    mapped = index[labels]
+    if bool((mapped < 0).any()):
+        outside = int(labels[mapped < 0][0])
+        raise DataError(f"Label {outside} is not among the {len(chosen)} classes compared. Add it to --classes.")
+    return logits[:, chosen], mapped

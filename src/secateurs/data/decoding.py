@@ -1,0 +1,170 @@
+"""From encoded images to uint8 arrays of one size, each decoded once."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from secateurs.errors import DataError
+
+_CHUNK = 512
+_CACHE_BYTES = 6 << 30
+_SAMPLED = 64
+_WORKERS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """How an image becomes ``height`` x ``width``.
+
+    An image of that very size stays as it is. ``fit``: ``"crop"`` scales the short side to 1/0.875 of the wanted
+    size (bilinear) and cuts the centre out, the usual evaluation; ``"stretch"`` scales both sides directly, for
+    files whose images are squares of one size already; ``"auto"`` takes ``stretch`` for such files.
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    fit: str = "auto"
+
+    def shape(self, image: Image.Image) -> np.ndarray:
+        """uint8 [height, width, channels] of a decoded image."""
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        wanted = (self.width, self.height)
+        if image.size != wanted and self.fit == "crop":
+            scale = max(round(self.width / 0.875) / image.width, round(self.height / 0.875) / image.height)
+            scaled = (max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale)))
+            if image.size != scaled:
+                image = image.resize(scaled, Image.Resampling.BILINEAR)
+            left, top = round((image.width - self.width) / 2), round((image.height - self.height) / 2)
+            image = image.crop((left, top, left + self.width, top + self.height))
+        elif image.size != wanted:
+            image = image.resize(wanted, Image.Resampling.BILINEAR)
+        array = np.asarray(image, dtype=np.uint8)
+        return array[:, :, None] if self.channels == 1 else array
+
+
+class EncodedImages:
+    """Encoded images with labels; decoded by several threads on first use and then kept as uint8.
+
+    Args:
+        items: bytes or paths, one per row.
+        labels: int64 [rows].
+        sizing: the wanted form; ``fit="auto"`` is settled by looking at some headers.
+        where: names row ``i`` in messages.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[bytes | Path],
+        labels: np.ndarray,
+        sizing: Sizing,
+        where: Callable[[int], str],
+        cache_bytes: int = _CACHE_BYTES,
+    ) -> None:
+        self.items = items
+        self.labels = labels
+        self.where = where
+        self.sizing = self._settle(sizing)
+        image_bytes = sizing.height * sizing.width * sizing.channels
+        self._capacity = cache_bytes // image_bytes
+        self._slots = np.full(len(items), -1, dtype=np.int64)
+        self._chunks: list[np.ndarray] = []
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def fetch(self, rows: np.ndarray) -> Tensor:
+        """uint8 [rows, H, W, channels].
+
+        Raises:
+            DataError: an image cannot be decoded; the message names it.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        result = np.empty((len(rows), self.sizing.height, self.sizing.width, self.sizing.channels), dtype=np.uint8)
+        fresh: list[int] = []
+        for position, row in enumerate(rows):
+            slot = self._slots[row]
+            if slot < 0:
+                fresh.append(position)
+            else:
+                result[position] = self._chunks[slot // _CHUNK][slot % _CHUNK]
+        for position, pixels in zip(fresh, self._decode_many(rows[fresh]), strict=True):
+            result[position] = pixels
+            self._keep(int(rows[position]), pixels)
+        return torch.from_numpy(result)
+
+    def broken(self, rows: Iterable[int]) -> list[int]:
+        """Those of ``rows`` that cannot be decoded."""
+        bad = []
+        for row in rows:
+            try:
+                self.fetch(np.array([row]))
+            except DataError:
+                bad.append(int(row))
+        return bad
+
+    def _decode_many(self, rows: np.ndarray) -> Iterable[np.ndarray]:
+        if len(rows) < 8:
+            return [self._decode(int(row)) for row in rows]
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            return list(pool.map(self._decode, map(int, rows)))
+
+    def _decode(self, row: int) -> np.ndarray:
+        with self._open(row) as image:
+            try:
+                return self.sizing.shape(image)
+            except Exception as error:
+                raise self._broken(row, error) from error
+
+    def _open(self, row: int) -> Image.Image:
+        item = self.items[row]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                return Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
+        except Exception as error:
+            raise self._broken(row, error) from error
+
+    def _broken(self, row: int, error: Exception) -> DataError:
+        reason = str(error).partition("<_io")[0].strip() or type(error).__name__
+        return DataError(
+            f"{self.where(row)} cannot be decoded as an image ({reason}). "
+            f"Repair or remove it, or add ?broken=skip to the data to leave such images out."
+        )
+
+    def _keep(self, row: int, pixels: np.ndarray) -> None:
+        with self._lock:
+            if self._slots[row] >= 0 or self._used >= self._capacity:
+                return
+            if self._used // _CHUNK == len(self._chunks):
+                self._chunks.append(np.empty((_CHUNK, *pixels.shape), dtype=np.uint8))
+            self._chunks[self._used // _CHUNK][self._used % _CHUNK] = pixels
+            self._slots[row] = self._used
+            self._used += 1
+
+    def _settle(self, sizing: Sizing) -> Sizing:
+        if sizing.fit != "auto":
+            return sizing
+        sizes = set()
+        for row in np.unique(np.linspace(0, len(self.items) - 1, _SAMPLED).astype(int)) if len(self.items) else ():
+            try:
+                with self._open(int(row)) as image:
+                    sizes.add(image.size)
+            except DataError:
+                continue
+        uniform = len(sizes) == 1 and all(width == height for width, height in sizes)
+        return Sizing(sizing.height, sizing.width, sizing.channels, "stretch" if uniform else "crop")

@@ -1,0 +1,110 @@
+"""Labelled images as the other parts see them: splits that give normalised batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateurs.data.augmentation import UNCHANGED, Augmentation
+from secateurs.models.preprocessing import Preprocessing
+from secateurs.progress import Progress, silent
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Source(Protocol):
+    """Rows of labelled images. ``labels``: int64 [rows]."""
+
+    labels: np.ndarray
+
+    def fetch(self, rows: np.ndarray) -> Tensor:
+        """uint8 pixels [rows, H, W, channels], or ready float inputs [rows, ...]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Some rows of a source.
+
+    ``rows``: int64 indices into the source; ``preprocessing`` and ``augmentation`` apply to uint8 sources only
+    (a source of floats is taken to be ready).
+    """
+
+    source: Source
+    rows: np.ndarray
+    preprocessing: Preprocessing
+    augmentation: Augmentation = UNCHANGED
+    name: str = "images"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [images]."""
+        return self.source.labels[self.rows]
+
+    def take(self, count: int) -> Images:
+        """The first ``count`` images (splits are shuffled already, but for the test set)."""
+        return self.select(np.arange(min(count, len(self))))
+
+    def select(self, positions: np.ndarray | Sequence[int]) -> Images:
+        """The images at these positions."""
+        chosen = self.rows[np.asarray(positions, dtype=np.int64)]
+        return Images(self.source, chosen, self.preprocessing, self.augmentation, self.name)
+
+    def prepare(self, progress: Progress = silent) -> None:
+        """Decode every image now, so that a broken one shows early and later passes are quick."""
+        with progress.task(f"decode {self.name}", len(self)) as task:
+            for start in range(0, len(self), 256):
+                rows = self.rows[start : start + 256]
+                self.source.fetch(rows)
+                task.advance(len(rows))
+
+    def batches(
+        self,
+        size: int,
+        *,
+        shuffle: bool = False,
+        augment: bool = False,
+        generator: torch.Generator | None = None,
+        drop_last: bool = False,
+    ) -> Iterator[Batch]:
+        """Pairs (float32 inputs [batch, channels, H, W], int64 labels [batch]).
+
+        Order and augmentation come from ``generator`` alone: equal generators give equal batches.
+        """
+        order = torch.randperm(len(self), generator=generator).numpy() if shuffle else np.arange(len(self))
+        for start in range(0, len(order), size):
+            rows = self.rows[order[start : start + size]]
+            if drop_last and len(rows) < size and start > 0:
+                return
+            held = self.source.fetch(rows)
+            labels = torch.from_numpy(self.source.labels[rows])
+            if held.dtype == torch.uint8:
+                if augment:
+                    held = self.augmentation.apply(held, generator)
+                held = self.preprocessing.normalize(held)
+            yield held, labels
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The four splits of one data set.
+
+    ``validation`` shares no image with ``train``; ``calibration`` is drawn from ``train`` (it serves statistics, so
+    fine-tuning may use it again); ``test`` is only for the final report. ``classes``: indices that the argmax is
+    restricted to, None for all; ``notes``: what the user should know.
+    """
+
+    train: Images
+    calibration: Images
+    validation: Images
+    test: Images
+    classes: tuple[int, ...] | None = None
+    name: str = ""
+    notes: tuple[str, ...] = ()

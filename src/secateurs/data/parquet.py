@@ -1,0 +1,98 @@
+"""Parquet files with encoded images: a column of bytes and a column of labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateurs.data.decoding import EncodedImages, Sizing
+from secateurs.errors import DataError
+
+_IMAGE_COLUMNS = ("jpeg", "image", "img", "png", "bytes")
+_LABEL_COLUMNS = ("label", "labels", "target")
+
+
+def open_parquet(path: Path, sizing: Sizing, *, image: str | None = None, label: str | None = None) -> EncodedImages:
+    """The images of one file, or of all ``*.parquet`` files of a folder in the order of their names.
+
+    Args:
+        path: file or folder.
+        sizing: wanted form of the images.
+        image: column of encoded bytes, or of structs with a field ``bytes`` (Hugging Face); found by its usual names.
+        label: column of whole numbers; found by its usual names.
+
+    Raises:
+        DataError: the file is missing or damaged, a column is missing or of the wrong kind, or there are no rows.
+    """
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise DataError(f"Parquet file {path} does not exist. Check the path; the form is parquet:TRAIN,TEST.")
+    items: list[bytes | Path] = []
+    labels: list[np.ndarray] = []
+    starts: list[int] = []
+    for file in files:
+        try:
+            schema = pq.read_schema(file)
+            image_column = _column(file, schema, image, _IMAGE_COLUMNS, "image")
+            label_column = _column(file, schema, label, _LABEL_COLUMNS, "label")
+            table = pq.read_table(file, columns=[image_column, label_column])
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"Parquet file {file} cannot be read ({reason}). Make or copy it again.") from error
+        starts.append(len(items))
+        labels.append(_labels(file, label_column, table[label_column]))
+        items.extend(_encoded(file, image_column, table[image_column]))
+    if not items:
+        raise DataError(f"Parquet file {path} has no rows. Give a file with images.")
+
+    def where(row: int) -> str:
+        part = int(np.searchsorted(starts, row, side="right")) - 1
+        return f"Row {row - starts[part]} of {files[part]}"
+
+    return EncodedImages(items, np.concatenate(labels), sizing, where)
+
+
+def _column(file: Path, schema: Any, wanted: str | None, usual: tuple[str, ...], purpose: str) -> str:
+    for name in (wanted,) if wanted else usual:
+        if name in schema.names:
+            return name
+    sought = repr(wanted) if wanted else f"any of {', '.join(usual)}"
+    raise DataError(
+        f"Parquet file {file} has no {purpose} column (looked for {sought}; it has {', '.join(schema.names)}). "
+        f"Name the column with ?{purpose}=NAME behind the data."
+    )
+
+
+def _labels(file: Path, name: str, column: Any) -> np.ndarray:
+    import pyarrow
+
+    if not pyarrow.types.is_integer(column.type):
+        raise DataError(
+            f"Column {name!r} of {file} holds {column.type}, not whole numbers. "
+            f"Store the class index, or name the right column with ?label=NAME."
+        )
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise DataError(f"Row {row} of {file} has no {name}. Remove the row or fill it in.")
+    return column.to_numpy().astype(np.int64)
+
+
+def _encoded(file: Path, name: str, column: Any) -> list[bytes]:
+    import pyarrow
+
+    if pyarrow.types.is_struct(column.type):
+        column = pyarrow.chunked_array([chunk.field("bytes") for chunk in column.chunks], type=pyarrow.binary())
+    if not (pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type)):
+        raise DataError(
+            f"Column {name!r} of {file} holds {column.type}, not encoded image bytes. "
+            f"Name the right column with ?image=NAME."
+        )
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise DataError(f"Row {row} of {file} has no {name}. Remove the row or fill it in.")
+    return column.to_pylist()
