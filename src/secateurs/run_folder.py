@@ -80,9 +80,9 @@ class RunFolder:
         for name, wanted in ({} if job is None else json.loads(json.dumps(dict(job)))).items():
             if held.get(name) != wanted:
                 raise DataError(
-                    f"Folder {folder} holds a run with {name} {held.get(name)!r}, now it is {wanted!r}. Resume with the "
-                    f"same settings ('secateurs prune --resume -o {folder}' takes all of them from the folder), or "
-                    f"choose another folder."
+                    f"Folder {folder} holds a run with {name} {held.get(name)!r}, now it is {wanted!r}. Resume with "
+                    f"the same settings ('secateurs prune --resume -o {folder}' takes all of them from the folder), "
+                    f"or choose another folder."
                 )
         run = cls(folder, held)
         run._done = run._read_events()
