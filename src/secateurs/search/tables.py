@@ -187,7 +187,9 @@ class _Builder:
             if rest in self.by_parts:
                 return rest, last
         known = [other for other in self.by_parts if set(other) < set(parts)]
-        inside = set(max(known, key=lambda other: len(other))) if known else set()
+        inside: set[tuple[int, int]] = set()
+        for other in known:
+            inside = set(other) if len(other) > len(inside) else inside
         last = [part for part in parts if part not in inside][-1]
         return tuple(part for part in parts if part != last), last
 

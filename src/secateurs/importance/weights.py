@@ -1,0 +1,61 @@
+"""The filters of a group as matrices: what magnitude criteria read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from secateurs.errors import StructureError
+from secateurs.structure.fold import batch_norm_pairs, batch_norm_scale
+from secateurs.structure.graph import Graph
+from secateurs.structure.groups import View
+
+
+def tensor_of(graph: Graph, name: str) -> torch.Tensor:
+    """The parameter or buffer called ``name`` of the graph's model, detached."""
+    owner, _, leaf = name.rpartition(".")
+    return getattr(graph.model.get_submodule(owner), leaf).detach()
+
+
+def producers(graph: Graph, group: str) -> tuple[View, ...]:
+    """The views of every weight whose output units belong to the group.
+
+    Raises:
+        StructureError: the group has none (its units are made by something without weights).
+    """
+    views = tuple(view for view in graph.views(group) if view.role == "out")
+    if not views:
+        raise StructureError(
+            f"No weight produces the units of group {group}, so a magnitude cannot be computed for it. "
+            "Choose the criterion random or one over activations, or keep the group whole."
+        )
+    return views
+
+
+def filters(graph: Graph, group: str, *, folded: bool = True) -> Iterator[tuple[View, torch.Tensor]]:
+    """Every producing view with its filters, float64 [units, elements].
+
+    Args:
+        graph: the traced network.
+        group: a group's name.
+        folded: scale each filter by its batch norm's γ/√(σ²+ε): its raw norm carries no meaning under a batch norm.
+    """
+    for view in producers(graph, group):
+        matrix = view.matrix(tensor_of(graph, view.parameter)).double()
+        if folded:
+            scale = fold_scale(graph, view)
+            if scale is not None:
+                per_unit = scale.shape[1]
+                matrix = (matrix.reshape(len(matrix), per_unit, -1) * scale[:, :, None]).reshape(len(matrix), -1)
+        yield view, matrix
+
+
+def fold_scale(graph: Graph, view: View) -> torch.Tensor | None:
+    """γ/√(σ²+ε) of the batch norm behind a producing view, float64 [units, indices per unit]; None without one."""
+    name = batch_norm_pairs(graph).get(view.parameter)
+    if name is None:
+        return None
+    scale = batch_norm_scale(graph.model.get_submodule(name))
+    index = torch.from_numpy(view.indices).to(scale.device)
+    return scale[index.reshape(-1)].reshape(index.shape)
