@@ -1,0 +1,9 @@
+"""Structure: which units can be removed together, and the only code that removes them."""
+
+from secateurs.structure.apply import apply
+from secateurs.structure.graph import Barrier, Graph
+from secateurs.structure.groups import Group, View
+from secateurs.structure.trace import trace
+from secateurs.structure.verify import check_plan
+
+__all__ = ["Barrier", "Graph", "Group", "View", "apply", "check_plan", "trace"]

@@ -1,0 +1,191 @@
+"""The only code that edits a model: slices a copy of the user's own module by a plan."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.errors import PlanMismatchError, StructureError
+from secateurs.plan import Patch, Plan
+
+
+def apply(model: nn.Module, plan: Plan, example: Any = None, *, check: bool = True) -> nn.Module:
+    """A new, smaller module; ``model`` is untouched.
+
+    The cut is checked (DESIGN §3): a scratch copy in float64 with every parameter redrawn must compute the same as
+    the dense network that ignores the removed units, to 1e-6 of the largest output.
+
+    Args:
+        model: the network the plan was made for (weights may differ, names and shapes may not).
+        plan: what stays.
+        example: inputs for the check; without it, random inputs of the plan's stored shapes.
+        check: False skips the check (searches that evaluate many candidates of one traced network).
+
+    Raises:
+        PlanMismatchError: the plan belongs to another network; names the first difference.
+        StructureError: the cut network fails or computes something else; names the first differing module.
+    """
+    require_match(model, plan)
+    if plan.rebuild is not None:
+        from secateurs.structure.rebuild import rebuild
+
+        return rebuild(model, plan, example, check=check)
+    small = cut_copy(model, plan)
+    if check:
+        from secateurs.structure.verify import check_plan
+
+        check_plan(model, plan, example)
+    return small
+
+
+def require_match(model: nn.Module, plan: Plan) -> None:
+    """Nothing, if every name and shape is the one the plan was made for.
+
+    Raises:
+        PlanMismatchError: naming the first difference.
+    """
+    found: dict[str, tuple[int, ...]] = {
+        name: tuple(tensor.shape)
+        for tensors in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+        for name, tensor in tensors
+    }
+    wanted = plan.fingerprint.shapes
+    for name, shape in wanted.items():
+        if name not in found:
+            raise PlanMismatchError(
+                f"The plan was made for another network: it has {name} {list(shape)}, which {type(model).__name__} "
+                "lacks. Apply it to the network it was made for, or make a new plan."
+            )
+        if found[name] != tuple(shape):
+            raise PlanMismatchError(
+                f"The plan was made for another network: {name} is {list(shape)} there and {list(found[name])} in "
+                f"{type(model).__name__}. Apply it to the network it was made for, or make a new plan."
+            )
+    for name in found:
+        if name not in wanted:
+            raise PlanMismatchError(
+                f"The plan was made for another network: {type(model).__name__} has {name}, which the plan does not "
+                "know. Apply it to the network it was made for, or make a new plan."
+            )
+
+
+def cut_copy(model: nn.Module, plan: Plan) -> nn.Module:
+    """A cut deep copy, unchecked."""
+    try:
+        small = copy.deepcopy(model)
+    except Exception as error:
+        raise StructureError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). "
+            "Detach tensors that still carry gradients, then apply again."
+        ) from error
+    bypassed = tuple(bypass.module for bypass in plan.bypasses)
+    slice_tensors(small, plan.slices, bypassed)
+    apply_patches(small, plan.patches)
+    for bypass in plan.bypasses:
+        replace_module(small, bypass.module, _shortcut(small.get_submodule(bypass.module), bypass.steps))
+    return small
+
+
+def slice_tensors(
+    model: nn.Module, slices: Mapping[str, Mapping[int, Sequence[int]]], bypassed: Sequence[str] = ()
+) -> None:
+    """Slice parameters and buffers in place and set the sizes that PyTorch's own layers keep; ties stay tied."""
+    done: dict[int, torch.Tensor] = {}
+    for name, axes in slices.items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        old = getattr(module, leaf)
+        if id(old) not in done:
+            done[id(old)] = _sliced(old, axes)
+        new = done[id(old)]
+        if leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(new, old.requires_grad) if not isinstance(new, nn.Parameter) else new
+            done[id(old)] = module._parameters[leaf]  # type: ignore[assignment]
+        elif leaf in module._buffers:
+            module._buffers[leaf] = new
+        else:
+            setattr(module, leaf, new)
+        if not any(path == gone or path.startswith(gone + ".") for gone in bypassed):
+            sync_sizes(module)
+
+
+def _sliced(tensor: torch.Tensor, axes: Mapping[int, Sequence[int]]) -> torch.Tensor:
+    result = tensor.detach()
+    for dim, kept in axes.items():
+        result = result.index_select(int(dim), torch.tensor(list(kept), dtype=torch.long, device=tensor.device))
+    return result.clone(memory_format=torch.preserve_format)
+
+
+def sync_sizes(module: nn.Module) -> None:
+    """Make the integers that PyTorch's own layers keep agree with their tensors."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and weight is not None:
+        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.Bilinear) and weight is not None:
+        module.out_features, module.in1_features, module.in2_features = weight.shape
+    elif isinstance(module, nn.Linear) and weight is not None:
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        sized = weight if weight is not None else module.running_mean
+        if sized is not None:
+            module.num_features = sized.shape[0]
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.Embedding) and weight is not None:
+        module.embedding_dim = weight.shape[1]
+    elif isinstance(module, nn.PReLU) and weight is not None:
+        module.num_parameters = weight.shape[0]
+
+
+def apply_patches(model: nn.Module, patches: Sequence[Patch]) -> None:
+    """Set the integers that a plan names, then once more those that follow from them."""
+    for patch in patches:
+        module = model.get_submodule(patch.module)
+        old = getattr(module, patch.attribute, None)
+        value = tuple(patch.value) if isinstance(patch.value, (list, tuple)) and isinstance(old, tuple) else patch.value
+        setattr(module, patch.attribute, value)
+        sync_sizes(module)
+
+
+def replace_module(model: nn.Module, path: str, replacement: nn.Module) -> None:
+    """Put another module at ``path``."""
+    parent, _, leaf = path.rpartition(".")
+    owner = model.get_submodule(parent)
+    owner._modules[leaf] = replacement
+
+
+class Shortcut(nn.Module):
+    """What is left of a residual block whose branch was removed: its shortcut, and what came after the add.
+
+    Children keep the names they had in the block, so that weights keep their keys.
+    """
+
+    def __init__(self, children: Mapping[str, nn.Module], steps: Sequence[str]) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+        self.steps = tuple(steps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The block's input through what is left."""
+        for step in self.steps:
+            kind, _, name = step.partition(":")
+            x = getattr(self, name)(x) if kind == "module" else getattr(nn.functional, name)(x)
+        return x
+
+    def extra_repr(self) -> str:
+        return " → ".join(self.steps) or "identity"
+
+
+def _shortcut(block: nn.Module, steps: Sequence[str]) -> nn.Module:
+    named = [step.partition(":")[2] for step in steps if step.startswith("module:")]
+    shortcut = Shortcut({name: block.get_submodule(name) for name in named}, steps)
+    return shortcut.train(block.training)

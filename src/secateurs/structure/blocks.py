@@ -1,0 +1,165 @@
+"""Residual branches that can go as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from secateurs.plan import Bypass
+from secateurs.structure.analysis import Analysis
+from secateurs.structure.groups import module_path
+
+_ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+_CALLS = {
+    "aten.relu.default": "relu", "aten.relu_.default": "relu", "aten.relu6.default": "relu6",
+    "aten.relu6_.default": "relu6", "aten.hardtanh.default": "relu6", "aten.hardtanh_.default": "relu6",
+    "aten.silu.default": "silu", "aten.silu_.default": "silu", "aten.gelu.default": "gelu",
+    "aten.leaky_relu.default": "leaky_relu", "aten.leaky_relu_.default": "leaky_relu",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Block:
+    """A branch that an add joins: the nodes that vanish with it, what stays in its place, and how a module loses it.
+
+    ``kept``: node whose value replaces the add's; ``bypass``: None where only a rebuilt graph can drop the branch.
+    """
+
+    name: str
+    add: str
+    kept: str
+    nodes: frozenset[str]
+    bypass: Bypass | None
+
+
+def find_blocks(graph: torch.fx.Graph, analysis: Analysis) -> tuple[Block, ...]:
+    """Every removable residual branch in execution order."""
+    weighted = {use.node for use in analysis.uses if use.role == "out"}
+    blocks: list[Block] = []
+    names: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target not in _ADDS or node.kwargs.get("alpha", 1) != 1:
+            continue
+        found = _branch(node, weighted)
+        if found is None:
+            continue
+        branch, kept = found
+        name = _common_path([*branch, node], weighted)
+        names[name] = names.get(name, 0) + 1
+        label = name if names[name] == 1 else f"{name}#{names[name]}"
+        bypass = _bypass(graph, label, name, branch, node, kept)
+        blocks.append(Block(label, node.name, kept.name, frozenset(n.name for n in branch) | {node.name}, bypass))
+    return tuple(blocks)
+
+
+def _branch(add: torch.fx.Node, weighted: set[str]) -> tuple[list[torch.fx.Node], torch.fx.Node] | None:
+    operands = [argument for argument in add.args[:2] if isinstance(argument, torch.fx.Node)]
+    if len(operands) != 2 or operands[0] is operands[1]:
+        return None
+    candidates = []
+    for mine, other in (operands, operands[::-1]):
+        shape, whole = other.meta.get("val"), add.meta.get("val")
+        if not isinstance(shape, torch.Tensor) or not isinstance(whole, torch.Tensor) or shape.shape != whole.shape:
+            continue
+        branch = _exclusive(mine, add)
+        weight = sum(node.name in weighted for node in branch)
+        entries = _entries(branch)
+        rest = _exclusive(other, add)
+        stays = _entries(rest) if rest else {other}
+        if weight and len(entries) == 1 and entries == stays and not _is_input(next(iter(entries))):
+            candidates.append((weight, branch, other))
+    if not candidates:
+        return None
+    _, branch, kept = max(candidates, key=lambda item: item[0])
+    return branch, kept
+
+
+def _is_input(node: torch.fx.Node) -> bool:
+    return node.op == "placeholder"
+
+
+def _exclusive(start: torch.fx.Node, add: torch.fx.Node) -> list[torch.fx.Node]:
+    """Nodes that serve nothing but this operand of ``add``."""
+    if set(start.users) != {add}:
+        return []
+    inside: dict[torch.fx.Node, None] = {start: None}
+    while True:
+        more = {
+            source: None
+            for node in inside
+            for source in node.all_input_nodes
+            if source not in inside and all(user in inside for user in source.users)
+        }
+        if not more:
+            return list(inside)
+        inside.update(more)
+
+
+def _entries(branch: list[torch.fx.Node]) -> set[torch.fx.Node]:
+    """Tensors that the branch reads from outside, parameters aside."""
+    inside = set(branch)
+    found = {source for node in branch for source in node.all_input_nodes if source not in inside}
+    return {
+        node
+        for node in found
+        if isinstance(node.meta.get("val"), torch.Tensor) and not node.name.startswith(("p_", "b_", "c_"))
+    }
+
+
+def _common_path(nodes: Sequence[torch.fx.Node], weighted: set[str]) -> str:
+    paths = [module_path(node).split(".") for node in nodes if node.op == "call_function"]
+    common: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)
+
+
+def _bypass(
+    graph: torch.fx.Graph,
+    label: str,
+    path: str,
+    branch: list[torch.fx.Node],
+    add: torch.fx.Node,
+    kept: torch.fx.Node,
+) -> Bypass | None:
+    """The module's remaining work as a chain of children and plain calls, or None where it is no chain."""
+    if not path:
+        return None
+    gone = {*branch, add}
+    (entry,) = _entries(branch)
+    inside = [n for n in graph.nodes if n.op == "call_function" and _under(module_path(n), path)]
+    rest = [node for node in inside if node not in gone]
+    steps: list[str] = []
+    current = entry
+    for node in rest:
+        sources = {add if source is add else source for source in node.all_input_nodes if source.op != "placeholder"}
+        if not sources <= {current, add} or (add in sources and current is not kept and current is not add):
+            return None
+        step = _step(node, path, gone, rest)
+        if step is None:
+            return None
+        if not steps or step.startswith("call:") or steps[-1] != step:
+            steps.append(step)
+        current = node
+    return Bypass(block=label, module=path, steps=tuple(steps))
+
+
+def _under(path: str, parent: str) -> bool:
+    return path == parent or path.startswith(parent + ".")
+
+
+def _step(node: torch.fx.Node, path: str, gone: set[torch.fx.Node], rest: list[torch.fx.Node]) -> str | None:
+    called = _CALLS.get(str(node.target))
+    if called is not None:
+        return f"call:{called}"
+    own = module_path(node)
+    if own == path:
+        return None
+    child = own[len(path) + 1 :].split(".")[0]
+    if any(_under(module_path(other), f"{path}.{child}") for other in gone if other.op == "call_function"):
+        return None
+    return f"module:{child}"

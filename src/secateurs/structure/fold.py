@@ -1,0 +1,93 @@
+"""Batch normalisation folded into the convolution before it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from secateurs.structure.groups import module_path
+
+if TYPE_CHECKING:
+    from secateurs.structure.graph import Graph
+
+
+def batch_norm_pairs(graph: Graph) -> dict[str, str]:
+    """Convolution (or linear) weight name to the path of the batch normalisation that alone reads its result.
+
+    Only pairs of real modules whose weight is used once.
+    """
+    pairs: dict[str, str] = {}
+    used: dict[str, int] = {}
+    for node in graph.program.graph.nodes:
+        if node.op != "call_function" or not _is_batch_norm(node):
+            continue
+        source = node.args[0]
+        path = module_path(node)
+        used[path] = used.get(path, 0) + 1
+        if not isinstance(source, torch.fx.Node) or len(source.users) != 1 or not _is_weighted(source):
+            continue
+        weight = source.args[1]
+        if not isinstance(weight, torch.fx.Node) or len(weight.users) != 1:
+            continue
+        name = graph.analysis.origin.get(weight.name)
+        if name is not None and isinstance(_module(graph.model, path), nn.modules.batchnorm._BatchNorm):
+            pairs[name] = path
+    return {name: path for name, path in pairs.items() if used[path] == 1}
+
+
+def _module(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _is_batch_norm(node: torch.fx.Node) -> bool:
+    return "batch_norm" in str(node.target)
+
+
+def _is_weighted(node: torch.fx.Node) -> bool:
+    return str(node.target).startswith(("aten.conv", "aten.linear"))
+
+
+def batch_norm_scale(norm: nn.Module) -> torch.Tensor:
+    """γ / √(σ² + ε) per channel, float64 [channels]."""
+    variance = norm.running_var.double()  # type: ignore[union-attr,operator]
+    gain = norm.weight.double() if norm.weight is not None else torch.ones_like(variance)  # type: ignore[operator]
+    return (gain / torch.sqrt(variance + norm.eps)).detach()  # type: ignore[operator]
+
+
+def fold_batch_norm(graph: Graph, model: nn.Module | None = None) -> nn.Module:
+    """A copy of the network with every batch normalisation that follows a convolution folded into it.
+
+    The normalisation becomes an identity, the convolution gets a bias; names of the weights stay. ``model``: use
+    these weights (same architecture) instead of the traced ones.
+    """
+    folded = copy.deepcopy(graph.model if model is None else model).eval()
+    for parameter, path in batch_norm_pairs(graph).items():
+        layer = folded.get_submodule(parameter.rpartition(".")[0])
+        norm = folded.get_submodule(path)
+        if not isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)) or not parameter.endswith(".weight"):
+            continue
+        _fold(layer, norm)
+        parent, _, leaf = path.rpartition(".")
+        folded.get_submodule(parent)._modules[leaf] = nn.Identity()
+    return folded
+
+
+def _fold(layer: nn.Module, norm: nn.Module) -> None:
+    weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+    scale = batch_norm_scale(norm)
+    mean = norm.running_mean.double()  # type: ignore[union-attr,operator]
+    shift = norm.bias.double() if norm.bias is not None else torch.zeros_like(mean)  # type: ignore[operator]
+    bias = layer.bias.double() if layer.bias is not None else torch.zeros_like(mean)  # type: ignore[operator]
+    dim = 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
+    view = [1] * weight.dim()
+    view[dim] = -1
+    with torch.no_grad():
+        if dim == 0 or getattr(layer, "groups", 1) == 1:
+            layer.weight = nn.Parameter((weight.double() * scale.view(view)).to(weight.dtype))
+            layer.bias = nn.Parameter(((bias - mean) * scale + shift).to(weight.dtype))

@@ -1,0 +1,252 @@
+"""The traced network: what can be removed together, what cannot and why, and how a choice becomes a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateurs.errors import PlanError
+from secateurs.network import AxisSpec, BlockSpec, GroupSpec, LayerSpec, NetworkSpec, ParameterSpec
+from secateurs.plan import Fingerprint, Plan
+from secateurs.structure import rules  # noqa: F401  registers every rule
+from secateurs.structure.analysis import Analysis, analyse, concrete_shape, operator_name
+from secateurs.structure.blocks import Block, find_blocks
+from secateurs.structure.cut import Cut, cut
+from secateurs.structure.groups import Group, UnitMap, View, digest, find_groups, find_views, module_path, source_line
+from secateurs.structure.values import Value
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """Something that pins what it touches: the operator, its module and source line, and the reason."""
+
+    operator: str
+    module: str
+    source: str
+    node: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = self.module or "the network's own forward"
+        return f"{self.operator} in {where} ({self.source or 'no source line'}): {self.reason}"
+
+
+class Graph:
+    """A network, its exported program and everything the analysis found. Made by :func:`secateurs.trace`.
+
+    The network and the example are held by reference and never changed.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        program: torch.export.ExportedProgram,
+        *,
+        barriers: Iterable[str] = (),
+        keep: Iterable[str] = (),
+        grid: str = "auto",
+    ) -> None:
+        self.model = model
+        self.args = args
+        self.kwargs = kwargs
+        self.program = program
+        self.analysis: Analysis = analyse(program, grid=grid, barriers=barriers)
+        self.groups: tuple[Group, ...] = find_groups(self.analysis, keep)
+        self.units = UnitMap(self.analysis, self.groups)
+        self.removable_blocks: tuple[Block, ...] = find_blocks(program.graph, self.analysis)
+
+    @cached_property
+    def nodes(self) -> dict[str, torch.fx.Node]:
+        """Exported nodes by name."""
+        return {node.name: node for node in self.program.graph.nodes}
+
+    @cached_property
+    def barriers(self) -> tuple[Barrier, ...]:
+        """Operators that pin what they touch."""
+        found = []
+        for name, reason in self.analysis.barriers:
+            node = self.nodes[name]
+            found.append(Barrier(operator_name(node.target), module_path(node), source_line(node), name, reason))
+        return tuple(found)
+
+    @property
+    def blocks(self) -> tuple[BlockSpec, ...]:
+        """Removable residual branches."""
+        return self.spec.blocks
+
+    @cached_property
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        """Exported parameter name to every name under which the module knows that tensor."""
+        by_identity: dict[int, list[str]] = {}
+        for name, tensor in _owned(self.model).items():
+            by_identity.setdefault(id(tensor), []).append(name)
+        owned = _owned(self.model)
+        return {name: tuple(by_identity[id(tensor)]) for name, tensor in owned.items()}
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Names and shapes of every parameter and buffer."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in _owned(self.model).items()}
+        return Fingerprint(digest=digest(shapes), shapes=shapes)
+
+    @cached_property
+    def spec(self) -> NetworkSpec:
+        """The network as numbers."""
+        node_blocks: dict[str, list[int]] = {}
+        for number, block in enumerate(self.removable_blocks):
+            for node in block.nodes:
+                node_blocks.setdefault(node, []).append(number)
+        frozen = {node: tuple(numbers) for node, numbers in node_blocks.items()}
+        return NetworkSpec(
+            groups=tuple(GroupSpec(group.name, group.units, group.min_units) for group in self.groups),
+            layers=tuple(self._layers(frozen)),
+            blocks=tuple(self._block_specs(frozen)),
+            parameters=tuple(self._parameters(frozen)),
+            fingerprint=self.fingerprint.digest,
+            activation_axes=self._activation_axes(),
+            node_blocks=frozen,
+        )
+
+    def _activation_axes(self) -> dict[str, AxisSpec]:
+        axes = {}
+        for name, value in self.analysis.values.items():
+            if isinstance(value, Value) and value.factors and name not in self.analysis.origin:
+                dim = value.factors[0].dim
+                axes[name] = self.units.axis(value.along(dim), value.shape[dim])
+        return axes
+
+    def _layers(self, node_blocks: dict[str, tuple[int, ...]]) -> Iterable[LayerSpec]:
+        seen: set[str] = set()
+        for use in self.analysis.uses:
+            if use.role != "out" or use.node in seen or use.kind == "embedding":
+                continue
+            seen.add(use.node)
+            yield self._layer(use.node, use.parameter, use.kind, node_blocks.get(use.node, ()))
+
+    def _layer(self, name: str, parameter: str, kind: str, blocks: tuple[int, ...]) -> LayerSpec:
+        node = self.nodes[name]
+        result = self.analysis.values[name]
+        source = next(n for n in node.all_input_nodes if n.name not in self.analysis.origin)
+        value = self.analysis.values[source.name]
+        weight = self.program.state_dict[parameter] if parameter in self.program.state_dict else None
+        shape = tuple(weight.shape) if weight is not None else ()
+        is_conv = "conv" in str(node.target)
+        rank = max(len(shape) - 2, 0) if is_conv else 0
+        channel = len(result.shape) - rank - 1
+        spatial = result.shape[channel + 1 :] if is_conv else ()
+        tokens = result.shape[1:channel]
+        stride = node.args[3] if is_conv and len(node.args) > 3 else 1
+        first = stride[0] if isinstance(stride, (list, tuple)) and stride else stride
+        axis = self.units.axis
+        return LayerSpec(
+            name=parameter.rpartition(".")[0] or parameter,
+            node=name,
+            parameter=parameter,
+            kind="transposed" if "transpose" in str(node.target) else kind,
+            inputs=axis(value.along(channel if is_conv else -1), value.shape[channel if is_conv else -1]),
+            outputs=axis(result.along(channel), result.shape[channel]),
+            positions=int(np.prod((*spatial, *tokens), dtype=np.int64)),
+            kernel_elements=int(np.prod(shape[2:], dtype=np.int64)) if is_conv else 1,
+            groups=self.analysis.folded_grids.get(name, (1, 0))[0],
+            stride=int(first) if isinstance(first, int) else 1,
+            input_hw=tuple(value.shape[channel + 1 :]) if is_conv else (),
+            output_hw=tuple(spatial),
+            has_bias=len(node.args) > 2 and node.args[2] is not None,
+            blocks=blocks,
+        )
+
+    def _block_specs(self, node_blocks: dict[str, tuple[int, ...]]) -> Iterable[BlockSpec]:
+        owners = self._parameter_blocks(node_blocks)
+        for number, block in enumerate(self.removable_blocks):
+            inner = []
+            for g in range(len(self.groups)):
+                if all(number in owners.get(view.parameter, ()) for view in self.views(g)):
+                    inner.append(g)
+            yield BlockSpec(block.name, tuple(inner), tuple(sorted(block.nodes)), block.add)
+
+    def _parameter_blocks(self, node_blocks: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        return {target: node_blocks.get(node, ()) for node, target in self.analysis.origin.items()}
+
+    def _parameters(self, node_blocks: dict[str, tuple[int, ...]]) -> Iterable[ParameterSpec]:
+        owners = self._parameter_blocks(node_blocks)
+        trainable = dict(self.model.named_parameters())
+        for target in self.analysis.origin.values():
+            shape = self.fingerprint.shapes.get(target, ())
+            axes = []
+            for dim, size in enumerate(shape):
+                stack = self.analysis.axes.get((target, dim), [])
+                axes.append(self.units.axis(stack, size))
+            yield ParameterSpec(target, tuple(axes), owners.get(target, ()), target in trainable)
+
+    def views(self, group: str | int) -> tuple[View, ...]:
+        """Where a group's units lie: one :class:`View` per parameter axis, in execution order."""
+        number = group if isinstance(group, int) else self.group_index(group)
+        return self._all_views[number]
+
+    @cached_property
+    def _all_views(self) -> list[tuple[View, ...]]:
+        return [find_views(self.analysis, self.groups, self.units, n) for n in range(len(self.groups))]
+
+    def group_index(self, name: str) -> int:
+        """Position of a group in ``groups``.
+
+        Raises:
+            PlanError: there is no such group.
+        """
+        for number, group in enumerate(self.groups):
+            if group.name == name:
+                return number
+        known = ", ".join(group.name for group in self.groups[:8])
+        raise PlanError(f"There is no group {name!r} in this network. It has {len(self.groups)} groups: {known} …")
+
+    def cut(self, kept: Mapping[str, Sequence[int]], blocks_removed: Iterable[str] = ()) -> Cut:
+        """Index lists, re-derived constants and bypasses of a choice. A group that is not named stays whole.
+
+        Raises:
+            PlanError: unknown group or block, a unit out of range, or fewer units than must stay.
+        """
+        return cut(self, kept, blocks_removed)
+
+    def plan(
+        self,
+        kept: Mapping[str, Sequence[int]],
+        blocks_removed: Iterable[str] = (),
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """The choice as a self-contained plan."""
+        from secateurs.structure.recipe import make_plan
+
+        return make_plan(self, kept, tuple(blocks_removed), dict(provenance or {}))
+
+    def __repr__(self) -> str:
+        from secateurs.structure.describe import describe
+
+        return describe(self)
+
+
+def _owned(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers under every name, tied ones too."""
+    owned: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    owned.update(model.named_buffers(remove_duplicate=False))
+    return owned
+
+
+def example_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Shapes and types of an example as JSON values: ``[[shape, dtype], …]``, keyword inputs last with their name."""
+    found: list[Any] = []
+    for item in args:
+        found.append([list(item.shape), str(item.dtype).removeprefix("torch.")] if isinstance(item, torch.Tensor) else None)
+    for name, item in kwargs.items():
+        if isinstance(item, torch.Tensor):
+            found.append([list(item.shape), str(item.dtype).removeprefix("torch."), name])
+    return tuple(found)
+
+
+__all__ = ["Barrier", "Graph", "concrete_shape", "example_shapes"]

@@ -1,0 +1,129 @@
+"""Runs the dense exported graph with removed positions held at zero: the judge that shares no code with ``apply``."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from secateurs.plan import Plan
+from secateurs.structure.analysis import bind, call_target
+from secateurs.structure.cut import Gone, gone_for, rederive
+from secateurs.structure.values import Value
+
+if TYPE_CHECKING:
+    from secateurs.structure.graph import Graph
+
+
+def interpret(
+    graph: Graph, plan: Plan, dense: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any]
+) -> list[torch.Tensor]:
+    """Outputs of the dense network that ignores the removed units.
+
+    After every operator the removed positions are set to zero. At an operator whose statistic spans units the kept
+    positions are gathered, the operator runs on them, and the result is scattered back.
+
+    Args:
+        graph: the traced network.
+        plan: what stays.
+        dense: the dense module whose weights are used, float64.
+        inputs: positional inputs, float64.
+        keywords: keyword inputs.
+    """
+    gone = gone_for(graph, plan.groups)
+    chosen = {block.add: block.kept for block in graph.removable_blocks if block.name in plan.blocks_removed}
+    tensors: dict[str, Any] = {**dict(dense.named_parameters(remove_duplicate=False)),
+                               **dict(dense.named_buffers(remove_duplicate=False))}  # fmt: skip
+    leaves = iter(pytree.tree_leaves((tuple(inputs), dict(keywords))))
+    kinds = {spec.arg.name: spec for spec in graph.program.graph_signature.input_specs}
+    known: dict[str, Any] = {}
+    for node in graph.program.graph.nodes:
+        if node.op == "placeholder":
+            known[node.name] = _placeholder(graph, node, kinds[node.name], tensors, leaves)
+        elif node.op == "get_attr":
+            known[node.name] = getattr(graph.program.graph_module, str(node.target))
+        elif node.op == "output":
+            result = torch.fx.node.map_arg(node.args, lambda n: known[n.name])
+            return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        elif node.name in chosen:
+            known[node.name] = known[chosen[node.name]]
+        else:
+            known[node.name] = _execute(graph, node, known, gone)
+    return []
+
+
+def _placeholder(graph: Graph, node: torch.fx.Node, spec: Any, tensors: Mapping[str, Any], leaves: Any) -> Any:
+    if spec.kind is InputKind.USER_INPUT:
+        return next(leaves)
+    if spec.target in tensors:
+        return tensors[spec.target]
+    constant = graph.program.constants[spec.target]
+    is_float = isinstance(constant, torch.Tensor) and constant.is_floating_point()
+    return constant.double() if is_float else constant
+
+
+def _execute(graph: Graph, node: torch.fx.Node, known: Mapping[str, Any], gone: Gone) -> Any:
+    if node.target is operator.getitem:
+        return known[node.args[0].name][node.args[1]]  # type: ignore[union-attr,index]
+    arguments = torch.fx.node.map_arg(bind(node), lambda n: known[n.name])
+    arguments = {name: _double(value) for name, value in arguments.items()}
+    if "_assert" in str(node.target):
+        return None
+    value = graph.analysis.values.get(node.name)
+    if node.name in graph.analysis.statistics:
+        return _on_kept(graph, node, arguments, gone)
+    if isinstance(node.target, torch._ops.OpOverload):
+        result = call_target(node.target, arguments)
+    else:
+        result = node.target(*arguments.values())  # type: ignore[operator]
+    return _masked(result, value, gone)
+
+
+def _double(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
+def _masked(result: Any, value: Any, gone: Gone) -> Any:
+    if isinstance(result, (tuple, list)):
+        values = value if isinstance(value, (tuple, list)) else [None] * len(result)
+        return [_masked(r, v, gone) for r, v in zip(result, values, strict=True)]
+    if not isinstance(result, torch.Tensor) or not isinstance(value, Value):
+        return result
+    for dim in value.dims():
+        mask = ~gone.kept(value, dim)
+        if mask.any():
+            result = result.index_fill(dim, torch.from_numpy(np.flatnonzero(mask)), 0)
+    return result
+
+
+def _on_kept(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], gone: Gone) -> Any:
+    gathered = dict(arguments)
+    for name, source in bind(node).items():
+        value = graph.analysis.values.get(source.name) if isinstance(source, torch.fx.Node) else None
+        if isinstance(value, Value):
+            for dim in value.dims():
+                kept = torch.from_numpy(np.flatnonzero(gone.kept(value, dim)))
+                gathered[name] = gathered[name].index_select(dim, kept)
+    gathered.update(rederive(graph, node, gone))
+    result = call_target(node.target, gathered)
+    value = graph.analysis.values[node.name]
+    if isinstance(result, (tuple, list)):
+        return [_scattered(r, v, gone) for r, v in zip(result, value, strict=True)]
+    return _scattered(result, value, gone)
+
+
+def _scattered(result: Any, value: Any, gone: Gone) -> Any:
+    if not isinstance(result, torch.Tensor) or not isinstance(value, Value):
+        return result
+    for dim in value.dims():
+        kept = torch.from_numpy(np.flatnonzero(gone.kept(value, dim)))
+        shape = list(result.shape)
+        shape[dim] = value.shape[dim]
+        result = result.new_zeros(shape).index_copy(dim, kept, result)
+    return result

@@ -1,0 +1,166 @@
+"""Turns a choice into a plan: finds once per network which integers of which modules must follow a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from secateurs.errors import StructureError
+from secateurs.plan import Bypass, Patch, Plan
+from secateurs.structure.analysis import bind
+from secateurs.structure.cut import Cut
+from secateurs.structure.groups import module_paths
+
+if TYPE_CHECKING:
+    from secateurs.structure.graph import Graph
+
+
+@dataclass(frozen=True)
+class Link:
+    """An attribute of a module that holds an integer argument of an exported operator.
+
+    ``start``/``length``: the slice of a list argument that a tuple attribute holds (length 0: a plain integer that
+    equals entry ``start``, or the argument itself where ``start`` is -1).
+    """
+
+    module: str
+    attribute: str
+    node: str
+    argument: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How plans of one network are carried out: attributes that follow, or why the graph must be rebuilt."""
+
+    links: tuple[Link, ...]
+    rebuild: str | None
+
+
+def make_plan(
+    graph: Graph, kept: Mapping[str, Sequence[int]], blocks_removed: tuple[str, ...], provenance: dict[str, Any]
+) -> Plan:
+    """A self-contained plan of a choice."""
+    recipe = recipe_of(graph)
+    return _plan(graph, graph.cut(kept, blocks_removed), blocks_removed, provenance, recipe)
+
+
+def recipe_of(graph: Graph) -> Recipe:
+    """The network's recipe, found on the first call by trying a cut of every group."""
+    cached = graph.__dict__.get("_recipe")
+    if cached is None:
+        cached = _learn(graph)
+        graph.__dict__["_recipe"] = cached
+    return cached  # type: ignore[no-any-return]
+
+
+def _learn(graph: Graph) -> Recipe:
+    from secateurs.structure.verify import check_plan
+
+    rng = np.random.default_rng(0)
+    kept = {g.name: sorted(rng.permutation(g.units)[: max(g.min_units, round(0.6 * g.units))]) for g in graph.groups}
+    probe = graph.cut(kept)
+    candidates = _candidates(graph, probe)
+    named = tuple(link for link in candidates if link.attribute == link.argument)
+    closest = _closest(candidates)
+    reason = "no cut was tried"
+    for links in dict.fromkeys(((), named, closest, candidates)):
+        recipe = Recipe(links, None)
+        plan = _plan(graph, probe, (), {}, recipe)
+        try:
+            check_plan(graph.model, plan, (graph.args, graph.kwargs))
+            return recipe
+        except StructureError as error:
+            reason = str(error)
+    return Recipe((), reason)
+
+
+def _closest(links: tuple[Link, ...]) -> tuple[Link, ...]:
+    """One link per operator argument: the innermost module, same-named attributes and tuples first."""
+    best: dict[tuple[str, str, int], Link] = {}
+    for link in sorted(links, key=lambda i: (i.attribute != i.argument, -i.length, -len(i.module))):
+        best.setdefault((link.node, link.argument, link.start), link)
+    return tuple(best.values())
+
+
+def _candidates(graph: Graph, probe: Cut) -> tuple[Link, ...]:
+    links: list[Link] = []
+    for name, changed in probe.constants.items():
+        node = graph.nodes[name]
+        old = bind(node)
+        paths = [path for path, _ in module_paths(node)]
+        for argument, new in changed.items():
+            for path in reversed(paths):
+                module = graph.model.get_submodule(path)
+                links.extend(_holders(module, path, name, argument, old[argument], new))
+    return tuple(dict.fromkeys(links))
+
+
+def _holders(module: torch.nn.Module, path: str, node: str, argument: str, old: Any, new: Any) -> list[Link]:
+    found: list[Link] = []
+    entries = list(old) if isinstance(old, (list, tuple)) else None
+    for attribute, value in vars(module).items():
+        if attribute.startswith("_") or attribute == "training" or isinstance(value, bool):
+            continue
+        if entries is None:
+            if isinstance(value, int) and value == old:
+                found.append(Link(path, attribute, node, argument, -1, 0))
+        elif isinstance(value, int):
+            for i, entry in enumerate(entries):
+                if isinstance(entry, int) and entry == value and new[i] != entry:
+                    found.append(Link(path, attribute, node, argument, i, 0))
+        elif isinstance(value, (tuple, list)) and value and all(isinstance(item, int) for item in value):
+            width = len(value)
+            for i in range(len(entries) - width + 1):
+                if entries[i : i + width] == list(value) and list(new[i : i + width]) != list(value):
+                    found.append(Link(path, attribute, node, argument, i, width))
+    return found
+
+
+def _patches(graph: Graph, resolved: Cut, recipe: Recipe) -> tuple[Patch, ...]:
+    patches: dict[tuple[str, str], Patch] = {}
+    for link in recipe.links:
+        new = resolved.constants.get(link.node, {}).get(link.argument)
+        if new is None:
+            continue
+        if link.length:
+            value: Any = list(new[link.start : link.start + link.length])
+        else:
+            value = new if link.start < 0 else new[link.start]
+        patches[link.module, link.attribute] = Patch(module=link.module, attribute=link.attribute, value=value)
+    return tuple(patches.values())
+
+
+def _plan(
+    graph: Graph, resolved: Cut, blocks_removed: tuple[str, ...], provenance: dict[str, Any], recipe: Recipe
+) -> Plan:
+    from secateurs.structure.graph import example_shapes
+
+    bypasses: list[Bypass] = []
+    rebuild = recipe.rebuild
+    for block in graph.removable_blocks:
+        if block.name in blocks_removed:
+            if block.bypass is None:
+                rebuild = rebuild or f"the branch of block {block.name} is not a module of its own"
+            else:
+                bypasses.append(block.bypass)
+    if graph.analysis.statistics:
+        provenance = {**provenance, "statistics": sorted(graph.analysis.statistics)}
+    return Plan(
+        groups=resolved.kept,
+        group_sizes={group.name: group.units for group in graph.groups},
+        blocks_removed=tuple(blocks_removed),
+        slices=resolved.slices,
+        patches=_patches(graph, resolved, recipe),
+        bypasses=tuple(bypasses),
+        rebuild=rebuild,
+        example_shapes=example_shapes(graph.args, graph.kwargs),
+        fingerprint=graph.fingerprint,
+        provenance={**provenance, "grid": graph.analysis.grid},
+    )

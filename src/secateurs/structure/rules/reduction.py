@@ -1,0 +1,86 @@
+"""Reductions, pooling and resampling: the axes they run over must be free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateurs.structure.analysis import Call, rule
+from secateurs.structure.values import Factor, Value
+
+
+def reduce_dims(call: Call, value: Value, dims: Sequence[int], keepdim: bool) -> Any:
+    """Drop ``dims``; units along them would change the result's meaning, so they are pinned."""
+    gone = {dim % max(len(value.shape), 1) for dim in dims}
+    call.pin_dims(value, gone, "a reduction runs over this axis")
+    factors = []
+    for factor in value.factors:
+        if factor.dim not in gone:
+            shift = 0 if keepdim else sum(dim < factor.dim for dim in gone)
+            factors.append(Factor(factor.dim - shift, factor.ids))
+    results = [Value(shape, tuple(factors)) for shape in call.shapes]
+    return results[0] if isinstance(call.node.meta["val"], torch.Tensor) else results
+
+
+@rule(
+    "aten.mean", "aten.sum", "aten.amax", "aten.amin", "aten.max", "aten.min", "aten.var", "aten.std", "aten.var_mean",
+    "aten.std_mean", "aten.prod", "aten.logsumexp", "aten.argmax", "aten.argmin", "aten.any", "aten.all",
+    "aten.median", "aten.nansum",
+)  # fmt: skip
+def reduction(call: Call) -> Any:
+    """Over free axes units pass."""
+    value: Value = call["self"]
+    if "other" in call.arguments:
+        from secateurs.structure.rules.elementwise import pointwise
+
+        return pointwise(call)
+    dims = call.get("dim")
+    every = list(range(len(value.shape)))
+    listed = every if dims is None or dims == [] else [int(d) for d in np.atleast_1d(np.asarray(dims))]
+    return reduce_dims(call, value, listed, bool(call.get("keepdim", False)))
+
+
+_SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
+
+
+@rule(
+    "aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d", "aten.max_pool2d_with_indices",
+    "aten.max_pool3d_with_indices", "aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d",
+    "aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool3d", "aten._adaptive_avg_pool2d",
+    "aten._adaptive_avg_pool3d", "aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d",
+    "aten.max_pool1d_with_indices", "aten.lp_pool2d", "aten.fractional_max_pool2d",
+)  # fmt: skip
+def pooling(call: Call) -> Any:
+    """Runs over the trailing axes; channels pass."""
+    name = str(call.node.target)
+    rank = next(size for text, size in _SPATIAL.items() if text in name)
+    return _resample(call, call["self"], rank)
+
+
+def _resample(call: Call, value: Value, rank: int) -> Any:
+    lead = len(value.shape) - rank
+    call.pin_dims(value, range(lead, len(value.shape)), "pooling or resampling runs over this axis")
+    factors = tuple(factor for factor in value.factors if factor.dim < lead)
+    results = [Value(shape, factors) for shape in call.shapes]
+    return results[0] if isinstance(call.node.meta["val"], torch.Tensor) else results
+
+
+@rule(
+    "aten.upsample_nearest1d", "aten.upsample_nearest2d", "aten.upsample_nearest3d", "aten.upsample_bilinear2d",
+    "aten.upsample_bicubic2d", "aten.upsample_linear1d", "aten.upsample_trilinear3d", "aten._upsample_nearest_exact2d",
+    "aten._upsample_bilinear2d_aa", "aten._upsample_bicubic2d_aa", "aten._upsample_nearest_exact1d",
+)  # fmt: skip
+def upsample(call: Call) -> Any:
+    """Interpolation over space."""
+    value: Value = call["input"] if "input" in call.arguments else call["self"]
+    return _resample(call, value, len(value.shape) - 2)
+
+
+@rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
+def grid_sampler(call: Call) -> Any:
+    """Sampling at positions: channels pass, the positions must be whole."""
+    call.pin([factor.ids for factor in call["grid"].factors], "positions are computed from it")
+    return _resample(call, call["input"], len(call["input"].shape) - 2)

@@ -1,0 +1,206 @@
+"""The check: a cut network must compute what the dense network computes when it ignores the removed units."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from secateurs.errors import StructureError
+from secateurs.plan import Plan
+from secateurs.structure.apply import cut_copy
+from secateurs.structure.trace import evaluating, quiet, split_example
+
+TOLERANCE = 1e-6
+"""Largest allowed max|difference| / max|output| in float64."""
+
+
+def redraw(model: nn.Module, seed: int = 0) -> nn.Module:
+    """``model`` with every floating parameter and statistic redrawn in place, so that nothing hides a mistake.
+
+    Real networks start with zero gammas or tiny layer scales, behind which a shuffled branch changes nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    seen: set[int] = set()
+    with torch.no_grad():
+        for module in model.modules():
+            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                if id(tensor) not in seen and tensor.is_floating_point():
+                    seen.add(id(tensor))
+                    tensor.copy_(_drawn(module, name, tensor, generator))
+    return model
+
+
+def _drawn(module: nn.Module, name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    if name == "running_var":
+        return uniform + 0.5
+    if tensor.dim() >= 2 and tensor.numel() > max(tensor.shape):
+        fan_in = tensor[0].numel() if not isinstance(module, nn.modules.conv._ConvTransposeNd) else tensor[:, 0].numel()
+        normal = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        return normal * (2.0 / max(fan_in, 1)) ** 0.5
+    sign = torch.where(torch.rand(tensor.shape, generator=generator) < 0.5, -1.0, 1.0)
+    if name in ("running_mean", "bias"):
+        return 0.3 * sign * uniform
+    return sign * (uniform + 0.5)
+
+
+def mask_removed(model: nn.Module, plan: Plan) -> nn.Module:
+    """``model`` with every removed index of every parameter set to zero in place: the dense network that ignores them."""
+    with torch.no_grad():
+        for name, axes in plan.removed().items():
+            path, _, leaf = name.rpartition(".")
+            module = model.get_submodule(path)
+            tensor = getattr(module, leaf)
+            if leaf == "running_var":
+                continue
+            for dim, gone in axes.items():
+                tensor.index_fill_(dim, torch.tensor(gone, device=tensor.device), 0)
+    return model
+
+
+def random_inputs(args: Sequence[Any], kwargs: Mapping[str, Any], seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example with every floating tensor redrawn in float64; integer inputs are kept."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+            return torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+        return leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf
+
+    return pytree.tree_map(draw, tuple(args)), pytree.tree_map(draw, dict(kwargs))
+
+
+def stored_example(plan: Plan) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example of the shapes and types that the plan stores."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for entry in plan.example_shapes:
+        tensor = None if entry is None else torch.zeros(tuple(entry[0]), dtype=getattr(torch, entry[1]))
+        if entry is not None and len(entry) == 3:
+            kwargs[entry[2]] = tensor
+        else:
+            args.append(tensor)
+    return tuple(args), kwargs
+
+
+def tensors_of(output: Any) -> list[torch.Tensor]:
+    """Every tensor of an output, in order."""
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
+def relative_difference(first: Any, second: Any) -> float:
+    """Largest max|a − b| / max|b| over all floating outputs; infinity where shapes, counts or finiteness differ."""
+    ours, theirs = tensors_of(first), tensors_of(second)
+    if len(ours) != len(theirs):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if not b.is_floating_point():
+            continue
+        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+            return float("inf")
+        scale = float(b.abs().max()) if b.numel() else 0.0
+        gap = float((a - b).abs().max()) if b.numel() else 0.0
+        worst = max(worst, gap / scale if scale else (float("inf") if gap else 0.0))
+    return worst
+
+
+def scratch(model: nn.Module, seed: int) -> nn.Module:
+    """A float64 copy on the CPU in evaluation mode with everything redrawn."""
+    return redraw(copy.deepcopy(model).cpu().double().eval(), seed)
+
+
+def check_plan(model: nn.Module, plan: Plan, example: Any = None, *, seed: int = 0) -> float:
+    """Relative difference between the cut network and its oracle on redrawn parameters.
+
+    The oracle is the user's own dense network with the removed indices set to zero; where a statistic spans units
+    (normalisation or softmax over them) it is the interpreter of the exported graph.
+
+    Raises:
+        StructureError: the cut network does not run, or the difference is above 1e-6.
+    """
+    args, kwargs = split_example(example) if example is not None else stored_example(plan)
+    inputs, keywords = random_inputs(args, kwargs, seed)
+    dense = scratch(model, seed)
+    small = cut_copy(dense, plan)
+    with torch.no_grad(), quiet():
+        try:
+            ours = small(*inputs, **keywords)
+        except Exception as error:
+            raise StructureError(
+                f"The cut network does not run ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
+                "The original is intact. Please report the architecture; --keep PATTERN leaves the layer alone."
+            ) from error
+        if plan.provenance.get("statistics"):
+            from secateurs.structure.interpreter import interpret
+            from secateurs.structure.trace import trace
+
+            graph = trace(model, (args, kwargs), grid=str(plan.provenance.get("grid", "auto")))
+            theirs = interpret(graph, plan, dense, inputs, keywords)
+        else:
+            theirs = mask_removed(dense, plan)(*inputs, **keywords)
+    error_found = relative_difference(ours, theirs)
+    if not error_found <= TOLERANCE:
+        where = first_difference(dense, small, plan, inputs, keywords)
+        raise StructureError(
+            f"The cut network computes something else: relative difference {error_found:.2g} (allowed {TOLERANCE:g}), "
+            f"first at {where}. The original is intact. Please report the architecture; --keep PATTERN leaves the layer alone."
+        )
+    return error_found
+
+
+def first_difference(
+    dense: nn.Module, small: nn.Module, plan: Plan, inputs: Sequence[Any], keywords: Mapping[str, Any]
+) -> str:
+    """Module path whose output differs first between the masked dense and the cut network."""
+    ours = _outputs(small, inputs, keywords)
+    theirs = _outputs(mask_removed(dense, plan), inputs, keywords)
+    for name, output in ours.items():
+        other = theirs.get(name)
+        if other is None or output.dim() != other.dim():
+            continue
+        if output.shape != other.shape:
+            other = _kept_channels(name, other, plan)
+        if output.shape == other.shape and relative_difference(output, other) > TOLERANCE:
+            return name or "the output"
+    return "the output"
+
+
+def _kept_channels(name: str, output: torch.Tensor, plan: Plan) -> torch.Tensor:
+    for leaf in ("weight", "bias"):
+        axes = plan.slices.get(f"{name}.{leaf}", {})
+        if 0 in axes:
+            total = plan.fingerprint.shapes[f"{name}.{leaf}"][0]
+            for dim in (1, output.dim() - 1):
+                if output.shape[dim] == total:
+                    return output.index_select(dim, torch.tensor(axes[0]))
+    return output
+
+
+def _outputs(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+
+    def remember(name: str) -> Any:
+        def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and name not in found:
+                found[name] = output.detach()
+
+        return hook
+
+    handles = [module.register_forward_hook(remember(name)) for name, module in model.named_modules()]
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(*inputs, **keywords)
+    except Exception:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
