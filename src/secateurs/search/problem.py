@@ -205,9 +205,9 @@ class Problem:
         """
         widths = np.asarray(widths, dtype=np.int64)
         gone = self.gone(removed, widths.shape[:-1])
-        return self._lookup.costs(widths.reshape(-1, widths.shape[-1]), gone.reshape(-1, gone.shape[-1])).reshape(
-            *widths.shape[:-1], len(self.constraints)
-        )
+        rows = int(np.prod(widths.shape[:-1], dtype=np.int64))
+        costs = self._lookup.costs(widths.reshape(rows, len(self.options)), gone.reshape(rows, len(self.spec.blocks)))
+        return costs.reshape(*widths.shape[:-1], len(self.constraints))
 
     @cached_property
     def _lookup(self) -> Lookup:
