@@ -1,0 +1,155 @@
+"""Integers that an ONNX file keeps about sizes (pads, shapes, splits), re-derived for other widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from secateurs.errors import ExportError
+from secateurs.network import AxisSpec, NetworkSpec
+
+FxConstants = Mapping[str, Mapping[str, Any]]
+"""New Python value per exported node and schema argument name."""
+
+_LARGEST = np.iinfo(np.int64).max
+
+
+class Constants:
+    """Knows which integer inputs of a dense ONNX file depend on widths.
+
+    Args:
+        model: the dense file.
+        node_names: undecomposed fx node name by ONNX value name.
+        spec: the network, for the channel axis of every value.
+    """
+
+    def __init__(self, model: onnx.ModelProto, node_names: Mapping[str, str], spec: NetworkSpec) -> None:
+        self._names, self._spec = node_names, spec
+        integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+        self._integers = {
+            tensor.name: numpy_helper.to_array(tensor)
+            for tensor in model.graph.initializer
+            if tensor.data_type in integers
+        }
+
+    def _axis(self, value: str) -> AxisSpec | None:
+        axis = self._spec.activation_axes.get(self._names.get(value, ""))
+        return axis if axis is not None and axis.parts else None
+
+    def patch(self, model: onnx.ModelProto, widths: np.ndarray, constants: FxConstants) -> None:
+        """Give every node of ``model`` that needs it new integer inputs for ``widths``.
+
+        Raises:
+            ExportError: a constant of the traced network has no place in the file.
+        """
+        for index, node in enumerate(model.graph.node):
+            told = constants.get(self._names.get(node.output[0], ""), {})
+            if "groups" in told and node.op_type in ("Conv", "ConvTranspose"):
+                _set_integer(node, "group", told["groups"])
+            new = self._replacements(node, widths, told)
+            if not new:
+                continue
+            fresh = onnx.NodeProto()
+            fresh.CopyFrom(node)
+            for position, value in new.items():
+                # Nodes share equal constants, so a changed one gets a name of its own.
+                name = f"{node.input[position]}_of_{index}"
+                model.graph.initializer.append(numpy_helper.from_array(value, name))
+                fresh.input[position] = name
+            node.CopyFrom(fresh)
+
+    def _replacements(self, node: onnx.NodeProto, widths: np.ndarray, told: Mapping[str, Any]) -> dict[int, np.ndarray]:
+        """New integer arrays by input position of ``node``."""
+        if node.op_type == "Pad":
+            return self._pad(node, told)
+        if node.op_type in ("Reshape", "Expand"):
+            return self._shape(node, told)
+        if node.op_type == "Slice":
+            return self._slice(node, told)
+        if node.op_type == "Split":
+            return self._split(node, widths)
+        if node.op_type == "Gather" and "index" in told:
+            return self._scalar(node, 1, told["index"])
+        return {}
+
+    def _pad(self, node: onnx.NodeProto, told: Mapping[str, Any]) -> dict[int, np.ndarray]:
+        amounts = told.get("pad")
+        if amounts is None:
+            return {}
+        old = self._integers.get(node.input[1])
+        if old is None:
+            raise self._misplaced(node)
+        rank = len(old) // 2
+        new = np.zeros_like(old)
+        # torch lists (begin, end) from the last dimension, ONNX all begins from the first and then all ends.
+        for step in range(len(amounts) // 2):
+            new[rank - 1 - step] = amounts[2 * step]
+            new[2 * rank - 1 - step] = amounts[2 * step + 1]
+        return {1: new}
+
+    def _shape(self, node: onnx.NodeProto, told: Mapping[str, Any]) -> dict[int, np.ndarray]:
+        old = self._integers.get(node.input[1])
+        if old is None:
+            return {}
+        new = old.copy()
+        listed = told.get("size", told.get("shape"))
+        if listed is not None and len(listed) == len(old):
+            for index, value in enumerate(listed):
+                # The first dimension is the batch, which the traced network may hold as a symbol.
+                if isinstance(value, int) and index > 0 and new[index] != -1:
+                    new[index] = value
+        elif node.op_type == "Reshape" and self._axis(node.output[0]) and len(old) > 1 and not (old == -1).any():
+            new[1] = -1
+        return {} if np.array_equal(new, old) else {1: new}
+
+    def _slice(self, node: onnx.NodeProto, told: Mapping[str, Any]) -> dict[int, np.ndarray]:
+        start, end = told.get("start"), told.get("end")
+        if start is not None and "length" in told:
+            end = start + told["length"]
+        new: dict[int, np.ndarray] = {}
+        for value, position in ((start, 1), (end, 2)):
+            if isinstance(value, int):
+                new.update(self._scalar(node, position, min(value, _LARGEST)))
+        return new
+
+    def _scalar(self, node: onnx.NodeProto, position: int, value: int) -> dict[int, np.ndarray]:
+        old = self._integers.get(node.input[position])
+        if old is None or old.size != 1:
+            raise self._misplaced(node)
+        return {position: np.full(old.shape, value, dtype=old.dtype)}
+
+    def _split(self, node: onnx.NodeProto, widths: np.ndarray) -> dict[int, np.ndarray]:
+        if len(node.input) < 2:
+            return {}
+        old = self._integers.get(node.input[1])
+        axes = [self._axis(value) for value in node.output]
+        if old is None or any(axis is None for axis in axes) or _split_axis(node) != 1:
+            return {}
+        lengths = [int(axis.length(widths)) for axis in axes if axis is not None]
+        return {1: np.array(lengths, dtype=old.dtype)}
+
+    def _misplaced(self, node: onnx.NodeProto) -> ExportError:
+        return ExportError(
+            f"The ONNX operator {node.op_type} {node.name} computes its sizes in the graph, where a constant was "
+            f"expected (traced node {self._names.get(node.output[0])}). Files of other widths cannot be made by "
+            f"slicing; choose a target that runs PyTorch itself."
+        )
+
+
+def _split_axis(node: onnx.NodeProto) -> int:
+    for attribute in node.attribute:
+        if attribute.name == "axis":
+            return int(attribute.i)
+    return 0
+
+
+def _set_integer(node: onnx.NodeProto, name: str, value: int) -> None:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            attribute.i = value
+            return
+    node.attribute.append(onnx.helper.make_attribute(name, value))

@@ -1,0 +1,199 @@
+"""Measures many variants of one network in one worker process, going round-robin over blocks of them."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+
+from secateurs.latency.design import Sample, dense
+from secateurs.latency.lock import measuring
+from secateurs.latency.process import Worker
+from secateurs.latency.sites import SiteMap
+from secateurs.latency.store import Store
+from secateurs.latency.targets._base import Target
+from secateurs.network import NetworkSpec
+from secateurs.progress import Progress, silent
+
+_BLOCK_BYTES = 400 << 20
+_BLOCK_SIZE = 12
+_TURN_MS = 8.0
+VERSION = 1
+"""Part of every stored signature: rises when what is measured changes."""
+
+
+class Variants(Protocol):
+    """Builds the network's file at any widths (``secateurs.export.variants.OnnxVariants``)."""
+
+    batch: int
+    dense_bytes: bytes
+    node_names: dict[str, str]
+
+    def build(
+        self, widths: np.ndarray, removed: frozenset[int] = frozenset(), rng: np.random.Generator | None = None
+    ) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One measured network.
+
+    ``total_ms``: unprofiled latency; ``site_ms``: profiled time per site (empty: no profiler); ``site_ops``:
+    operators per site; ``loose_ms``: profiled time that belongs to no site; ``anchor_ms``: the dense network's
+    latency in the same block of variants, which tells the drift of the machine's clock.
+    """
+
+    widths: tuple[int, ...]
+    removed: tuple[int, ...]
+    total_ms: float
+    anchor_ms: float
+    site_ms: tuple[float, ...] = ()
+    site_ops: tuple[int, ...] = ()
+    loose_ms: float = 0.0
+
+    @classmethod
+    def from_payload(cls, raw: dict[str, Any]) -> Observation:
+        """Read what the store kept."""
+        return cls(
+            widths=tuple(raw["widths"]),
+            removed=tuple(raw["removed"]),
+            total_ms=raw["total_ms"],
+            anchor_ms=raw["anchor_ms"],
+            site_ms=tuple(raw["site_ms"]),
+            site_ops=tuple(raw["site_ops"]),
+            loose_ms=raw["loose_ms"],
+        )
+
+
+class Collector:
+    """Measures samples of one network on one target, through the store.
+
+    Args:
+        spec: the network.
+        variants: builds its files.
+        target: runtime on a device.
+        threads: of the runtime.
+        store: where rows are kept (None: nowhere).
+        progress: where to report.
+        rounds: turns per variant, profiled and unprofiled each.
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        variants: Variants,
+        target: Target,
+        *,
+        threads: int = 1,
+        store: Store | None = None,
+        progress: Progress = silent,
+        rounds: int = 5,
+    ) -> None:
+        self._spec, self._variants, self._target = spec, variants, target
+        self._threads, self._store, self._progress, self._rounds = threads, store, progress, rounds
+        self.sites = SiteMap(onnx.load_model_from_string(variants.dense_bytes), variants.node_names, spec)
+        self.fingerprint = target.fingerprint(threads)
+        self._dense_ms = math.nan
+
+    def _signature(self, sample: Sample) -> str:
+        return f"variant/{VERSION}/{self._spec.fingerprint}/b{self._variants.batch}/{sample.key}"
+
+    def measure(self, samples: Sequence[Sample], name: str = "profile") -> list[Observation]:
+        """Observations of ``samples`` in their order; only those not in the store are run."""
+        known: dict[Sample, Observation] = {}
+        if self._store is not None:
+            rows = self._store.find(self.fingerprint, self._signature(Sample(())))
+            for sample in samples:
+                row = rows.get(self._signature(sample))
+                if row is not None:
+                    known[sample] = Observation.from_payload(row)
+        missing = [sample for sample in dict.fromkeys(samples) if sample not in known]
+        if missing:
+            with ExitStack() as stack:
+                task = stack.enter_context(self._progress.task(name, len(missing)))
+                worker = stack.enter_context(self._target.start())
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-variants-")))
+                for block in self._blocks(missing):
+                    known.update(self._run_block(worker, folder, block))
+                    task.advance(len(block), f"{np.median([known[sample].total_ms for sample in block]):.3g} ms")
+        return [known[sample] for sample in samples]
+
+    def _blocks(self, samples: Sequence[Sample]) -> list[list[Sample]]:
+        """Samples in blocks that fit in memory."""
+        size = max(2, min(_BLOCK_SIZE, _BLOCK_BYTES // max(1, len(self._variants.dense_bytes))))
+        return [list(samples[start : start + size]) for start in range(0, len(samples), size)]
+
+    def _run_block(self, worker: Worker, folder: Path, block: Sequence[Sample]) -> dict[Sample, Observation]:
+        anchor = dense(self._spec)
+        files = {"anchor": self._variants.dense_bytes}
+        for index, sample in enumerate(block):
+            if sample != anchor:
+                files[str(index)] = self._variants.build(sample.array(), sample.removed)
+        profiles: dict[str, Any] = {}
+        with measuring(self._progress):
+            for key, content in files.items():
+                path = folder / f"{key}.{self._target.artifact}"
+                path.write_bytes(content)
+                settings = self._target.settings(
+                    threads=self._threads, batch=self._variants.batch, profile=self._target.profiles
+                )
+                worker.load(key, path, settings)
+                path.unlink()
+            keys = list(files)
+            if self._target.profiles:
+                _turns(worker, keys, self._rounds)
+                profiles = {key: worker.profile(key) for key in keys}
+            times = _turns(worker, keys, self._rounds)
+            worker.drop(keys)
+        return self._observe(block, anchor, times, profiles)
+
+    def _observe(
+        self, block: Sequence[Sample], anchor: Sample, times: dict[str, list[float]], profiles: dict[str, Any]
+    ) -> dict[Sample, Observation]:
+        anchor_ms = typical(times["anchor"])
+        found = {}
+        for index, sample in enumerate(block):
+            key = "anchor" if sample == anchor else str(index)
+            site_ms: Sequence[float] = ()
+            site_ops: Sequence[int] = ()
+            loose = 0.0
+            if key in profiles:
+                site_ms, site_ops, loose = self.sites.attribute(self._target.operations(profiles[key]))
+            found[sample] = Observation(
+                widths=sample.widths,
+                removed=tuple(sorted(sample.removed)),
+                total_ms=typical(times[key]),
+                anchor_ms=anchor_ms,
+                site_ms=tuple(round(ms, 6) for ms in site_ms),
+                site_ops=tuple(site_ops),
+                loose_ms=loose,
+            )
+        if self._store is not None:
+            rows = {self._signature(sample): asdict(observation) for sample, observation in found.items()}
+            self._store.put(self.fingerprint, rows)
+        return found
+
+
+def typical(times: Sequence[float]) -> float:
+    """Mean of the times between the 10th and the 50th percentile: steady, and little moved by other load."""
+    ordered = np.sort(np.asarray(times, dtype=np.float64))
+    last = max(1, len(ordered) // 2)
+    return float(ordered[min(len(ordered) // 10, last - 1) : last].mean())
+
+
+def _turns(worker: Worker, keys: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    """Run times in ms per key from ``rounds`` turns each of about 8 ms; a turn's first run is not counted."""
+    first = worker.run(keys, runs=1, skip=1)["times_ms"]
+    runs = {key: max(2, min(40, math.ceil(_TURN_MS / first[key][0]))) for key in keys}
+    times: dict[str, list[float]] = {key: [] for key in keys}
+    for _ in range(rounds):
+        for key in keys:
+            times[key] += worker.run([key], runs=runs[key], skip=1)["times_ms"][key]
+    return times
