@@ -1,22 +1,32 @@
-"""The exact solver behind ``knapsack`` and ``splamp``: linearise, solve, re-score with the full models, repeat."""
+"""The exact solver behind ``knapsack`` and ``splamp``.
+
+Three steps: prices bound the value of every option (:mod:`lagrangian`); HiGHS solves the few options that could still
+be in the optimum (:mod:`milp`), more of them until the rest is proven useless; the plan is re-scored by the full cost
+models and solved again while a rounded sum or the solver's tolerance left it outside a limit.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from secateurs.errors import PlanError
-from secateurs.progress import Progress, silent
+from secateurs.progress import Progress, Task, silent
 from secateurs.search.climb import climb
+from secateurs.search.elimination import Best
+from secateurs.search.lagrangian import Dual, relax, solve_dual, surviving
 from secateurs.search.milp import solve_milp
 from secateurs.search.problem import SLACK, Candidate, Problem, Solution
 from secateurs.search.reach import fastest, infeasible
 from secateurs.search.tables import tabulate
 
 ROUNDS = 6
-"""Most solves: a plan that the full models put above a limit is cut off by a tighter limit and solved again."""
+"""Most solves of one program: a plan that the full models put above a limit is cut off by a tighter one."""
+
+CORE = 6
+"""Options per group in the first core, on average."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,32 @@ class Effort:
     gap: float = 1e-4
     seconds: float = 60.0
     breakpoints: int = 256
+
+
+@dataclass
+class _Search:
+    """The best plan so far and the clock."""
+
+    problem: Problem
+    effort: Effort
+    start: float
+    best: Candidate | None = None
+
+    @property
+    def left(self) -> float:
+        return self.effort.seconds - (time.perf_counter() - self.start)
+
+    def offer(self, candidate: Candidate) -> None:
+        """Take the candidate if it is within the limits and better."""
+        over = np.array([candidate.predicted[c.name] for c in self.problem.constraints]) - self.problem.limits
+        if np.all(over <= SLACK * np.abs(self.problem.limits)) and (
+            self.best is None or candidate.value > self.best.value
+        ):
+            self.best = candidate
+
+    def floor(self) -> float:
+        """Bounds up to this value prove an option useless at the wanted gap."""
+        return -np.inf if self.best is None else self.best.value + self.effort.gap * abs(self.best.value)
 
 
 def solve_exact(problem: Problem, effort: Effort | None = None, progress: Progress = silent) -> Solution:
@@ -43,34 +79,72 @@ def solve_exact(problem: Problem, effort: Effort | None = None, progress: Progre
     effort, start = effort or Effort(), time.perf_counter()
     if not problem.constraints:
         raise PlanError("An exact search needs a budget. Give --latency, or use the strategy uniform with keep=RATIO.")
+    search = _Search(problem, effort, start)
     with progress.task("search", None) as task:
-        best, bound = _rounds(problem, effort, start, task.advance)
+        dual = solve_dual(relax(problem, breakpoints=effort.breakpoints))
+        task.advance(note=f"bound {dual.bound:.6g}")
+        _climb_from(search, dual.points)
+        bound = _cores(search, dual, task)
+    best = search.best or _fallback(problem)
     gap = max(0.0, bound - best.value) / max(abs(best.value), 1e-12) if np.isfinite(bound) else None
-    return Solution(best.widths, best.removed, best.value, best.predicted, gap, time.perf_counter() - start, (best,))
+    seconds = time.perf_counter() - start
+    return Solution(best.widths, best.removed, best.value, best.predicted, gap, seconds, (best,))
 
 
-def _rounds(problem: Problem, effort: Effort, start: float, advance: object) -> tuple[Candidate, float]:
-    tables, limits = tabulate(problem, breakpoints=effort.breakpoints), problem.limits.copy()
-    best: Candidate | None = None
-    bound, sharpened = np.inf, tables.exact
+def _climb_from(search: _Search, points: tuple[Best, ...]) -> None:
+    """Start from the best maximiser within the limits, its slack used up."""
+    found = [search.problem.candidate(_widths(search.problem, p.states), p.removed) for p in points]
+    for candidate in found:
+        search.offer(candidate)
+    if search.best is not None:
+        search.offer(climb(search.problem, search.best))
+
+
+def _cores(search: _Search, dual: Dual, task: Task) -> float:
+    """Solve growing cores until the options outside are proven useless; the proven bound."""
+    every = np.sort(np.concatenate([dual.bound - bounds for bounds in dual.marginals])) if dual.marginals else np.zeros(1)
+    wanted, bound = CORE * max(1, len(dual.marginals)), dual.bound
+    while True:
+        if search.best is not None and dual.bound <= search.floor():
+            return dual.bound
+        depth = float(every[min(wanted, len(every)) - 1])
+        masks, left_out, hopeless = surviving(search.problem, dual, search.floor(), depth)
+        core = replace(
+            search.problem, options=tuple(o[m] for o, m in zip(search.problem.options, masks, strict=True))
+        )
+        complete = not np.isfinite(left_out)
+        proven = _solve_core(search, core)
+        task.advance(note="" if search.best is None else f"value {search.best.value:.6g}")
+        bound = min(bound, max(proven, left_out, hopeless))
+        done = search.best is not None and bound <= search.floor()
+        if complete or done or search.left <= 0:
+            return bound
+        wanted *= 4
+
+
+def _solve_core(search: _Search, core: Problem) -> float:
+    """Solve one program, offering every plan met; the proven bound of the core's value."""
+    tables = tabulate(core, breakpoints=search.effort.breakpoints)
+    limits, bound, sharpened = core.limits.copy(), np.inf, tables.exact
     for _ in range(ROUNDS):
-        left = effort.seconds - (time.perf_counter() - start)
-        result = solve_milp(tables, limits=limits, gap=effort.gap, seconds=left)
-        bound = min(bound, result.bound) if np.array_equal(limits, problem.limits) else bound
+        result = solve_milp(tables, limits=limits, gap=search.effort.gap / 4, seconds=search.left)
+        if tables.exact and np.array_equal(limits, core.limits):
+            bound = min(bound, result.bound)
         if result.states is None:
             break
-        found = problem.candidate(_widths(problem, result.states), result.removed)
-        over = np.array([found.predicted[c.name] for c in problem.constraints]) - problem.limits
-        if np.any(over > SLACK * np.abs(problem.limits)):
+        found = search.problem.candidate(_widths(core, result.states), result.removed)
+        over = np.array([found.predicted[c.name] for c in core.constraints]) - core.limits
+        if np.any(over > SLACK * np.abs(core.limits)):
             limits = limits - np.maximum(0.0, 2.0 * over)
             continue
-        best = found if best is None or found.value > best.value else best
-        if sharpened or result.seconds_exceeded:
+        search.offer(found)
+        if result.seconds_exceeded or (sharpened and tables.exact):
             break
-        tables, sharpened = tabulate(problem, breakpoints=effort.breakpoints, around=best.widths), True
-    if best is None:
-        best = _fallback(problem)
-    return (best if tables.exact and bound <= best.value * (1 + effort.gap) else climb(problem, best)), bound
+        if sharpened:
+            search.offer(climb(search.problem, found))
+            break
+        tables, sharpened = tabulate(core, breakpoints=search.effort.breakpoints, around=found.widths), True
+    return bound
 
 
 def _widths(problem: Problem, states: np.ndarray) -> np.ndarray:

@@ -125,13 +125,13 @@ class _Program:
         variables, columns = self.tables.variables, self.states[total.total]
         parts = [total.second] if total.first < 0 else [total.first, total.second]
         exact = variables[total.total].exact and all(variables[part].exact for part in parts)
-        if exact and total.states.size <= PAIRS_AT_MOST:
+        if exact and total.high.size <= PAIRS_AT_MOST:
             if len(parts) == 1:
                 z = self.states[total.second][None, :]
             else:
                 z = self._pair(total.first, total.second, frozenset())
             for state, column in enumerate(columns):
-                here = z[total.states == state]
+                here = z[total.high == state]
                 self._row([column, *here], [1.0] + [-1.0] * len(here), 0.0, 0.0)
             return
         variable = variables[total.total]

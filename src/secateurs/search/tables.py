@@ -52,12 +52,17 @@ class Factor:
 
 @dataclass(frozen=True)
 class Sum:
-    """Variable ``total`` is ``first + per_unit * second`` (state by state: ``states`` [first, second])."""
+    """Variable ``total`` is ``first + per_unit * second``; ``first`` is -1 where there is nothing to add to.
+
+    ``low``/``high`` [first, second]: first and last state of the total that the two states can give; equal unless
+    long sums were rounded.
+    """
 
     total: int
     first: int
     second: int
-    states: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,19 @@ class Tables:
         return all(variable.exact for variable in self.variables)
 
 
-def tabulate(problem: Problem, *, breakpoints: int = 256, around: np.ndarray | None = None) -> Tables:
+def tabulate(
+    problem: Problem, *, breakpoints: int = 256, around: np.ndarray | None = None, optimistic: bool = False
+) -> Tables:
     """The problem's variables and tables.
 
     Args:
         problem: any problem.
         breakpoints: most states of a sum; longer ones are rounded up to this many, evenly spaced.
         around: widths near which every reachable sum stays a state of its own (to sharpen a second solve).
+        optimistic: price a rounded sum by the smallest cost within its interval instead of the largest: bounds
+            computed from such tables hold for the problem itself.
     """
-    builder = _Builder(problem, breakpoints, around)
+    builder = _Builder(problem, breakpoints, around, np.minimum if optimistic else np.maximum)
     for column, constraint in enumerate(problem.constraints):
         for term in constraint.model.terms:
             builder.add(column, term)
@@ -100,8 +109,8 @@ def tabulate(problem: Problem, *, breakpoints: int = 256, around: np.ndarray | N
 
 
 class _Builder:
-    def __init__(self, problem: Problem, breakpoints: int, around: np.ndarray | None) -> None:
-        self.problem, self.breakpoints, self.around = problem, breakpoints, around
+    def __init__(self, problem: Problem, breakpoints: int, around: np.ndarray | None, fold: np.ufunc) -> None:
+        self.problem, self.breakpoints, self.around, self.fold = problem, breakpoints, around, fold
         self.variables = [self._group(index) for index in range(len(problem.options))]
         self.by_parts: dict[Parts, int] = {}
         self.sums: list[Sum] = []
@@ -120,7 +129,7 @@ class _Builder:
         grid = term.cost(sides[0].all_lengths[:, None], sides[1].all_lengths[None, :])
         table = np.broadcast_to(np.asarray(grid, dtype=np.float64), [len(side.all_lengths) for side in sides])
         for axis, side in enumerate(sides):
-            table = np.maximum.reduceat(table, side.starts, axis=axis) if side.starts is not None else table
+            table = self.fold.reduceat(table, side.starts, axis=axis) if side.starts is not None else table
             table = np.take(table, side.states, axis=axis)
         blocks = frozenset(term.blocks) & self.problem.removable
         first, second = sides[0].variable, sides[1].variable
@@ -174,10 +183,11 @@ class _Builder:
         self.variables.append(Variable(None, parts, highest, lowest, frozenset()))
         self.by_parts[parts] = index
         group, per_unit = last
-        here = np.zeros(1, dtype=np.int64) if first is None else self.variables[first].lengths
-        total = here[:, None] + per_unit * self.variables[group].lengths[None, :]
-        states = np.minimum(np.searchsorted(highest, total), len(highest) - 1)
-        self.sums.append(Sum(index, -1 if first is None else first, group, states))
+        more = per_unit * self.variables[group].lengths[None, :]
+        zero = np.zeros(1, dtype=np.int64)
+        start, end = (zero, zero) if first is None else (self.variables[first].lowest, self.variables[first].lengths)
+        low, high = (np.searchsorted(highest, ends[:, None] + more) for ends in (start, end))
+        self.sums.append(Sum(index, -1 if first is None else first, group, low, high))
         return index
 
     def _split(self, parts: Parts) -> tuple[Parts, tuple[int, int]]:
