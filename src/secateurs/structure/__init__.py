@@ -3,7 +3,8 @@
 from secateurs.structure.apply import apply
 from secateurs.structure.graph import Barrier, Graph
 from secateurs.structure.groups import Group, View
+from secateurs.structure.inspection import Inspection, inspect
 from secateurs.structure.trace import trace
 from secateurs.structure.verify import check_plan
 
-__all__ = ["Barrier", "Graph", "Group", "View", "apply", "check_plan", "trace"]
+__all__ = ["Barrier", "Graph", "Group", "Inspection", "View", "apply", "check_plan", "inspect", "trace"]

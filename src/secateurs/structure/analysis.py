@@ -223,7 +223,7 @@ class Call:
 
     def raw(self, name: str) -> Any:
         """The argument as it stands in the graph (a node, not a value)."""
-        return bind(self.node)[name] if name in bind(self.node) else None
+        return bind(self.node).get(name)
 
     def settle(self, moved: torch.Tensor, tie_first: bool = False) -> Factor | None:
         """Turn ids that an operator moved to new places into a factor along one axis."""
@@ -296,8 +296,9 @@ def analyse(program: torch.export.ExportedProgram, *, grid: str = "auto", barrie
             analysis.values[node.name] = _placeholder(analysis, program, node, kinds[node.name])
         elif node.op == "get_attr":
             tensor = getattr(program.graph_module, str(node.target), None)
-            known = isinstance(tensor, torch.Tensor)
-            analysis.values[node.name] = Value(tuple(tensor.shape), constant=tensor) if known else tensor
+            if isinstance(tensor, torch.Tensor):
+                tensor = Value(tuple(tensor.shape), constant=tensor)
+            analysis.values[node.name] = tensor
         elif node.op == "call_function":
             analysis.values[node.name] = _run(analysis, node, node.name in blocked)
         elif node.op == "output":
@@ -320,7 +321,7 @@ def _placeholder(analysis: Analysis, program: torch.export.ExportedProgram, node
     inline = spec.kind is InputKind.CONSTANT_TENSOR and "lifted_tensor" in str(spec.target)
     if real is not None and (inline or not real.dtype.is_floating_point):
         return Value(shape, constant=real.detach())
-    factors = []
+    factors: list[Factor] = []
     for dim, size in enumerate(shape):
         if size > 1:
             stack = analysis.axes.setdefault((spec.target, dim), [analysis.ids.fresh(size)])
@@ -364,9 +365,7 @@ def _run(analysis: Analysis, node: torch.fx.Node, blocked: bool) -> Any:
 
 def fold(call: Call) -> Any:
     """Evaluate an operator whose tensors depend on no input and no parameter."""
-    plain = torch.fx.node.map_aggregate(
-        dict(call.arguments), lambda a: a.constant if isinstance(a, Value) else a
-    )
+    plain = torch.fx.node.map_aggregate(dict(call.arguments), lambda a: a.constant if isinstance(a, Value) else a)
     assert isinstance(plain, dict)
     result = call_target(call.node.target, plain)
     if isinstance(result, torch.Tensor):
@@ -378,6 +377,8 @@ def fold(call: Call) -> Any:
 
 def call_target(target: Any, arguments: dict[str, Any]) -> Any:
     """Run an operator on arguments given by schema name."""
+    if target is _reshape:
+        return _reshape(arguments)
     if not isinstance(target, torch._ops.OpOverload):
         return target(*arguments.values())
     positional, keywords = [], {}
@@ -407,12 +408,10 @@ def barrier(call: Call, reason: str) -> Any:
 def move(call: Call, tie_first: bool = False) -> Any:
     """Apply the operator itself to the ids of its one tensor argument."""
     name, value = next((n, a) for n, a in call.arguments.items() if isinstance(a, Value))
-    others = {
-        n: _real(a) for n, a in call.arguments.items() if n != name
-    }
+    others = {n: _real(a) for n, a in call.arguments.items() if n != name}
     outputs: list[list[Factor]] = [[] for _ in call.shapes]
     for factor in value.factors:
-        moved = call_target(call.node.target, {**{name: None}, **others, name: spread(factor, value.shape)})
+        moved = call_target(_strideless(call.node.target), {name: spread(factor, value.shape), **others})
         parts = [moved] if isinstance(moved, torch.Tensor) else list(moved)
         for i, part in enumerate(parts):
             settled = call.settle(part, tie_first)
@@ -420,6 +419,17 @@ def move(call: Call, tie_first: bool = False) -> Any:
                 outputs[i].append(settled)
     values = [Value(shape, tuple(factors)) for shape, factors in zip(call.shapes, outputs, strict=True)]
     return values[0] if isinstance(call.node.meta["val"], torch.Tensor) else values
+
+
+def _strideless(target: Any) -> Any:
+    """The operator that does the same on tensors of any strides."""
+    if str(target) in ("aten.view.default", "aten._unsafe_view.default"):
+        return _reshape
+    return target
+
+
+def _reshape(arguments: dict[str, Any]) -> torch.Tensor:
+    return arguments["self"].reshape(arguments["size"])
 
 
 def _real(argument: Any) -> Any:

@@ -103,7 +103,9 @@ def slice_tensors(
             done[id(old)] = _sliced(old, axes)
         new = done[id(old)]
         if leaf in module._parameters:
-            module._parameters[leaf] = nn.Parameter(new, old.requires_grad) if not isinstance(new, nn.Parameter) else new
+            module._parameters[leaf] = (
+                nn.Parameter(new, old.requires_grad) if not isinstance(new, nn.Parameter) else new
+            )
             done[id(old)] = module._parameters[leaf]  # type: ignore[assignment]
         elif leaf in module._buffers:
             module._buffers[leaf] = new

@@ -52,7 +52,9 @@ class Gone:
         return ~self.mask(value.along(dim), value.shape[dim])
 
 
-def validate(graph: Graph, kept: Mapping[str, Sequence[int]], blocks_removed: Iterable[str]) -> dict[str, tuple[int, ...]]:
+def validate(
+    graph: Graph, kept: Mapping[str, Sequence[int]], blocks_removed: Iterable[str]
+) -> dict[str, tuple[int, ...]]:
     """Every group's kept units, sorted; groups of removed blocks are empty.
 
     Raises:
@@ -72,9 +74,13 @@ def validate(graph: Graph, kept: Mapping[str, Sequence[int]], blocks_removed: It
             continue
         units = sorted({int(unit) for unit in kept.get(group.name, range(group.units))})
         if units and not 0 <= units[0] <= units[-1] < group.units:
-            raise PlanError(f"Group {group.name} has units 0 to {group.units - 1}; the choice names {units[0]}..{units[-1]}.")
+            raise PlanError(
+                f"Group {group.name} has units 0 to {group.units - 1}; the choice names {units[0]}..{units[-1]}."
+            )
         if len(units) < group.min_units:
-            raise PlanError(f"Group {group.name} must keep at least {group.min_units} of {group.units} units, not {len(units)}.")
+            raise PlanError(
+                f"Group {group.name} must keep at least {group.min_units} of {group.units} units, not {len(units)}."
+            )
         resolved[group.name] = tuple(units)
     return resolved
 
@@ -131,7 +137,9 @@ def rederive(graph: Graph, node: torch.fx.Node, gone: Gone) -> dict[str, Any]:
     return {name: value for name, value in fresh.items() if value != arguments.get(name)}
 
 
-def _sizes(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone) -> dict[str, Any]:
+def _sizes(
+    graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone
+) -> dict[str, Any]:
     """Target sizes of view, reshape, expand and of constants made in the forward pass."""
     name = "shape" if "shape" in arguments else "size"
     wanted = list(arguments[name])
@@ -144,7 +152,9 @@ def _sizes(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values:
     return {name: wanted}
 
 
-def _unflatten(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone) -> dict[str, Any]:
+def _unflatten(
+    graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone
+) -> dict[str, Any]:
     value, dim, wanted = values[0], arguments["dim"], list(arguments["sizes"])
     start = dim % (len(value.shape) - len(wanted) + 1)
     for i, entry in enumerate(wanted):
@@ -153,7 +163,9 @@ def _unflatten(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], val
     return {"sizes": wanted}
 
 
-def _split(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone) -> dict[str, Any]:
+def _split(
+    graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone
+) -> dict[str, Any]:
     dim = arguments.get("dim", 0)
     lengths = [int(gone.kept(value, dim).sum()) for value in values]
     if isinstance(arguments.get("split_sizes", arguments.get("split_size")), (list, tuple)):
@@ -164,7 +176,9 @@ def _split(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values:
     return {}
 
 
-def _chunk(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone) -> dict[str, Any]:
+def _chunk(
+    graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone
+) -> dict[str, Any]:
     lengths = [int(gone.kept(value, arguments.get("dim", 0)).sum()) for value in values]
     total, count = sum(lengths), len(lengths)
     each = -(-total // count)
@@ -179,7 +193,9 @@ def _source(graph: Graph, arguments: dict[str, Any], name: str = "self") -> Valu
     return value
 
 
-def _slice(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone) -> dict[str, Any]:
+def _slice(
+    graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone
+) -> dict[str, Any]:
     value, dim = _source(graph, arguments), arguments.get("dim", 0)
     if not value.along(dim):
         return {}
@@ -195,7 +211,9 @@ def _slice(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values:
     return fresh
 
 
-def _narrow(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone) -> dict[str, Any]:
+def _narrow(
+    graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone
+) -> dict[str, Any]:
     value, dim = _source(graph, arguments), arguments["dim"]
     if not value.along(dim) or not isinstance(arguments["start"], int):
         return {}
@@ -203,7 +221,9 @@ def _narrow(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values
     return {"start": int(stays[:start].sum()), "length": int(stays[start : start + arguments["length"]].sum())}
 
 
-def _select(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone) -> dict[str, Any]:
+def _select(
+    graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone
+) -> dict[str, Any]:
     value, dim = _source(graph, arguments), arguments["dim"]
     if not value.along(dim):
         return {}
@@ -211,7 +231,9 @@ def _select(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values
     return {"index": int(stays[:index].sum())}
 
 
-def _pad(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone) -> dict[str, Any]:
+def _pad(
+    graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone
+) -> dict[str, Any]:
     amounts = list(arguments["pad"])
     source, result = _source(graph, arguments), values[0]
     rank = len(result.shape)
@@ -233,7 +255,9 @@ def _pad(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: l
     return {"pad": amounts}
 
 
-def _roll(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone) -> dict[str, Any]:
+def _roll(
+    graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone
+) -> dict[str, Any]:
     source = _source(graph, arguments)
     shifts, dims = list(arguments["shifts"]), list(arguments.get("dims") or [])
     for i, dim in enumerate(dims):
@@ -244,7 +268,9 @@ def _roll(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: 
     return {"shifts": shifts}
 
 
-def _grouped(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone) -> dict[str, Any]:
+def _grouped(
+    graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone
+) -> dict[str, Any]:
     """Groups of a convolution or a group normalisation that goes group by group."""
     groups, axis = graph.analysis.folded_grids.get(node.name, (1, 1))
     if axis == 1:
@@ -257,7 +283,9 @@ def _grouped(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], value
     return {name: int(kept.sum())}
 
 
-def _normalized(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone) -> dict[str, Any]:
+def _normalized(
+    graph: Graph, node: torch.fx.Node, arguments: dict[str, Any], values: list[Value], gone: Gone
+) -> dict[str, Any]:
     source = _source(graph, arguments, "input")
     shape = list(arguments["normalized_shape"])
     for i in range(len(shape)):

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 def describe(graph: Graph) -> str:
     """Groups, removable blocks and barriers, one line each."""
-    lines = [f"{len(graph.groups)} groups, {len(graph.removable_blocks)} removable blocks, {len(graph.barriers)} barriers"]
+    lines = [
+        f"{len(graph.groups)} groups, {len(graph.removable_blocks)} removable blocks, {len(graph.barriers)} barriers"
+    ]
     for group in graph.groups:
         coupled = ", ".join(group.layers[:6]) + (f" and {len(group.layers) - 6} more" if len(group.layers) > 6 else "")
         lines.append(f"  {group.name}: {group.units} units, {group.max_removable} removable; {coupled}")

@@ -55,9 +55,10 @@ def _is_weighted(node: torch.fx.Node) -> bool:
 
 def batch_norm_scale(norm: nn.Module) -> torch.Tensor:
     """γ / √(σ² + ε) per channel, float64 [channels]."""
-    variance = norm.running_var.double()  # type: ignore[union-attr,operator]
-    gain = norm.weight.double() if norm.weight is not None else torch.ones_like(variance)  # type: ignore[operator]
-    return (gain / torch.sqrt(variance + norm.eps)).detach()  # type: ignore[operator]
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_var is not None
+    variance = norm.running_var.double()
+    gain = norm.weight.double() if norm.weight is not None else torch.ones_like(variance)
+    return (gain / torch.sqrt(variance + norm.eps)).detach()
 
 
 def fold_batch_norm(graph: Graph, model: nn.Module | None = None) -> nn.Module:
@@ -79,11 +80,13 @@ def fold_batch_norm(graph: Graph, model: nn.Module | None = None) -> nn.Module:
 
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:
-    weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+    assert isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear))
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+    weight = layer.weight
     scale = batch_norm_scale(norm)
-    mean = norm.running_mean.double()  # type: ignore[union-attr,operator]
-    shift = norm.bias.double() if norm.bias is not None else torch.zeros_like(mean)  # type: ignore[operator]
-    bias = layer.bias.double() if layer.bias is not None else torch.zeros_like(mean)  # type: ignore[operator]
+    mean = norm.running_mean.double()
+    shift = norm.bias.double() if norm.bias is not None else torch.zeros_like(mean)
+    bias = layer.bias.double() if layer.bias is not None else torch.zeros_like(mean)
     dim = 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
     view = [1] * weight.dim()
     view[dim] = -1

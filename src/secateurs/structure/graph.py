@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,7 +58,7 @@ class Graph:
         self.args = args
         self.kwargs = kwargs
         self.program = program
-        self.analysis: Analysis = analyse(program, grid=grid, barriers=barriers)
+        self.analysis: Analysis = analyse(program, grid=grid, barriers=_matching(program.graph, tuple(barriers)))
         self.groups: tuple[Group, ...] = find_groups(self.analysis, keep)
         self.units = UnitMap(self.analysis, self.groups)
         self.removable_blocks: tuple[Block, ...] = find_blocks(program.graph, self.analysis)
@@ -135,7 +136,7 @@ class Graph:
         result = self.analysis.values[name]
         source = next(n for n in node.all_input_nodes if n.name not in self.analysis.origin)
         value = self.analysis.values[source.name]
-        weight = self.program.state_dict[parameter] if parameter in self.program.state_dict else None
+        weight = self.program.state_dict.get(parameter)
         shape = tuple(weight.shape) if weight is not None else ()
         is_conv = "conv" in str(node.target)
         rank = max(len(shape) - 2, 0) if is_conv else 0
@@ -231,6 +232,27 @@ class Graph:
         return describe(self)
 
 
+def _matching(graph: torch.fx.Graph, patterns: tuple[str, ...]) -> list[str]:
+    """Names of the calls whose operator or module path matches a pattern.
+
+    Raises:
+        PlanError: a pattern matches nothing.
+    """
+    found: list[str] = []
+    for pattern in patterns:
+        before = len(found)
+        for node in graph.nodes:
+            texts = (operator_name(node.target), module_path(node)) if node.op == "call_function" else ()
+            if any(fnmatch.fnmatchcase(text, pattern) for text in texts):
+                found.append(node.name)
+        if len(found) == before:
+            raise PlanError(
+                f"Barrier {pattern!r} matches no operator and no module. Give a glob of a module path such as "
+                "'blocks.3.*', or of an operator such as 'aten.roll*'; 'secateurs doctor' lists both."
+            )
+    return found
+
+
 def _owned(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers under every name, tied ones too."""
     owned: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -242,7 +264,9 @@ def example_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, 
     """Shapes and types of an example as JSON values: ``[[shape, dtype], …]``, keyword inputs last with their name."""
     found: list[Any] = []
     for item in args:
-        found.append([list(item.shape), str(item.dtype).removeprefix("torch.")] if isinstance(item, torch.Tensor) else None)
+        found.append(
+            [list(item.shape), str(item.dtype).removeprefix("torch.")] if isinstance(item, torch.Tensor) else None
+        )
     for name, item in kwargs.items():
         if isinstance(item, torch.Tensor):
             found.append([list(item.shape), str(item.dtype).removeprefix("torch."), name])

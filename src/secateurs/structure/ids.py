@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +25,8 @@ class IdSpace:
 
     def __init__(self) -> None:
         self._parent = np.array([NEUTRAL, PINNED], dtype=np.int64)
-        self._pin_of: dict[int, Pin] = {}
+        # The same forest without pins: it tells which pin made a class stay.
+        self._unpinned = self._parent.copy()
         self._pins: list[tuple[np.ndarray, Pin]] = []
 
     def __len__(self) -> int:
@@ -34,35 +34,22 @@ class IdSpace:
 
     def fresh(self, count: int) -> np.ndarray:
         """``count`` new ids, int64 [count]."""
-        start = len(self._parent)
-        ids = np.arange(start, start + count, dtype=np.int64)
+        ids = np.arange(len(self._parent), len(self._parent) + count, dtype=np.int64)
         self._parent = np.concatenate([self._parent, ids])
+        self._unpinned = np.concatenate([self._unpinned, ids])
         return ids
 
     def find(self, ids: np.ndarray) -> np.ndarray:
         """The representative of every id, same shape."""
-        roots = self._parent[ids]
-        while True:
-            above = self._parent[roots]
-            if np.array_equal(above, roots):
-                break
-            roots = above
-        self._parent[ids] = roots
-        return roots
+        return _roots(self._parent, ids)
 
     def unify(self, first: np.ndarray, second: np.ndarray) -> None:
         """Make each pair of ids one unit; arrays of the same shape. Neutral ids unify with nothing."""
         a, b = np.ravel(first), np.ravel(second)
         real = (a != NEUTRAL) & (b != NEUTRAL)
-        a, b = self.find(a[real]), self.find(b[real])
-        while True:
-            low, high = np.minimum(a, b), np.maximum(a, b)
-            differ = low != high
-            if not differ.any():
-                return
-            low, high = low[differ], high[differ]
-            np.minimum.at(self._parent, high, low)
-            a, b = self.find(low), self.find(high)
+        _merge(self._parent, a[real], b[real])
+        apart = real & (a != PINNED) & (b != PINNED)
+        _merge(self._unpinned, a[apart], b[apart])
 
     def tie(self, ids: np.ndarray) -> None:
         """Make all ids of each row one unit; ids [rows, n]."""
@@ -83,6 +70,40 @@ class IdSpace:
         """True where an id must stay, bool, same shape."""
         return self.find(ids) == PINNED
 
-    def pins(self) -> Iterable[tuple[np.ndarray, Pin]]:
-        """Every pinning in order: the ids that were pinned first-hand and why."""
-        return iter(self._pins)
+    def reasons(self, ids: np.ndarray) -> list[tuple[Pin, int]]:
+        """Why ids of an axis stay: each pin that holds some of them, with how many, most first."""
+        stays = ids[(ids != NEUTRAL) & self.pinned(ids)]
+        if not len(stays):
+            return []
+        mine = _roots(self._unpinned, stays)
+        open_ = np.ones(len(stays), dtype=bool)
+        found: dict[Pin, int] = {}
+        for pinned, pin in self._pins:
+            hit = open_ & np.isin(mine, _roots(self._unpinned, pinned))
+            if hit.any():
+                found[pin] = found.get(pin, 0) + int(hit.sum())
+                open_ &= ~hit
+        return sorted(found.items(), key=lambda item: -item[1])
+
+
+def _roots(parent: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    roots = parent[ids]
+    while True:
+        above = parent[roots]
+        if np.array_equal(above, roots):
+            break
+        roots = above
+    parent[ids] = roots
+    return roots
+
+
+def _merge(parent: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+    a, b = _roots(parent, a), _roots(parent, b)
+    while True:
+        low, high = np.minimum(a, b), np.maximum(a, b)
+        differ = low != high
+        if not differ.any():
+            return
+        low, high = low[differ], high[differ]
+        np.minimum.at(parent, high, low)
+        a, b = _roots(parent, low), _roots(parent, high)

@@ -74,7 +74,7 @@ def _learn(graph: Graph) -> Recipe:
         recipe = Recipe(links, None)
         plan = _plan(graph, probe, (), {}, recipe)
         try:
-            check_plan(graph.model, plan, (graph.args, graph.kwargs))
+            check_plan(graph.model, plan, (graph.args, graph.kwargs), graph=graph)
             return recipe
         except StructureError as error:
             reason = str(error)

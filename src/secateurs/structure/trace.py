@@ -90,7 +90,9 @@ def quiet() -> Iterator[None]:
 
 def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     """The common first size of all tensor inputs, or None."""
-    sizes = {leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()}
+    sizes = {
+        leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()
+    }
     return sizes.pop() if len(sizes) == 1 else None
 
 
@@ -143,9 +145,7 @@ def _export_once(model: torch.nn.Module, args: Any, kwargs: Any, shapes: Any) ->
     if shapes is None:
         return torch.export.export(model, args, kwargs, strict=False)
     positional, keyword = shapes
-    return torch.export.export(
-        model, args, kwargs, dynamic_shapes=_named(model, positional, keyword), strict=False
-    )
+    return torch.export.export(model, args, kwargs, dynamic_shapes=_named(model, positional, keyword), strict=False)
 
 
 def _named(model: torch.nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> Any:

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from secateurs.errors import StructureError
 from secateurs.plan import Plan
 from secateurs.structure.apply import cut_copy
-from secateurs.structure.trace import evaluating, quiet, split_example
+from secateurs.structure.graph import Graph
+from secateurs.structure.trace import evaluating, quiet, split_example, trace
 
 TOLERANCE = 1e-6
 """Largest allowed max|difference| / max|output| in float64."""
@@ -36,13 +37,14 @@ def redraw(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def _drawn(module: nn.Module, name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    if tensor.dim() >= 2 and tensor.numel() > max(tensor.shape):
+        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        fan_in = tensor[:, 0].numel() if transposed else tensor[0].numel()
+        limit = (6.0 / max(fan_in, 1)) ** 0.5
+        return torch.empty(tensor.shape, dtype=tensor.dtype).uniform_(-limit, limit, generator=generator)
+    uniform = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
     if name == "running_var":
         return uniform + 0.5
-    if tensor.dim() >= 2 and tensor.numel() > max(tensor.shape):
-        fan_in = tensor[0].numel() if not isinstance(module, nn.modules.conv._ConvTransposeNd) else tensor[:, 0].numel()
-        normal = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        return normal * (2.0 / max(fan_in, 1)) ** 0.5
     sign = torch.where(torch.rand(tensor.shape, generator=generator) < 0.5, -1.0, 1.0)
     if name in ("running_mean", "bias"):
         return 0.3 * sign * uniform
@@ -50,7 +52,7 @@ def _drawn(module: nn.Module, name: str, tensor: torch.Tensor, generator: torch.
 
 
 def mask_removed(model: nn.Module, plan: Plan) -> nn.Module:
-    """``model`` with every removed index of every parameter set to zero in place: the dense network that ignores them."""
+    """``model`` with every removed index set to zero in place: the dense network that ignores them."""
     with torch.no_grad():
         for name, axes in plan.removed().items():
             path, _, leaf = name.rpartition(".")
@@ -63,7 +65,9 @@ def mask_removed(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def random_inputs(args: Sequence[Any], kwargs: Mapping[str, Any], seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def random_inputs(
+    args: Sequence[Any], kwargs: Mapping[str, Any], seed: int = 0
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The example with every floating tensor redrawn in float64; integer inputs are kept."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -94,7 +98,7 @@ def tensors_of(output: Any) -> list[torch.Tensor]:
 
 
 def relative_difference(first: Any, second: Any) -> float:
-    """Largest max|a − b| / max|b| over all floating outputs; infinity where shapes, counts or finiteness differ."""
+    """Largest max|a - b| / max|b| over all floating outputs; infinity where shapes, counts or finiteness differ."""
     ours, theirs = tensors_of(first), tensors_of(second)
     if len(ours) != len(theirs):
         return float("inf")
@@ -117,33 +121,43 @@ def scratch(model: nn.Module, seed: int) -> nn.Module:
     return redraw(copy.deepcopy(model).cpu().double().eval(), seed)
 
 
-def check_plan(model: nn.Module, plan: Plan, example: Any = None, *, seed: int = 0) -> float:
+def check_plan(
+    model: nn.Module, plan: Plan, example: Any = None, *, seed: int = 0, graph: Graph | None = None
+) -> float:
     """Relative difference between the cut network and its oracle on redrawn parameters.
 
     The oracle is the user's own dense network with the removed indices set to zero; where a statistic spans units
     (normalisation or softmax over them) it is the interpreter of the exported graph.
 
+    Args:
+        model: the dense network.
+        plan: what stays.
+        example: inputs; without it, inputs of the plan's stored shapes.
+        seed: of the redrawn parameters and inputs.
+        graph: the traced network, if at hand (else it is traced where it is needed).
+
     Raises:
         StructureError: the cut network does not run, or the difference is above 1e-6.
     """
     args, kwargs = split_example(example) if example is not None else stored_example(plan)
+    needs_graph = plan.rebuild is not None or bool(plan.provenance.get("statistics"))
+    if needs_graph and graph is None:
+        graph = trace(model, (args, kwargs), grid=str(plan.provenance.get("grid", "auto")))
     inputs, keywords = random_inputs(args, kwargs, seed)
     dense = scratch(model, seed)
-    small = cut_copy(dense, plan)
     with torch.no_grad(), quiet():
         try:
+            small = _carried_out(dense, plan, graph)
             ours = small(*inputs, **keywords)
         except Exception as error:
             raise StructureError(
-                f"The cut network does not run ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
+                f"The cut network does not run ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}). "
                 "The original is intact. Please report the architecture; --keep PATTERN leaves the layer alone."
             ) from error
-        if plan.provenance.get("statistics"):
+        if plan.provenance.get("statistics") and graph is not None:
             from secateurs.structure.interpreter import interpret
-            from secateurs.structure.trace import trace
 
-            graph = trace(model, (args, kwargs), grid=str(plan.provenance.get("grid", "auto")))
-            theirs = interpret(graph, plan, dense, inputs, keywords)
+            theirs: Any = interpret(graph, plan, dense, inputs, keywords)
         else:
             theirs = mask_removed(dense, plan)(*inputs, **keywords)
     error_found = relative_difference(ours, theirs)
@@ -151,9 +165,19 @@ def check_plan(model: nn.Module, plan: Plan, example: Any = None, *, seed: int =
         where = first_difference(dense, small, plan, inputs, keywords)
         raise StructureError(
             f"The cut network computes something else: relative difference {error_found:.2g} (allowed {TOLERANCE:g}), "
-            f"first at {where}. The original is intact. Please report the architecture; --keep PATTERN leaves the layer alone."
+            f"first at {where}. The original is intact. Please report the architecture; "
+            "--keep PATTERN leaves the layer alone."
         )
     return error_found
+
+
+def _carried_out(dense: nn.Module, plan: Plan, graph: Graph | None) -> nn.Module:
+    if plan.rebuild is None:
+        return cut_copy(dense, plan)
+    from secateurs.structure.rebuild import build
+
+    assert graph is not None
+    return build(graph, graph.cut(plan.groups, plan.blocks_removed), dense, plan.rebuild).double().eval()
 
 
 def first_difference(

@@ -1,0 +1,114 @@
+"""What a network allows: how much of it can go, what is coupled, what stays and why."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from secateurs.structure.groups import module_path, source_line
+
+if TYPE_CHECKING:
+    from secateurs.structure.graph import Graph
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """One group: shares are fractions of the network that vanish when the group keeps its fewest units."""
+
+    name: str
+    units: int
+    max_removable: int
+    layers: tuple[str, ...]
+    parameter_share: float
+    macs_share: float
+
+
+@dataclass(frozen=True)
+class PinReport:
+    """Channels of one layer that stay, and why; ``source``: the user's source line."""
+
+    layer: str
+    parameter: str
+    dim: int
+    stays: int
+    size: int
+    reason: str
+    operator: str
+    module: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything ``secateurs doctor`` prints.
+
+    ``removable_parameter_share``/``removable_macs_share``: what goes when every group keeps its fewest units;
+    ``rebuild``: None, or why a cut network is rebuilt from the exported graph instead of keeping the user's class.
+    """
+
+    parameters: int
+    macs: int
+    groups: tuple[GroupReport, ...]
+    blocks: tuple[str, ...]
+    pins: tuple[PinReport, ...]
+    barriers: tuple[str, ...]
+    removable_parameter_share: float
+    removable_macs_share: float
+    statistics: int
+
+
+def inspect(graph: Graph) -> Inspection:
+    """How much of a traced network can go, and what holds the rest."""
+    spec = graph.spec
+    dense, fewest = spec.dense_widths, spec.min_widths
+    parameters, macs = spec.parameter_count(dense), spec.macs(dense)
+    reports = []
+    for number, group in enumerate(graph.groups):
+        widths = dense.copy()
+        widths[number] = fewest[number]
+        lost_parameters = 1 - spec.parameter_count(widths) / max(parameters, 1)
+        lost_macs = 1 - spec.macs(widths) / max(macs, 1)
+        reports.append(
+            GroupReport(group.name, group.units, group.max_removable, group.layers, lost_parameters, lost_macs)
+        )
+    return Inspection(
+        parameters=parameters,
+        macs=macs,
+        groups=tuple(reports),
+        blocks=tuple(block.name for block in spec.blocks),
+        pins=_pins(graph),
+        barriers=tuple(str(barrier) for barrier in graph.barriers),
+        removable_parameter_share=1 - spec.parameter_count(fewest) / max(parameters, 1),
+        removable_macs_share=1 - spec.macs(fewest) / max(macs, 1),
+        statistics=len(graph.analysis.statistics),
+    )
+
+
+def _pins(graph: Graph) -> tuple[PinReport, ...]:
+    """One entry per producing axis and reason, in execution order."""
+    found: dict[tuple[str, int, str], PinReport] = {}
+    sizes: dict[tuple[str, int], int] = defaultdict(int)
+    for use in graph.analysis.uses:
+        key = (use.parameter, use.dim)
+        if use.role != "out" or key not in graph.analysis.axes or key in sizes:
+            continue
+        ids = graph.analysis.axes[key][0]
+        sizes[key] = len(ids)
+        for pin, count in graph.analysis.ids.reasons(np.asarray(ids)):
+            node = graph.nodes.get(pin.node)
+            report = PinReport(
+                layer=use.parameter.rpartition(".")[0] or use.parameter,
+                parameter=use.parameter,
+                dim=use.dim,
+                stays=count,
+                size=len(ids),
+                reason=pin.reason,
+                operator=str(node.target) if node is not None else "",
+                module=module_path(node) if node is not None else "",
+                source=source_line(node) if node is not None else "",
+            )
+            found.setdefault((*key, pin.reason), report)
+    return tuple(found.values())

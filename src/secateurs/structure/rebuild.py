@@ -1,0 +1,179 @@
+"""A trainable module built from the exported graph, where the user's own forward cannot run at the new shapes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.export.graph_signature import InputKind
+
+from secateurs.plan import Plan
+from secateurs.structure.analysis import bind
+from secateurs.structure.cut import Cut
+from secateurs.structure.groups import module_path
+from secateurs.structure.values import Value
+
+if TYPE_CHECKING:
+    from secateurs.structure.graph import Graph
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def rebuild(model: nn.Module, plan: Plan, example: Any = None, *, check: bool = True) -> nn.Module:
+    """A ``GraphModule`` of the cut network; see :func:`build`. Traces the network again, with the example or the
+    plan's stored shapes.
+
+    Raises:
+        StructureError: the network cannot be traced, or the result computes something else.
+    """
+    from secateurs.structure.trace import split_example, trace
+    from secateurs.structure.verify import check_plan, stored_example
+
+    inputs = split_example(example) if example is not None else stored_example(plan)
+    graph = trace(model, inputs, grid=str(plan.provenance.get("grid", "auto")))
+    if check:
+        check_plan(model, plan, inputs, graph=graph)
+    return build(graph, graph.cut(plan.groups, plan.blocks_removed), model, str(plan.rebuild))
+
+
+def build(graph: Graph, resolved: Cut, model: nn.Module, reason: str) -> nn.Module:
+    """The cut network as a ``GraphModule`` with the weights of ``model``.
+
+    Parameters keep their names, batch normalisation and dropout are real modules (so ``train()`` works), constants
+    are re-derived, scales that came from a pruned size keep their dense value, and removed blocks are dropped.
+    ``secateurs_rebuilt`` on the result says why.
+    """
+    from secateurs.structure.apply import slice_tensors
+
+    root = copy.deepcopy(model)
+    slice_tensors(root, resolved.slices)
+    fresh = torch.fx.Graph()
+    copies: dict[torch.fx.Node, Any] = {}
+    kinds = {spec.arg.name: spec for spec in graph.program.graph_signature.input_specs}
+    for node in graph.program.graph.nodes:
+        if node.op == "placeholder" and kinds[node.name].kind is not InputKind.USER_INPUT:
+            copies[node] = fresh.get_attr(_attribute(graph, root, kinds[node.name]))
+        elif node.op == "call_function" and "_assert" in str(node.target):
+            continue
+        elif node.name in resolved.bypassed:
+            copies[node] = copies[graph.nodes[resolved.bypassed[node.name]]]
+        elif node.op == "call_function":
+            copies[node] = _call(graph, fresh, node, copies, resolved, root)
+        else:
+            copies[node] = fresh.node_copy(node, lambda n: copies[n])
+        if isinstance(copies.get(node), torch.fx.Node) and copies[node].op != "get_attr":
+            copies[node].meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
+    fresh.set_codegen(_codegen(graph))
+    result = torch.fx.GraphModule(root, fresh, class_name=f"{type(model).__name__}Pruned")
+    result.graph.eliminate_dead_code()
+    result.delete_all_unused_submodules()
+    result.graph.lint()
+    result.recompile()
+    result.secateurs_rebuilt = reason  # type: ignore[assignment]
+    return result.train(model.training)
+
+
+def _codegen(graph: Graph) -> Any:
+    """Input and output structure of the user's forward."""
+    from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+
+    spec = graph.program.call_spec
+    positional, keyword = spec.in_spec.children()
+    names = [f"arg_{i}" for i in range(positional.num_children)]
+    import inspect
+
+    signature = [p.name for p in inspect.signature(graph.model.forward).parameters.values()]
+    if len(signature) >= len(names):
+        names = signature[: len(names)]
+    names += [str(key) for key in (keyword.context or [])]
+    return _PyTreeCodeGen(_PyTreeInfo(names, spec.in_spec, spec.out_spec))
+
+
+def _attribute(graph: Graph, root: nn.Module, spec: Any) -> str:
+    target = str(spec.target)
+    path, _, leaf = target.rpartition(".")
+    try:
+        owner = root.get_submodule(path)
+    except AttributeError:
+        owner = root
+    if isinstance(getattr(owner, leaf, None), torch.Tensor):
+        return target
+    name = f"constant_{target.replace('.', '_')}"
+    if not hasattr(root, name):
+        constant = graph.program.constants.get(target, graph.program.state_dict.get(target))
+        assert isinstance(constant, torch.Tensor)
+        root.register_buffer(name, constant.detach().clone(), persistent=False)
+    return name
+
+
+def _call(
+    graph: Graph,
+    fresh: torch.fx.Graph,
+    node: torch.fx.Node,
+    copies: dict[torch.fx.Node, Any],
+    resolved: Cut,
+    root: nn.Module,
+) -> torch.fx.Node:
+    module = _trainable_module(graph, node, root)
+    if module is not None:
+        source = node.args[0]
+        assert isinstance(source, torch.fx.Node)
+        return fresh.call_module(module, (copies[source],))
+    changed = dict(resolved.constants.get(node.name, {}))
+    target, arguments = node.target, bind(node)
+    if changed or "scaled_dot_product" in str(target):
+        arguments.update(changed)
+        target = _retarget(target, arguments, changed)
+        _freeze_scale(graph, node, arguments)
+        positional, keywords = _arranged(target, arguments)
+        mapped = torch.fx.node.map_arg((tuple(positional), keywords), lambda n: copies[n])
+        return fresh.call_function(target, *mapped)  # type: ignore[arg-type]
+    return fresh.node_copy(node, lambda n: copies[n])
+
+
+def _trainable_module(graph: Graph, node: torch.fx.Node, root: nn.Module) -> str | None:
+    """Path of the batch normalisation or dropout module behind a call, so that it behaves as such in training."""
+    text = str(node.target)
+    if "batch_norm" not in text and "dropout" not in text:
+        return None
+    path = module_path(node)
+    try:
+        module = root.get_submodule(path)
+    except AttributeError:
+        return None
+    if "dropout" in text:
+        return path if isinstance(module, _DROPOUTS) else None
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
+        return None
+    mean = bind(node).get("running_mean")
+    named = graph.analysis.origin.get(mean.name) if isinstance(mean, torch.fx.Node) else None
+    return path if named == f"{path}.running_mean" else None
+
+
+def _retarget(target: Any, arguments: dict[str, Any], changed: dict[str, Any]) -> Any:
+    """Even splits whose parts are no longer equal become splits with sizes."""
+    if isinstance(changed.get("chunks"), list) or isinstance(changed.get("split_size"), list):
+        arguments["split_sizes"] = changed.get("chunks", changed.get("split_size"))
+        return torch.ops.aten.split_with_sizes.default
+    return target
+
+
+def _freeze_scale(graph: Graph, node: torch.fx.Node, arguments: dict[str, Any]) -> None:
+    if "scaled_dot_product" in str(node.target) and arguments.get("scale") is None:
+        query = graph.analysis.values[str(node.args[0])]
+        assert isinstance(query, Value)
+        arguments["scale"] = 1.0 / math.sqrt(query.shape[-1])
+
+
+def _arranged(target: Any, arguments: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    positional, keywords = [], {}
+    for argument in target._schema.arguments:
+        if argument.name in arguments:
+            if argument.kwarg_only:
+                keywords[argument.name] = arguments[argument.name]
+            else:
+                positional.append(arguments[argument.name])
+    return positional, keywords
