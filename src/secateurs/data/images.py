@@ -80,16 +80,21 @@ class Images:
         """
         order = torch.randperm(len(self), generator=generator).numpy() if shuffle else np.arange(len(self))
         for start in range(0, len(order), size):
-            rows = self.rows[order[start : start + size]]
-            if drop_last and len(rows) < size and start > 0:
+            chosen = order[start : start + size]
+            if drop_last and len(chosen) < size and start > 0:
                 return
-            held = self.source.fetch(rows)
-            labels = torch.from_numpy(self.source.labels[rows])
-            if held.dtype == torch.uint8:
-                if augment:
-                    held = self.augmentation.apply(held, generator)
-                held = self.preprocessing.normalize(held)
-            yield held, labels
+            yield self.batch(chosen, augment=augment, generator=generator)
+
+    def batch(self, positions: np.ndarray, *, augment: bool = False, generator: torch.Generator | None = None) -> Batch:
+        """The images at these positions as one batch, augmented with ``generator`` on demand."""
+        rows = self.rows[positions]
+        held = self.source.fetch(rows)
+        labels = torch.from_numpy(self.source.labels[rows])
+        if held.dtype == torch.uint8:
+            if augment:
+                held = self.augmentation.apply(held, generator)
+            held = self.preprocessing.normalize(held)
+        return held, labels
 
 
 @dataclass(frozen=True, eq=False)

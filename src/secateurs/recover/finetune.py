@@ -1,0 +1,277 @@
+"""Fine-tuning a cut network, with the dense one as its teacher."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from secateurs.data.accuracy import accuracy
+from secateurs.data.images import Data
+from secateurs.errors import PlanError
+from secateurs.progress import Progress, Task, silent
+from secateurs.recover.averaging import MovingAverage
+from secateurs.recover.checkpoint import Checkpoint, digest
+from secateurs.recover.distillation import distillation_loss
+from secateurs.recover.precision import autocast, faster_precision
+from secateurs.recover.recipe import Recipe, learning_rate
+
+_SAVE_SECONDS = 30.0
+_RATE_WITH_NORM, _RATE_WITHOUT = 0.05, 0.005
+_CLIP_WITHOUT = 1.0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Means over one epoch: ``loss``, ``train_accuracy`` on augmented images, ``validation_accuracy``."""
+
+    loss: float
+    train_accuracy: float
+    validation_accuracy: float
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """The trained module (the very one that was given), how each epoch went, and what was decided."""
+
+    module: nn.Module
+    epochs: tuple[Epoch, ...]
+    precision: str
+    resumed_at: int
+    """Steps that were already done when this call began."""
+
+
+def finetune(
+    student: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    *,
+    teacher: nn.Module | None = None,
+    checkpoint_dir: Path | str | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> Finetuned:
+    """Train ``student`` in place on ``data.train``, against the labels and ``teacher``'s outputs.
+
+    A checkpoint is written after every epoch and every half minute. With ``resume`` the run goes on from the last one
+    and ends bit for bit where an uninterrupted run on the same machine ends (CPU, same number of threads): order,
+    augmentation and dropout of every step follow from (seed, epoch, step) alone. Ctrl-C loses at most half a minute.
+
+    Args:
+        student: the cut network; ends in evaluation mode.
+        data: ``train`` is learnt from, ``validation`` only watched.
+        recipe: all settings.
+        teacher: the dense network, unchanged; None trains on the labels alone.
+        checkpoint_dir: where checkpoints go; None keeps none.
+        resume: go on from a checkpoint there, if there is one.
+        progress: shows steps, loss and accuracy.
+
+    Raises:
+        PlanError: the loss is not finite, the checkpoint belongs to another run, or it cannot be written.
+    """
+    run = _Run(student, data, recipe, teacher, None if checkpoint_dir is None else Path(checkpoint_dir))
+    if resume:
+        run.restore()
+    resumed_at = run.step
+    with _undisturbed(run.teacher), progress.task("fine-tune", recipe.epochs * run.steps_per_epoch) as task:
+        task.advance(run.step)
+        run.settle_precision()
+        while run.step < recipe.epochs * run.steps_per_epoch:
+            run.train_epoch(task)
+    run.finish()
+    return Finetuned(student, tuple(run.history), run.precision, resumed_at)
+
+
+class _Run:
+    """Everything that changes from step to step."""
+
+    def __init__(
+        self, student: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module | None, folder: Path | None
+    ) -> None:
+        self.student, self.data, self.recipe, self.folder = student, data, recipe, folder
+        self.teacher = None if recipe.alpha == 0 else teacher
+        self.device = next(student.parameters()).device
+        self.steps_per_epoch = max(1, len(data.train) // recipe.batch)
+        normed = any(isinstance(child, _BatchNorm) for child in student.modules())
+        self.peak = recipe.lr if recipe.lr is not None else (_RATE_WITH_NORM if normed else _RATE_WITHOUT)
+        self.clip = recipe.clip_norm if recipe.clip_norm is not None or normed else _CLIP_WITHOUT
+        self.optimizer = _optimizer(student, recipe)
+        self.average = None if recipe.ema is None else MovingAverage(student, recipe.ema)
+        self.precision = recipe.precision
+        self.step = 0
+        self.history: list[Epoch] = []
+        self.sums = [0.0, 0.0, 0.0]
+        self.next_save = time.monotonic() + _SAVE_SECONDS
+        self.identity = {
+            "recipe": recipe.to_json(),
+            "network": digest(student),
+            "teacher": None if self.teacher is None else digest(self.teacher),
+            "images": [data.name, len(data.train), int(data.train.labels @ np.arange(1, len(data.train) + 1) % 2**31)],
+        }
+
+    def settle_precision(self) -> None:
+        """Decide between fp32 and bf16 once; a resumed run keeps the first decision."""
+        if self.precision == "auto" and self.recipe.epochs:
+            inputs, _ = self.data.train.batch(np.arange(min(self.recipe.batch, len(self.data.train))))
+            self.precision = faster_precision(self.student, self.teacher, inputs.to(self.device))
+        elif self.precision == "auto":
+            self.precision = "fp32"
+        if self.step == 0:
+            self.save()
+
+    def train_epoch(self, task: Task) -> None:
+        """Steps up to the next epoch's start."""
+        self.student.train()
+        epoch, first = divmod(self.step, self.steps_per_epoch)
+        order = torch.randperm(len(self.data.train), generator=_generator(self.recipe.seed, epoch)).numpy()
+        for index in range(first, self.steps_per_epoch):
+            chosen = order[index * self.recipe.batch : (index + 1) * self.recipe.batch]
+            self._train_step(chosen, epoch, index)
+            seen = max(1.0, self.sums[2])
+            note = f"epoch {epoch + 1}/{self.recipe.epochs}  loss {self.sums[0] / seen:.3f}"
+            task.advance(1, f"{note}  train accuracy {self.sums[1] / seen:.2%}")
+            if index + 1 < self.steps_per_epoch and time.monotonic() > self.next_save:
+                self.save()
+        reached = accuracy(self.student, self.data.validation, classes=self.data.classes)
+        self.history.append(Epoch(self.sums[0] / self.sums[2], self.sums[1] / self.sums[2], reached))
+        self.sums = [0.0, 0.0, 0.0]
+        task.advance(0, f"epoch {epoch + 1}/{self.recipe.epochs}  validation accuracy {reached:.2%}")
+        self.save()
+
+    def _train_step(self, chosen: np.ndarray, epoch: int, index: int) -> None:
+        generator = _generator(self.recipe.seed, epoch, index)
+        _seed_all(int(torch.randint(0, 2**62, (1,), generator=generator)))
+        inputs, labels = self.data.train.batch(chosen, augment=self.recipe.augment, generator=generator)
+        inputs, labels = inputs.to(self.device), labels.to(self.device)
+        rate = learning_rate(self.step, self.recipe.epochs * self.steps_per_epoch, self.peak, self.recipe.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss, logits = self._loss(inputs, labels)
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise PlanError(
+                f"Fine-tuning diverged: the loss is {value} in epoch {epoch + 1}, step {index + 1}, at rate "
+                f"{rate:.2g}. Give a smaller --lr than {self.peak:g}."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.student, self.step)
+        self.step += 1
+        right = float((logits.detach().argmax(dim=1) == labels).sum())
+        for place, amount in enumerate((value * len(labels), right, float(len(labels)))):
+            self.sums[place] += amount
+
+    def _loss(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        recipe, soft = self.recipe, None
+        with autocast(self.precision, self.device):
+            if self.teacher is not None:
+                with torch.no_grad():
+                    soft = self.teacher(inputs)
+            logits = self.student(inputs)
+        loss = distillation_loss(
+            logits,
+            labels,
+            soft,
+            alpha=recipe.alpha,
+            temperature=recipe.temperature,
+            label_smoothing=recipe.label_smoothing,
+        )
+        return loss, logits
+
+    def save(self) -> None:
+        """Write a checkpoint of this very step."""
+        if self.folder is None:
+            return
+        tensors = {f"student.{name}": tensor for name, tensor in self.student.state_dict().items()}
+        for name, parameter in self.student.named_parameters():
+            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum
+        if self.average is not None:
+            tensors.update({f"average.{name}": tensor for name, tensor in self.average.tensors.items()})
+        state: dict[str, Any] = {
+            "step": self.step,
+            "precision": self.precision,
+            "sums": self.sums,
+            "history": [[epoch.loss, epoch.train_accuracy, epoch.validation_accuracy] for epoch in self.history],
+        }
+        start = time.monotonic()
+        Checkpoint(tensors, self.identity, state).save(self.folder)
+        # a slow disk must not eat the training time: wait at least fifty times as long as the writing took
+        took = time.monotonic() - start
+        self.next_save = start + took + max(_SAVE_SECONDS, 50 * took)
+
+    def restore(self) -> None:
+        """Go back to the checkpoint's step, if there is a checkpoint."""
+        held = None if self.folder is None else Checkpoint.load(self.folder, self.identity)
+        if held is None:
+            return
+        self.student.load_state_dict(held.part("student"))
+        momenta = held.part("momentum")
+        for name, parameter in self.student.named_parameters():
+            if name in momenta:
+                self.optimizer.state[parameter]["momentum_buffer"] = momenta[name].to(self.device)
+        if self.average is not None:
+            self.average.load(held.part("average"))
+        self.step, self.precision = int(held.state["step"]), str(held.state["precision"])
+        self.sums = [float(value) for value in held.state["sums"]]
+        self.history = [Epoch(*values) for values in held.state["history"]]
+
+    def finish(self) -> None:
+        """Put the averaged weights in place, where there are some."""
+        if self.average is not None and self.step:
+            self.student.load_state_dict(self.average.tensors)
+        self.student.eval()
+
+
+def _optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A generator that follows from the key alone."""
+    seed = int(np.random.SeedSequence([abs(part) for part in key]).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator().manual_seed(seed)
+
+
+def _seed_all(seed: int) -> None:
+    """Seed the global generators, which dropout and the user's own data sets draw from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+@contextmanager
+def _undisturbed(teacher: nn.Module | None) -> Iterator[None]:
+    """Leave the caller's global random states and the teacher's modes as they were."""
+    python, array = random.getstate(), np.random.get_state()
+    modes = {} if teacher is None else {child: child.training for child in teacher.modules()}
+    if teacher is not None:
+        teacher.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+        for child, training in modes.items():
+            child.training = training
