@@ -13,7 +13,14 @@ from secateurs.errors import PlanMismatchError, StructureError
 from secateurs.plan import Patch, Plan
 
 
-def apply(model: nn.Module, plan: Plan, example: Any = None, *, check: bool = True) -> nn.Module:
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    example: Any = None,
+    *,
+    check: bool = True,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> nn.Module:
     """A new, smaller module; ``model`` is untouched.
 
     The cut is checked (DESIGN §3): a scratch copy in float64 with every parameter redrawn must compute the same as
@@ -24,6 +31,8 @@ def apply(model: nn.Module, plan: Plan, example: Any = None, *, check: bool = Tr
         plan: what stays.
         example: inputs for the check; without it, random inputs of the plan's stored shapes.
         check: False skips the check (searches that evaluate many candidates of one traced network).
+        optimizer: the optimiser that trains ``model``; it is re-pointed to the new module's parameters and its
+            state is sliced along, so momentum survives.
 
     Raises:
         PlanMismatchError: the plan belongs to another network; names the first difference.
@@ -33,12 +42,17 @@ def apply(model: nn.Module, plan: Plan, example: Any = None, *, check: bool = Tr
     if plan.rebuild is not None:
         from secateurs.structure.rebuild import rebuild
 
-        return rebuild(model, plan, example, check=check)
-    small = cut_copy(model, plan)
-    if check:
-        from secateurs.structure.verify import check_plan
+        small = rebuild(model, plan, example, check=check)
+    else:
+        small = cut_copy(model, plan)
+        if check:
+            from secateurs.structure.verify import check_plan
 
-        check_plan(model, plan, example)
+            check_plan(model, plan, example)
+    if optimizer is not None:
+        from secateurs.structure.training import slice_optimizer
+
+        slice_optimizer(optimizer, model, small, plan)
     return small
 
 

@@ -55,7 +55,8 @@ def _is_weighted(node: torch.fx.Node) -> bool:
 
 def batch_norm_scale(norm: nn.Module) -> torch.Tensor:
     """γ / √(σ² + ε) per channel, float64 [channels]."""
-    assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_var is not None
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    assert norm.running_var is not None
     variance = norm.running_var.double()
     gain = norm.weight.double() if norm.weight is not None else torch.ones_like(variance)
     return (gain / torch.sqrt(variance + norm.eps)).detach()
@@ -81,7 +82,8 @@ def fold_batch_norm(graph: Graph, model: nn.Module | None = None) -> nn.Module:
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:
     assert isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear))
-    assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    assert norm.running_mean is not None
     weight = layer.weight
     scale = batch_norm_scale(norm)
     mean = norm.running_mean.double()

@@ -104,7 +104,7 @@ def einsum(call: Call) -> Any:
         output = dots + "".join(sorted(c for c in set(joined) - set(dots) if joined.count(c) == 1))
     stacks: dict[str, list[np.ndarray]] = {}
     for letter in dict.fromkeys("".join(terms)):
-        sides = []
+        sides: list[list[np.ndarray]] = []
         for term, value in zip(terms, values, strict=True):
             sides.extend(value.along(d) for d, c in enumerate(term) if c == letter and value.shape[d] != 1)
         stacks[letter] = call.align(sides, _CONTRACTED)
