@@ -33,7 +33,7 @@ CORE = 6
 class Effort:
     """How long to try: stop at this relative ``gap`` or after ``seconds``; ``breakpoints`` per summed axis."""
 
-    gap: float = 1e-4
+    gap: float = 1e-5
     seconds: float = 60.0
     breakpoints: int = 256
 

@@ -7,7 +7,10 @@ tied to its parts by such a z (short sums) or by one bracketing equation (long o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +61,24 @@ def solve_milp(
     program = _Program(tables)
     limits = tables.limits if limits is None else np.asarray(limits, dtype=np.float64)
     return program.solve(limits, minimise, gap, seconds)
+
+
+@contextmanager
+def _stdout_closed() -> Iterator[None]:
+    """HiGHS prints debugging lines past Python's stdout, where machine-readable results go: drop them."""
+    try:
+        sys.stdout.flush()
+        kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    except (OSError, ValueError):
+        yield
+        return
+    try:
+        os.dup2(nothing, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)
 
 
 class _Program:
@@ -227,13 +248,14 @@ class _Program:
             objective = costs[minimise]
         matrix, low, high = self._matrix(costs, limits)
         options = {"mip_rel_gap": gap, "time_limit": max(0.05, seconds)}
-        result = milp(
-            objective,
-            integrality=np.array(self.integral),
-            bounds=Bounds(np.zeros(self.columns), np.ones(self.columns)),
-            constraints=LinearConstraint(matrix, low, high),
-            options=options,
-        )
+        with _stdout_closed():
+            result = milp(
+                objective,
+                integrality=np.array(self.integral),
+                bounds=Bounds(np.zeros(self.columns), np.ones(self.columns)),
+                constraints=LinearConstraint(matrix, low, high),
+                options=options,
+            )
         if result.status == 2:
             return MilpResult(None, frozenset(), -np.inf, True, False)
         if result.x is None and result.status != 1:

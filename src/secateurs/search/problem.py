@@ -117,7 +117,7 @@ class Problem:
     main budget; ``block_values``: extra value of keeping each block [blocks], zeros by default; ``removable``:
     indices of blocks that may go; ``evaluator`` and ``rows``: for strategies that judge candidates for real.
 
-    Removing a block drops the cost terms that name it, the values of its inner groups and its block value.
+    Removing a block drops the cost terms that name it and its block value; its inner groups count as keeping 0 units.
     """
 
     spec: NetworkSpec
@@ -195,7 +195,7 @@ class Problem:
         for group, curve in enumerate(self.values):
             worth = np.asarray(curve, dtype=np.float64)[widths[..., group]]
             inner = sorted(self.inner_blocks[group])
-            total = total + (np.where(gone[..., inner].any(axis=-1), 0.0, worth) if inner else worth)
+            total = total + (np.where(gone[..., inner].any(axis=-1), float(curve[0]), worth) if inner else worth)
         return total
 
     def costs(self, widths: np.ndarray, removed: Collection[int] | np.ndarray = ()) -> np.ndarray:

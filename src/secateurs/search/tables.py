@@ -219,9 +219,10 @@ class _Builder:
         problem = self.problem
         values = []
         for group, variable in enumerate(self.variables[: len(problem.options)]):
-            worth = np.asarray(problem.values[group], dtype=np.float64)[variable.lengths]
+            curve = np.asarray(problem.values[group], dtype=np.float64)
+            worth = curve[variable.lengths]
             if variable.blocks:
-                worth[-1] = 0.0
+                worth[-1] = curve[0]
             values.append(worth)
         kept = {block: float(problem.keep_values[block]) for block in sorted(problem.removable)}
         fixed = sum(float(v) for b, v in enumerate(problem.keep_values) if b not in problem.removable)

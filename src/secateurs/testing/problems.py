@@ -91,7 +91,7 @@ def random_problem(
         np.sort(generator.choice(np.arange(1, n + 1), size=int(generator.integers(2, n + 1)), replace=False))
         for n in sizes
     )
-    values = tuple(np.concatenate([[0.0], np.cumsum(np.sort(generator.uniform(0.01, 1, n))[::-1])]) for n in sizes)
+    values = tuple(np.cumsum([generator.uniform(-1, 0.1), *np.sort(generator.uniform(0.01, 1, n))[::-1]]) for n in sizes)
     worth = generator.uniform(0, 1, len(block_specs))
     removable = frozenset(range(len(block_specs)))
     free = Problem(spec, options, values, _limited(models, np.full(constraints, 1e9)), worth, removable)
@@ -253,5 +253,6 @@ class _Wobbling:
 
 def _convolution(generator: np.random.Generator, work: int, units: int, wobble: float) -> CostFunction:
     step = int(generator.choice([8, 16, 16, 32])) if units >= 64 else 8
-    base = Staircase(work * step * 4 / 40e6 / 1000 * 16, 4, step, overhead=20.0)
+    tile_ms = work * 4 * step / 40e6
+    base = Staircase(tile_ms, 4, step, overhead=0.03 / tile_ms)
     return _Wobbling(base, 1 + wobble * generator.uniform(-1, 1, (61, 67))) if wobble else base
