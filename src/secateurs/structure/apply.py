@@ -89,44 +89,50 @@ def require_match(model: nn.Module, plan: Plan) -> None:
 
 def cut_copy(model: nn.Module, plan: Plan) -> nn.Module:
     """A cut deep copy, unchecked."""
-    try:
-        small = copy.deepcopy(model)
-    except Exception as error:
-        raise StructureError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). "
-            "Detach tensors that still carry gradients, then apply again."
-        ) from error
-    bypassed = tuple(bypass.module for bypass in plan.bypasses)
-    slice_tensors(small, plan.slices, bypassed)
+    small = sliced_copy(model, plan.slices, tuple(bypass.module for bypass in plan.bypasses))
     apply_patches(small, plan.patches)
     for bypass in plan.bypasses:
         replace_module(small, bypass.module, _shortcut(small.get_submodule(bypass.module), bypass.steps))
     return small
 
 
-def slice_tensors(
+def sliced_copy(
     model: nn.Module, slices: Mapping[str, Mapping[int, Sequence[int]]], bypassed: Sequence[str] = ()
-) -> None:
-    """Slice parameters and buffers in place and set the sizes that PyTorch's own layers keep; ties stay tied."""
-    done: dict[int, torch.Tensor] = {}
+) -> nn.Module:
+    """A deep copy with sliced parameters and buffers; ties stay tied, and PyTorch's own layers know their new sizes.
+
+    The large tensors are never copied whole: the copy is told what stands in their place.
+
+    Raises:
+        StructureError: the module cannot be copied.
+    """
+    replaced: dict[int, object] = {}
     for name, axes in slices.items():
         path, _, leaf = name.rpartition(".")
-        module = model.get_submodule(path)
-        old = getattr(module, leaf)
-        if id(old) not in done:
-            done[id(old)] = _sliced(old, axes)
-        new = done[id(old)]
-        if leaf in module._parameters:
-            module._parameters[leaf] = (
-                nn.Parameter(new, old.requires_grad) if not isinstance(new, nn.Parameter) else new
-            )
-            done[id(old)] = module._parameters[leaf]  # type: ignore[assignment]
-        elif leaf in module._buffers:
-            module._buffers[leaf] = new
-        else:
-            setattr(module, leaf, new)
+        old = getattr(model.get_submodule(path), leaf)
+        if id(old) not in replaced:
+            new = _sliced(old, axes)
+            replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    small = deep_copy(model, replaced)
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in slices):
         if not any(path == gone or path.startswith(gone + ".") for gone in bypassed):
-            sync_sizes(module)
+            sync_sizes(small.get_submodule(path))
+    return small
+
+
+def deep_copy(model: nn.Module, replaced: dict[int, object]) -> nn.Module:
+    """A deep copy in which the objects of the given identities are replaced.
+
+    Raises:
+        StructureError: the module cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model, replaced)
+    except Exception as error:
+        raise StructureError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). "
+            "Detach tensors that still carry gradients, then apply again."
+        ) from error
 
 
 def _sliced(tensor: torch.Tensor, axes: Mapping[int, Sequence[int]]) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +45,9 @@ def build(graph: Graph, resolved: Cut, model: nn.Module, reason: str) -> nn.Modu
     are re-derived, scales that came from a pruned size keep their dense value, and removed blocks are dropped.
     ``secateurs_rebuilt`` on the result says why.
     """
-    from secateurs.structure.apply import slice_tensors
+    from secateurs.structure.apply import sliced_copy
 
-    root = copy.deepcopy(model)
-    slice_tensors(root, resolved.slices)
+    root = sliced_copy(model, resolved.slices)
     fresh = torch.fx.Graph()
     copies: dict[torch.fx.Node, Any] = {}
     kinds = {spec.arg.name: spec for spec in graph.program.graph_signature.input_specs}

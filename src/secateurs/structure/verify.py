@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from secateurs.errors import StructureError
 from secateurs.plan import Plan
-from secateurs.structure.apply import cut_copy
+from secateurs.structure.apply import cut_copy, deep_copy
 from secateurs.structure.graph import Graph
 from secateurs.structure.trace import evaluating, quiet, split_example, trace
 
@@ -20,20 +19,19 @@ TOLERANCE = 1e-6
 """Largest allowed max|difference| / max|output| in float64."""
 
 
-def redraw(model: nn.Module, seed: int = 0) -> nn.Module:
-    """``model`` with every floating parameter and statistic redrawn in place, so that nothing hides a mistake.
+def scratch(model: nn.Module, seed: int) -> nn.Module:
+    """A float64 copy on the CPU, in evaluation mode, with every floating parameter and statistic redrawn.
 
     Real networks start with zero gammas or tiny layer scales, behind which a shuffled branch changes nothing.
     """
     generator = torch.Generator().manual_seed(seed)
-    seen: set[int] = set()
-    with torch.no_grad():
-        for module in model.modules():
-            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-                if id(tensor) not in seen and tensor.is_floating_point():
-                    seen.add(id(tensor))
-                    tensor.copy_(_drawn(module, name, tensor, generator))
-    return model
+    replaced: dict[int, object] = {}
+    for module in model.modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if id(tensor) not in replaced and tensor.is_floating_point():
+                drawn = _drawn(module, name, tensor, generator)
+                replaced[id(tensor)] = nn.Parameter(drawn) if isinstance(tensor, nn.Parameter) else drawn
+    return deep_copy(model, replaced).cpu().double().eval()
 
 
 def _drawn(module: nn.Module, name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -41,8 +39,8 @@ def _drawn(module: nn.Module, name: str, tensor: torch.Tensor, generator: torch.
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         fan_in = tensor[:, 0].numel() if transposed else tensor[0].numel()
         limit = (6.0 / max(fan_in, 1)) ** 0.5
-        return torch.empty(tensor.shape, dtype=tensor.dtype).uniform_(-limit, limit, generator=generator)
-    uniform = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+        return torch.empty(tensor.shape, dtype=torch.float64).uniform_(-limit, limit, generator=generator)
+    uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
     if name == "running_var":
         return uniform + 0.5
     sign = torch.where(torch.rand(tensor.shape, generator=generator) < 0.5, -1.0, 1.0)
@@ -114,11 +112,6 @@ def relative_difference(first: Any, second: Any) -> float:
         gap = float((a - b).abs().max()) if b.numel() else 0.0
         worst = max(worst, gap / scale if scale else (float("inf") if gap else 0.0))
     return worst
-
-
-def scratch(model: nn.Module, seed: int) -> nn.Module:
-    """A float64 copy on the CPU in evaluation mode with everything redrawn."""
-    return redraw(copy.deepcopy(model).cpu().double().eval(), seed)
 
 
 def check_plan(
