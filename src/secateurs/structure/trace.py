@@ -32,7 +32,9 @@ def trace(
             so that the batch size is not mistaken for a constant.
         barriers: globs of module paths or operators (``blocks.3.attn``, ``aten.roll*``) to leave alone.
         keep: globs of layers or groups (``layer1.*``) that must stay whole.
-        grid: what heads and convolution groups expose: ``auto``, ``rows`` (whole heads or groups) or ``columns``.
+        grid: what heads and convolution groups expose: ``rows`` (whole heads or groups), ``columns`` (tied positions
+            inside them), or ``auto``: rows where there are at least four, and whichever lets more of the network go
+            where that leaves much of it pinned.
 
     Raises:
         StructureError: the network cannot be run on the example or cannot be exported.
@@ -42,7 +44,25 @@ def trace(
     args, kwargs = split_example(example)
     with evaluating(model), quiet():
         program = _export(model, args, kwargs)
-    return Graph(model, args, kwargs, program, barriers=tuple(barriers), keep=tuple(keep), grid=grid)
+    blocked, kept = tuple(barriers), tuple(keep)
+    graph = Graph(model, args, kwargs, program, barriers=blocked, keep=kept, grid=grid)
+    if grid == "auto" and graph.analysis.grids:
+        share = removable_share(graph)
+        for other in ("columns", "rows") if share < ENOUGH else ():
+            rival = Graph(model, args, kwargs, program, barriers=blocked, keep=kept, grid=other)
+            if removable_share(rival) > share + 0.01:
+                graph, share = rival, removable_share(rival)
+    return graph
+
+
+ENOUGH = 0.95
+"""Removable share of the parameters above which no other kind of unit is tried."""
+
+
+def removable_share(graph: Graph) -> float:
+    """Share of the parameters that goes when every group keeps its fewest units."""
+    spec = graph.spec
+    return 1 - spec.parameter_count(spec.min_widths) / max(spec.parameter_count(spec.dense_widths), 1)
 
 
 def split_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
