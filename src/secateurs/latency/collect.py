@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import onnx
 
 from secateurs.latency.design import Sample, dense
 from secateurs.latency.lock import measuring
-from secateurs.latency.process import Worker
+from secateurs.latency.process import QUIET_SHARE, Worker
 from secateurs.latency.sites import SiteMap
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import Target
@@ -25,7 +25,8 @@ from secateurs.progress import Progress, silent
 _BLOCK_BYTES = 400 << 20
 _BLOCK_SIZE = 12
 _TURN_MS = 8.0
-VERSION = 1
+_ATTEMPTS, _FEWEST = 3, 2
+VERSION = 2
 """Part of every stored signature: rises when what is measured changes."""
 
 
@@ -147,10 +148,12 @@ class Collector:
                 worker.load(key, path, settings)
                 path.unlink()
             keys = list(files)
+            quiet = self._threads == 1
             if self._target.profiles:
-                _turns(worker, keys, self._rounds)
-                profiles = {key: worker.profile(key) for key in keys}
-            times = _turns(worker, keys, self._rounds)
+                marks = {key: [False] for key in keys}
+                take_turns(worker, keys, self._rounds, quiet, marks)
+                profiles = {key: _clean(worker.profile(key), marks[key]) for key in keys}
+            times = take_turns(worker, keys, self._rounds, quiet)
             worker.drop(keys)
         return self._observe(block, anchor, times, profiles)
 
@@ -188,12 +191,52 @@ def typical(times: Sequence[float]) -> float:
     return float(ordered[min(len(ordered) // 10, last - 1) : last].mean())
 
 
-def _turns(worker: Worker, keys: Sequence[str], rounds: int) -> dict[str, list[float]]:
-    """Run times in ms per key from ``rounds`` turns each of about 8 ms; a turn's first run is not counted."""
-    first = worker.run(keys, runs=1, skip=1)["times_ms"]
-    runs = {key: max(2, min(40, math.ceil(_TURN_MS / first[key][0]))) for key in keys}
+def take_turns(
+    worker: Worker,
+    keys: Sequence[str],
+    rounds: int,
+    quiet: bool,
+    marks: Mapping[str, list[bool]] | None = None,
+) -> dict[str, list[float]]:
+    """Run times in ms per key from ``rounds`` turns each of about 8 ms; a turn's first run is not counted.
+
+    Args:
+        worker: holds the loaded models.
+        keys: their keys.
+        rounds: turns per key.
+        quiet: repeat turns in which another program took processor time (up to three times as many).
+        marks: gets one entry per run, whether it counts, in the order of the runs.
+    """
+    runs: dict[str, int] = {}
     times: dict[str, list[float]] = {key: [] for key in keys}
-    for _ in range(rounds):
+    disturbed: dict[str, list[float]] = {key: [] for key in keys}
+    for key in keys:
+        first = worker.run([key], runs=1, skip=1)["times_ms"][key]
+        runs[key] = max(2, min(40, math.ceil(_TURN_MS / first[0])))
+        if marks is not None:
+            marks[key].extend([False, False])
+    clean = dict.fromkeys(keys, 0)
+    for attempt in range(_ATTEMPTS * rounds):
         for key in keys:
-            times[key] += worker.run([key], runs=runs[key], skip=1)["times_ms"][key]
-    return times
+            if clean[key] >= rounds:
+                continue
+            answer = worker.run([key], runs=runs[key], skip=1)
+            good = not quiet or answer["cpu_ms"] >= QUIET_SHARE * answer["wall_ms"]
+            clean[key] += good
+            (times if good else disturbed)[key].extend(answer["times_ms"][key])
+            if marks is not None:
+                marks[key].extend([False, *[good] * runs[key]])
+        if attempt + 1 >= rounds and all(count >= rounds for count in clean.values()):
+            break
+    return {key: times[key] if clean[key] >= _FEWEST else times[key] + disturbed[key] for key in keys}
+
+
+def _clean(profile: dict[str, Any], marks: Sequence[bool]) -> dict[str, Any]:
+    """``profile`` with the runs that count; all of them where too few do."""
+    if sum(marks) < 4:
+        marks = [False, *[True] * (len(marks) - 1)]
+    nodes = {}
+    for name, times in profile["nodes_us"].items():
+        kept = [time for time, good in zip(times, marks, strict=False) if good]
+        nodes[name] = kept if len(times) == len(marks) and kept else times
+    return {**profile, "nodes_us": nodes}

@@ -18,6 +18,8 @@ from typing import Any
 from secateurs.errors import TargetError
 
 WORKER_FILE = Path(__file__).with_name("worker.py")
+QUIET_SHARE = 0.93
+"""Below this share of processor time in a turn of a single thread, something else ran on our core."""
 _CHUNK_BYTES = 3 << 20
 
 
@@ -56,6 +58,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 env={**os.environ, **(environment or {})},
+                # Its own session: the scheduler gives sessions equal shares, and Ctrl-C reaches only the parent.
+                start_new_session=True,
             )
         except OSError as error:
             raise TargetError(
@@ -159,9 +163,9 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
+        assert self._process.stdin is not None
         if self._process.poll() is None:
             try:
-                assert self._process.stdin is not None
                 self._process.stdin.write(b'{"do": "quit"}\n')
                 self._process.stdin.close()
                 self._process.wait(timeout=3)

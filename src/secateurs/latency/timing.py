@@ -15,7 +15,7 @@ from scipy import stats
 
 from secateurs.errors import TargetError, UnstableTimingError
 from secateurs.latency.lock import measuring
-from secateurs.latency.process import Worker
+from secateurs.latency.process import QUIET_SHARE, Worker
 from secateurs.latency.targets._base import Target
 from secateurs.plan import Measurement
 from secateurs.progress import Progress, Task, silent
@@ -23,8 +23,6 @@ from secateurs.progress import Progress, Task, silent
 TURN_MS = 25.0
 """A turn lasts about this long: longer than a scheduler's slice, short against clock drift."""
 _WARM_UP_S = 3.0
-_BUSY = 0.93
-"""Below this share of processor time in a turn, something else ran on our core."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,7 @@ def _turn(candidates: list[_Candidate], threads: int, order: random.Random, *, a
         # The first run after a switch refills the caches and is not counted.
         answer = candidate.worker.run([candidate.name], runs=candidate.runs, skip=1)
         times[candidate.name] = answer["times_ms"][candidate.name]
-        quiet = quiet and (threads > 1 or answer["cpu_ms"] >= _BUSY * answer["wall_ms"])
+        quiet = quiet and (threads > 1 or answer["cpu_ms"] >= QUIET_SHARE * answer["wall_ms"])
     if quiet or accept_disturbed:
         for candidate in candidates:
             candidate.turns.append(times[candidate.name])

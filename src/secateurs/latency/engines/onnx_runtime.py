@@ -64,22 +64,19 @@ class Session:
         self._session.run(self._outputs, self._feeds)
 
     def profile(self) -> dict[str, Any]:
-        """Times in µs per node name (first run left out), and the optimized graph. Later runs are not profiled."""
+        """Times in µs per node name and run, and the optimized graph. Later runs are not profiled."""
         assert self._folder is not None
         with open(self._session.end_profiling(), encoding="utf-8") as file:
             events = json.load(file)
         times: dict[str, list[float]] = {}
-        runs: list[float] = []
         for event in events:
             name = event.get("name", "")
             if event.get("cat") == "Node" and name.endswith("_kernel_time"):
                 times.setdefault(name[: -len("_kernel_time")], []).append(event["dur"])
-            elif name == "model_run":
-                runs.append(event["dur"])
         with open(os.path.join(self._folder.name, "graph.onnx"), "rb") as graph:
             proto = base64.b64encode(graph.read()).decode("ascii")
         self._folder.cleanup()
-        return {"nodes_us": {name: seen[1:] for name, seen in times.items()}, "runs_us": runs[1:], "graph": proto}
+        return {"nodes_us": times, "graph": proto}
 
 
 def load(path: str, settings: dict[str, Any]) -> Session:

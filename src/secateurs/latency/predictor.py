@@ -1,0 +1,214 @@
+"""The latency of a network as a function of its widths: a sum of operator costs, calibrated on whole runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from secateurs.cost import CostModel, CostTerm
+from secateurs.errors import TargetError
+from secateurs.latency.regression import Curve
+from secateurs.latency.sites import Site
+from secateurs.network import AxisSpec
+
+SCHEMA = "secateurs.latency-model/1"
+
+
+@dataclass(frozen=True)
+class ModelError:
+    """Error on networks that the model had not seen, as fractions: mean absolute, 95th percentile, mean signed."""
+
+    mean_abs: float
+    p95: float
+    signed: float
+    spearman: float
+    count: int
+
+    @classmethod
+    def of(cls, predicted: np.ndarray, measured: np.ndarray) -> ModelError:
+        """Errors of predictions [n] of measured latencies [n]."""
+        from scipy.stats import spearmanr
+
+        relative = predicted / measured - 1
+        rank = float(spearmanr(predicted, measured).statistic) if len(measured) > 2 else 1.0
+        return cls(
+            mean_abs=float(np.abs(relative).mean()),
+            p95=float(np.percentile(np.abs(relative), 95)),
+            signed=float(relative.mean()),
+            spearman=rank,
+            count=len(measured),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"mean {self.mean_abs:.1%}, 95th percentile {self.p95:.1%}, signed {self.signed:+.1%}, "
+            f"rank correlation {self.spearman:.3f} on {self.count} unseen networks"
+        )
+
+
+@dataclass(frozen=True)
+class SiteCost:
+    """Cost of one site: ``scale`` × curve number ``curve`` of its channel counts.
+
+    ``left_ms``: what remains of it when its block is removed (an activation that can no longer be fused).
+    """
+
+    site: Site
+    curve: int
+    scale: float = 1.0
+    left_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Predicts the latency of a network at any widths on one target.
+
+    ``groups``: names of the groups in the order of the widths; ``dense_ms``: measured; ``error``: on unseen
+    networks; ``target``: fingerprint; ``gain``: correction by measured plans; ``noise``: how far two measurements of
+    the same network differ, as a fraction.
+    """
+
+    network: str
+    groups: tuple[str, ...]
+    dense_widths: tuple[int, ...]
+    dense_ms: float
+    error: ModelError
+    target: dict[str, Any]
+    batch: int
+    base_ms: float
+    sites: tuple[SiteCost, ...]
+    curves: tuple[Curve, ...]
+    gain: float = 1.0
+    noise: float = 0.01
+
+    @property
+    def offset_ms(self) -> float:
+        """Cost that no width changes."""
+        return self.gain * (self.base_ms + sum(entry.left_ms for entry in self.sites))
+
+    def terms(self) -> tuple[CostTerm, ...]:
+        """The costs that widths change, in ms; ``offset_ms`` comes on top."""
+        return tuple(
+            CostTerm(
+                name=entry.site.name,
+                inputs=entry.site.inputs,
+                outputs=entry.site.outputs,
+                cost=_cost(self.curves[entry.curve], self.gain * entry.scale, self.gain * entry.left_ms),
+                blocks=entry.site.blocks,
+            )
+            for entry in self.sites
+        )
+
+    def cost_model(self) -> CostModel:
+        """The same as a :class:`CostModel` in ms."""
+        return CostModel("ms", self.offset_ms, self.terms())
+
+    def predict(self, widths: np.ndarray | Sequence[int] | Mapping[str, int], removed: Collection[int] = ()) -> Any:
+        """Latency in ms: a float for widths [groups] (or a mapping by group name), an array [n] for [n, groups].
+
+        Raises:
+            TargetError: the widths do not fit the network of this model.
+        """
+        if isinstance(widths, Mapping):
+            widths = [widths.get(name, full) for name, full in zip(self.groups, self.dense_widths, strict=True)]
+        table = np.asarray(widths, dtype=np.int64)
+        if table.shape[-1:] != (len(self.groups),):
+            raise TargetError(
+                f"The latency model knows {len(self.groups)} groups, the widths have shape {table.shape}. "
+                f"Profile this network first ('secateurs profile')."
+            )
+        total = np.asarray(self.cost_model().evaluate(table, removed))
+        return float(total) if table.ndim == 1 else total
+
+    def site_ms(self, widths: np.ndarray) -> dict[str, float]:
+        """Predicted ms per site at one vector of widths [groups], costliest first."""
+        parts: dict[str, float] = {}
+        for term in self.terms():
+            parts[term.name] = parts.get(term.name, 0.0) + float(term.evaluate(np.asarray(widths)))
+        return dict(sorted(parts.items(), key=lambda item: -item[1]))
+
+    def calibrate(self, measured: Sequence[tuple[np.ndarray, Collection[int], float]]) -> LatencyModel:
+        """This model corrected by measured plans ``(widths, removed blocks, ms)``.
+
+        The plans that a solver returns sit where the model errs in the solver's favour; one common factor corrects
+        that, closest plans counting most.
+        """
+        if not measured:
+            return self
+        logs = [np.log(ms / self.predict(widths, removed)) for widths, removed, ms in measured]
+        # The last plans lie nearest to the one that is wanted.
+        weights = 0.7 ** np.arange(len(logs))[::-1]
+        return replace(self, gain=self.gain * float(np.exp(np.average(logs, weights=weights))))
+
+    def to_json(self) -> str:
+        """Text that :meth:`from_json` reads."""
+        raw = {
+            "schema": SCHEMA,
+            "network": self.network,
+            "groups": self.groups,
+            "dense_widths": self.dense_widths,
+            "dense_ms": self.dense_ms,
+            "error": asdict(self.error),
+            "target": self.target,
+            "batch": self.batch,
+            "base_ms": self.base_ms,
+            "gain": self.gain,
+            "noise": self.noise,
+            "sites": [asdict(entry) for entry in self.sites],
+            "curves": [curve.to_raw() for curve in self.curves],
+        }
+        return json.dumps(raw)
+
+    @classmethod
+    def from_json(cls, text: str) -> LatencyModel:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            TargetError: it is not such a text.
+        """
+        try:
+            raw = json.loads(text)
+            if raw.pop("schema") != SCHEMA:
+                raise ValueError("another schema")
+            raw["error"] = ModelError(**raw["error"])
+            raw["sites"] = tuple(_read_site(entry) for entry in raw["sites"])
+            raw["curves"] = tuple(Curve.from_raw(curve) for curve in raw["curves"])
+            raw["groups"], raw["dense_widths"] = tuple(raw["groups"]), tuple(raw["dense_widths"])
+            return cls(**raw)
+        except (ValueError, KeyError, TypeError) as error:
+            raise TargetError(
+                f"This is not a latency model of this version ({error}). Make it again with 'secateurs profile'."
+            ) from error
+
+
+def _cost(curve: Curve, scale: float, left_ms: float) -> Any:
+    def cost(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        return scale * curve.predict(inputs, outputs) - left_ms
+
+    return cost
+
+
+def _read_axis(raw: dict[str, Any] | None) -> AxisSpec | None:
+    if raw is None:
+        return None
+    return AxisSpec(raw["fixed"], tuple((int(group), int(per_unit)) for group, per_unit in raw["parts"]))
+
+
+def _read_site(raw: dict[str, Any]) -> SiteCost:
+    site = raw["site"]
+    return SiteCost(
+        site=Site(
+            name=site["name"],
+            inputs=_read_axis(site["inputs"]),
+            outputs=_read_axis(site["outputs"]),
+            blocks=tuple(site["blocks"]),
+            signature=tuple(site["signature"]),
+        ),
+        curve=raw["curve"],
+        scale=raw["scale"],
+        left_ms=raw["left_ms"],
+    )

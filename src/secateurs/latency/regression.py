@@ -1,0 +1,170 @@
+"""Time of one operator from its channel counts: a non-negative staircase, corrected by small boosted trees."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+GRAINS = (4, 8, 16, 32)
+_TREES, _DEPTH, _RATE, _LEAF = 60, 3, 0.12, 4
+_ENOUGH_FOR_TREES = 24
+_MOST_ROWS = 2500
+_FLOOR_MS = 1e-4
+
+
+def _up(length: np.ndarray, grain: int) -> np.ndarray:
+    return -(-length // grain) * grain
+
+
+def _axis_basis(length: np.ndarray) -> np.ndarray:
+    """Staircase functions of one channel count [n, k]: constant, linear, steps, and extra where not aligned."""
+    columns = [np.ones(len(length)), length.astype(float)]
+    columns += [_up(length, grain).astype(float) for grain in (8, 16)]
+    columns += [length * (length % grain != 0) for grain in (4, 16)]
+    return np.stack(columns, axis=1)
+
+
+def _basis(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Products of both axes' staircases [n, k*k]."""
+    return (_axis_basis(inputs)[:, :, None] * _axis_basis(outputs)[:, None, :]).reshape(len(inputs), -1)
+
+
+def _features(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """What the trees see [n, f]."""
+    columns: list[np.ndarray] = []
+    for length in (inputs, outputs):
+        columns.append(length)
+        columns += [_up(length, grain) for grain in (16, 32)]
+        columns += [length % grain == 0 for grain in GRAINS]
+    both = [(inputs % grain == 0) & (outputs % grain == 0) for grain in (4, 16)]
+    return np.stack([*columns, inputs * outputs, *both], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Boosted regression trees as arrays [trees, nodes]; plain numbers, so that they can be written as JSON."""
+
+    base: float
+    feature: np.ndarray
+    threshold: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    value: np.ndarray
+
+    @classmethod
+    def fit(cls, features: np.ndarray, wanted: np.ndarray, weights: np.ndarray, seed: int) -> Forest:
+        """Trees that predict ``wanted`` [n] from ``features`` [n, f]."""
+        from sklearn.ensemble import GradientBoostingRegressor
+
+        model = GradientBoostingRegressor(
+            n_estimators=_TREES,
+            max_depth=_DEPTH,
+            learning_rate=_RATE,
+            min_samples_leaf=_LEAF,
+            subsample=0.8,
+            random_state=seed,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.fit(features, wanted, sample_weight=weights)
+        size = 2 ** (_DEPTH + 1)
+        arrays = {name: np.zeros((_TREES, size)) for name in ("feature", "threshold", "left", "right", "value")}
+        for index, estimator in enumerate(model.estimators_[:, 0]):
+            tree = estimator.tree_
+            count = tree.node_count
+            leaf = tree.children_left < 0
+            own = np.arange(count)
+            # A leaf points to itself, so that every row can take the same number of steps.
+            arrays["feature"][index, :count] = np.where(leaf, 0, tree.feature)
+            arrays["threshold"][index, :count] = tree.threshold
+            arrays["left"][index, :count] = np.where(leaf, own, tree.children_left)
+            arrays["right"][index, :count] = np.where(leaf, own, tree.children_right)
+            arrays["value"][index, :count] = _RATE * tree.value[:, 0, 0]
+        return cls(
+            base=float(model.init_.constant_[0][0]),
+            feature=arrays["feature"].astype(np.int64),
+            threshold=arrays["threshold"],
+            left=arrays["left"].astype(np.int64),
+            right=arrays["right"].astype(np.int64),
+            value=arrays["value"],
+        )
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Prediction [n] for features [n, f]."""
+        total = np.full(len(features), self.base)
+        rows = np.arange(len(features))
+        for tree in range(len(self.feature)):
+            node = np.zeros(len(features), dtype=np.int64)
+            for _ in range(_DEPTH):
+                lower = features[rows, self.feature[tree, node]] <= self.threshold[tree, node]
+                node = np.where(lower, self.left[tree, node], self.right[tree, node])
+            total += self.value[tree, node]
+        return total
+
+    def to_raw(self) -> dict[str, Any]:
+        """Plain lists for JSON."""
+        used = int(max(self.left.max(), self.right.max())) + 1
+        arrays = {key: getattr(self, key)[:, :used] for key in ("feature", "threshold", "left", "right", "value")}
+        return {"base": self.base, **{key: array.tolist() for key, array in arrays.items()}}
+
+    @classmethod
+    def from_raw(cls, raw: dict[str, Any]) -> Forest:
+        """Read :meth:`to_raw`'s result."""
+        whole = {key: np.array(raw[key], dtype=np.int64) for key in ("feature", "left", "right")}
+        real = {key: np.array(raw[key], dtype=np.float64) for key in ("threshold", "value")}
+        return cls(base=float(raw["base"]), **whole, **real)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Time in ms of one kind of operator as a function of its input and output channel counts."""
+
+    weights: np.ndarray
+    """Non-negative coefficients of the staircase basis."""
+    forest: Forest | None = field(default=None)
+    """Correction of the logarithm."""
+
+    @classmethod
+    def fit(cls, inputs: np.ndarray, outputs: np.ndarray, ms: np.ndarray, seed: int = 0) -> Curve:
+        """The curve through measured points [n]."""
+        if len(ms) > _MOST_ROWS:
+            chosen = np.random.default_rng(seed).choice(len(ms), _MOST_ROWS, replace=False)
+            inputs, outputs, ms = inputs[chosen], outputs[chosen], ms[chosen]
+        ms = np.maximum(ms, _FLOOR_MS)
+        basis = _basis(inputs, outputs)
+        # Between relative and absolute error: small networks matter, but so do the large operators.
+        importance = 1.0 / np.sqrt(ms * (ms + np.median(ms)))
+        scale = np.maximum(basis.max(axis=0), 1e-12)
+        solution, _ = nnls(basis / scale * importance[:, None], ms * importance, maxiter=50 * basis.shape[1])
+        weights = solution / scale
+        rough = np.maximum(basis @ weights, _FLOOR_MS)
+        if len(ms) < _ENOUGH_FOR_TREES:
+            return cls(weights)
+        wanted = np.clip(np.log(ms / rough), -1.5, 1.5)
+        return cls(weights, Forest.fit(_features(inputs, outputs), wanted, ms * importance, seed))
+
+    def predict(self, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """Times [...] for channel counts that broadcast together; equal pairs are computed once."""
+        inputs, outputs = np.broadcast_arrays(np.asarray(inputs, dtype=np.int64), np.asarray(outputs, dtype=np.int64))
+        shape = inputs.shape
+        span = int(outputs.max(initial=0)) + 1
+        codes, back = np.unique(inputs.ravel() * span + outputs.ravel(), return_inverse=True)
+        first, second = codes // span, codes % span
+        times = np.maximum(_basis(first, second) @ self.weights, _FLOOR_MS)
+        if self.forest is not None:
+            times = times * np.exp(self.forest.predict(_features(first, second)))
+        return np.asarray(times[back.ravel()].reshape(shape))
+
+    def to_raw(self) -> dict[str, Any]:
+        """Plain lists for JSON."""
+        return {"weights": self.weights.tolist(), "forest": self.forest.to_raw() if self.forest else None}
+
+    @classmethod
+    def from_raw(cls, raw: dict[str, Any]) -> Curve:
+        """Read :meth:`to_raw`'s result."""
+        forest = Forest.from_raw(raw["forest"]) if raw["forest"] else None
+        return cls(np.array(raw["weights"], dtype=np.float64), forest)
