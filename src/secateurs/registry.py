@@ -20,11 +20,14 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "uniform": "secateurs.search.uniform:Uniform",
         "splamp": "secateurs.search.splamp:SpLamp",
         "knapsack": "secateurs.search.knapsack:Knapsack",
+        "greedy": "secateurs.search.greedy:Greedy",
+        "halp": "secateurs.search.halp:Halp",
     },
     "criteria": {
         "random": "secateurs.importance.random:score",
         "l1": "secateurs.importance.l1:score",
         "l2": "secateurs.importance.l2:score",
+        "l2_folded": "secateurs.importance.l2_folded:score",
         "splamp": "secateurs.importance.splamp:score",
     },
     "targets": {

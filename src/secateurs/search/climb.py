@@ -16,7 +16,7 @@ def climb(problem: Problem, start: Candidate) -> Candidate:
     """
     widths, removed = start.widths.copy(), set(start.removed)
     for _ in range(MOVES_AT_MOST):
-        moves, gone = _neighbours(problem, widths, removed)
+        moves, gone = neighbours(problem, widths, removed)
         if not len(moves):
             break
         value = float(problem.value(widths, removed))
@@ -32,7 +32,8 @@ def climb(problem: Problem, start: Candidate) -> Candidate:
     return problem.candidate(widths, removed)
 
 
-def _neighbours(problem: Problem, widths: np.ndarray, removed: set[int]) -> tuple[np.ndarray, np.ndarray]:
+def neighbours(problem: Problem, widths: np.ndarray, removed: set[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Every network that differs in one group's width or one block: widths [n, groups], removed bool [n, blocks]."""
     base = np.zeros(len(problem.spec.blocks), dtype=bool)
     base[list(removed)] = True
     rows, gones = [], []

@@ -89,8 +89,8 @@ class Elimination:
             if blocks:
                 scope = (group, *(self.block_variable[b] for b in sorted(blocks)))
                 found.append(Piece(scope, self._vanishing(group, len(blocks)), None, rule=True))
-        for block, worth in tables.block_values.items():
-            found.append(Piece((self.block_variable[block],), np.array([worth, 0.0]), None))
+        for block, kept in tables.block_values.items():
+            found.append(Piece((self.block_variable[block],), np.array([kept, 0.0]), None))
         for total in tables.sums:
             scope = (total.first, total.second, total.total) if total.first >= 0 else (total.second, total.total)
             states = np.arange(self.sizes[total.total])
@@ -195,7 +195,9 @@ class Elimination:
                 within the limits that uses the state.
         """
         tables, messages = self._upwards(prices, worthless)
-        constant = (0.0 if worthless else self.tables.value_offset) - float(prices @ (self.tables.offset - self.tables.limits))
+        constant = (0.0 if worthless else self.tables.value_offset) - float(
+            prices @ (self.tables.offset - self.tables.limits)
+        )
         bound = constant + sum(float(messages[i]) for i, bucket in enumerate(self.buckets) if not bucket.rest)
         states = self._decode(tables)
         found = self._marginals(tables, messages, bound) if marginals else []
@@ -226,7 +228,7 @@ class Elimination:
         return states
 
     def _best(self, states: np.ndarray, bound: float) -> Best:
-        value, costs = self.tables.value_offset, self.tables.offset.copy()
+        value, costs = self.tables.value_offset, np.array(self.tables.offset)
         for piece in self.pieces:
             at = tuple(int(states[v]) for v in piece.scope)
             if piece.worth is not None:

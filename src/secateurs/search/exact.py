@@ -102,16 +102,16 @@ def _climb_from(search: _Search, points: tuple[Best, ...]) -> None:
 
 def _cores(search: _Search, dual: Dual, task: Task) -> float:
     """Solve growing cores until the options outside are proven useless; the proven bound."""
-    every = np.sort(np.concatenate([dual.bound - bounds for bounds in dual.marginals])) if dual.marginals else np.zeros(1)
+    every = (
+        np.sort(np.concatenate([dual.bound - bounds for bounds in dual.marginals])) if dual.marginals else np.zeros(1)
+    )
     wanted, bound = CORE * max(1, len(dual.marginals)), dual.bound
     while True:
         if search.best is not None and dual.bound <= search.floor():
             return dual.bound
         depth = float(every[min(wanted, len(every)) - 1])
         masks, left_out, hopeless = surviving(search.problem, dual, search.floor(), depth)
-        core = replace(
-            search.problem, options=tuple(o[m] for o, m in zip(search.problem.options, masks, strict=True))
-        )
+        core = replace(search.problem, options=tuple(o[m] for o, m in zip(search.problem.options, masks, strict=True)))
         complete = not np.isfinite(left_out)
         proven = _solve_core(search, core)
         task.advance(note="" if search.best is None else f"value {search.best.value:.6g}")

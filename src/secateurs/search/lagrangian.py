@@ -68,9 +68,7 @@ def solve_dual(elimination: Elimination) -> Dual:
     best, marginals = elimination.solve(prices, marginals=True)
     count, groups = len(tables.variables), len(tables.values)
     blocks = {b: (float(m[0]), float(m[1])) for b, m in zip(elimination.blocks, marginals[count:], strict=True)}
-    options = tuple(
-        marginals[g][:-1] if tables.variables[g].blocks else marginals[g] for g in range(groups)
-    )
+    options = tuple(marginals[g][:-1] if tables.variables[g].blocks else marginals[g] for g in range(groups))
     return Dual(best.bound, prices, (*points, best), options, blocks)
 
 
@@ -125,9 +123,7 @@ def _many_prices(elimination: Elimination, first: Best) -> tuple[np.ndarray, lis
     return prices, points
 
 
-def surviving(
-    problem: Problem, dual: Dual, floor: float, depth: float
-) -> tuple[tuple[np.ndarray, ...], float, float]:
+def surviving(problem: Problem, dual: Dual, floor: float, depth: float) -> tuple[tuple[np.ndarray, ...], float, float]:
     """Options worth a look: bound above ``floor`` and within ``depth`` of the best.
 
     Returns:

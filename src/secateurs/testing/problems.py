@@ -91,7 +91,9 @@ def random_problem(
         np.sort(generator.choice(np.arange(1, n + 1), size=int(generator.integers(2, n + 1)), replace=False))
         for n in sizes
     )
-    values = tuple(np.cumsum([generator.uniform(-1, 0.1), *np.sort(generator.uniform(0.01, 1, n))[::-1]]) for n in sizes)
+    values = tuple(
+        np.cumsum([generator.uniform(-1, 0.1), *np.sort(generator.uniform(0.01, 1, n))[::-1]]) for n in sizes
+    )
     worth = generator.uniform(0, 1, len(block_specs))
     removable = frozenset(range(len(block_specs)))
     free = Problem(spec, options, values, _limited(models, np.full(constraints, 1e9)), worth, removable)
@@ -156,6 +158,35 @@ def brute_force(problem: Problem) -> float | None:
     widths, gone = enumerate_all(problem)
     fits = problem.fits(widths, gone)
     return float(problem.value(widths, gone)[fits].max()) if fits.any() else None
+
+
+def staircase_problem(seed: int, *, groups: int = 8, units: int = 48, most: int = 12) -> Problem:
+    """A random chain with shortcuts, staircase costs of random steps on both sides, and a random budget."""
+    generator = np.random.default_rng(seed)
+    specs = tuple(GroupSpec(f"g{i}", int(n)) for i, n in enumerate(generator.integers(units // 3, units + 1, groups)))
+    axes = [AxisSpec(0, ((g, 1),)) for g in range(groups)]
+    links = [(g - 1, g) for g in range(groups)]
+    links += [
+        (int(a), int(b)) for a, b in (sorted(generator.choice(groups, 2, replace=False)) for _ in range(groups // 3))
+    ]
+    terms = []
+    for number, (source, sink) in enumerate(links):
+        steps = generator.choice([1, 2, 4, 8, 16], 2)
+        cost = Staircase(float(generator.lognormal(0, 0.7)) * float(steps.prod()), int(steps[0]), int(steps[1]))
+        terms.append(CostTerm(f"t{number}", axes[source] if source >= 0 else None, axes[sink], cost))
+    model = CostModel("ms", 0.0, tuple(terms))
+    spec = NetworkSpec(specs, (), (), (), f"staircase-{seed}")
+    options = tuple(
+        np.unique(
+            np.append(generator.choice(np.arange(1, g.units), min(most, g.units - 1) - 1, replace=False), g.units)
+        )
+        for g in specs
+    )
+    values = tuple(np.concatenate([[0.0], np.cumsum(np.sort(generator.lognormal(0, 1, g.units))[::-1])]) for g in specs)
+    low = float(model.evaluate(np.array([o[0] for o in options])))
+    dense = float(model.evaluate(spec.dense_widths))
+    limit = low + float(generator.uniform(0.1, 0.8)) * (dense - low)
+    return Problem(spec, options, values, (Constraint("latency", model, limit),))
 
 
 def resnet50_like(
