@@ -1,0 +1,121 @@
+// AVX-512: two vectors of sixteen filters by fourteen pixels fill 31 of the 32 registers.
+#include "microkernel.h"
+
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+#include <immintrin.h>
+
+namespace secateurs {
+namespace {
+
+struct V16 {
+  using Reg = __m512;
+  static constexpr int lanes = 16;
+  static Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static Reg load_partial(const float* p, int n) { return _mm512_maskz_loadu_ps(mask(n), p); }
+  static void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
+  static void store_partial(float* p, Reg v, int n) { _mm512_mask_storeu_ps(p, mask(n), v); }
+  static Reg broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  static Reg zero() { return _mm512_setzero_ps(); }
+  static Reg set(float x) { return _mm512_set1_ps(x); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
+  static Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
+  static void pin(const char*& p) { asm("" : "+r"(p)); }
+  static __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  static Reg exp(Reg x) {
+    x = _mm512_min_ps(set(88.0f), _mm512_max_ps(set(-87.0f), x));
+    const Reg n = _mm512_roundscale_ps(_mm512_mul_ps(x, set(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    Reg r = fma(n, set(-0.693359375f), x);
+    r = fma(n, set(2.12194440e-4f), r);
+    Reg y = set(1.9875691500e-4f);
+    y = fma(y, r, set(1.3981999507e-3f));
+    y = fma(y, r, set(8.3334519073e-3f));
+    y = fma(y, r, set(4.1665795894e-2f));
+    y = fma(y, r, set(1.6666665459e-1f));
+    y = fma(y, r, set(5.0000001201e-1f));
+    y = fma(y, _mm512_mul_ps(r, r), add(r, set(1.0f)));
+    return _mm512_scalef_ps(y, n);
+  }
+  static Reg silu(Reg x) { return _mm512_div_ps(x, add(set(1.0f), exp(_mm512_sub_ps(zero(), x)))); }
+};
+
+// Blocks of eight filters: half a vector, but all 32 registers.
+struct V8 {
+  using Reg = __m256;
+  static constexpr int lanes = 8;
+  static Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static Reg load_partial(const float* p, int n) { return _mm256_maskz_loadu_ps(mask(n), p); }
+  static void store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
+  static void store_partial(float* p, Reg v, int n) { _mm256_mask_storeu_ps(p, mask(n), v); }
+  static Reg broadcast(const float* p) { return _mm256_set1_ps(*p); }
+  static Reg zero() { return _mm256_setzero_ps(); }
+  static Reg set(float x) { return _mm256_set1_ps(x); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+  static Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
+  static Reg min(Reg a, Reg b) { return _mm256_min_ps(a, b); }
+  static void pin(const char*& p) { asm("" : "+r"(p)); }
+  static __mmask8 mask(int n) { return static_cast<__mmask8>((1u << n) - 1u); }
+  static Reg silu(Reg x) { return _mm512_castps512_ps256(V16::silu(_mm512_castps256_ps512(x))); }
+};
+
+// Sixteen channels of a position at a time: the offsets of those that stay are compressed together.
+ptrdiff_t locate_compressed(const LocateArguments& a) {
+  const __m512i channel_bytes = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
+  ptrdiff_t count = 0;
+  const uint16_t* mask = a.masks;
+  for (int plane = 0; plane < a.planes; ++plane) {
+    const bool last = plane + 1 == a.planes;
+    const uint32_t missing = last ? ~static_cast<uint32_t>(a.last_mask) : 0u;
+    const int32_t base = plane * a.plane_bytes;
+    const __m512i next = _mm512_set1_epi32(last ? a.wrap_bytes : base + a.plane_bytes);
+    const int32_t* line = a.line_bytes;
+    for (int p = 0; p < a.positions; ++p) {
+      const uint32_t bits = *mask++;
+      const int kept = __builtin_popcount(bits);
+      if (bits & missing || count + kept > a.capacity) return -1;
+      const __m512i here = _mm512_add_epi32(_mm512_set1_epi32(base + a.position_bytes[p]), channel_bytes);
+      _mm512_storeu_si512(a.offsets + count, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), here));
+      _mm512_storeu_si512(a.ahead + count, _mm512_add_epi32(next, _mm512_loadu_si512(line)));
+      count += kept;
+      line += kept;
+    }
+  }
+  return count;
+}
+
+Tile table[160];
+
+int fill_table() {
+  Tile* t = table;
+  t += Widths<V16, 2, 1, 16, 14>::fill(t);
+  t += Widths<V16, 2, 2, 16, 7>::fill(t);
+  t += Widths<V16, 2, 3, 16, 4>::fill(t);
+  t += Widths<V16, 2, 4, 16, 3>::fill(t);
+  t += Widths<V16, 2, 1, 4, 14>::fill(t);
+  t += Widths<V16, 1, 1, 16, 16>::fill(t);
+  t += Widths<V16, 1, 2, 16, 8>::fill(t);
+  t += Widths<V16, 1, 3, 16, 5>::fill(t);
+  t += Widths<V16, 1, 4, 16, 4>::fill(t);
+  t += Widths<V16, 1, 1, 4, 16>::fill(t);
+  t += Widths<V8, 1, 1, 16, 16>::fill(t);
+  t += Widths<V8, 1, 2, 16, 8>::fill(t);
+  t += Widths<V8, 1, 1, 4, 16>::fill(t);
+  return static_cast<int>(t - table);
+}
+
+}  // namespace
+
+const Isa* isa_avx512() {
+  static const Isa isa = {"avx512",      table,        fill_table(),  32.0,           &pack<V16, 16>,
+                          &pack<V16, 4>, &locate_compressed, &fma_rounds<V16>};
+  return &isa;
+}
+
+}  // namespace secateurs
+#else
+namespace secateurs {
+const Isa* isa_avx512() { return nullptr; }
+}  // namespace secateurs
+#endif

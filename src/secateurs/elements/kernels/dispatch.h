@@ -1,0 +1,25 @@
+// Which instruction set runs, and its tiles by shape.
+#pragma once
+#include "tile.h"
+
+namespace secateurs {
+
+constexpr int kMaxRows = 4, kMaxColumns = 16;
+
+struct Dispatch {
+  const Isa* isa;
+  int sizes;            // how many different filter counts
+  int filters[4];       // ascending
+  TileFunction run[4][2][kMaxRows + 1][kMaxColumns + 1];  // [filters][inner 16, inner 4][rows][columns]
+  int widest[4][2][kMaxRows + 1];                         // 0 where no tile has so many rows
+};
+
+// The tables of the instruction set in use.
+const Dispatch& dispatch();
+
+// 0 = no limit.
+void limit_tiles(int rows, int columns);
+int row_limit();
+int column_limit();
+
+}  // namespace secateurs
