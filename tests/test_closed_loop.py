@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from secateurs.closed_loop import Attempt, Goal, close
+from secateurs.closed_loop import Goal, close
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.plan import Measurement
 
@@ -80,23 +80,6 @@ def test_out_of_reach_when_measured_names_the_nearest() -> None:
 
     with pytest.raises(InfeasibleBudgetError, match=r"nearest took 60\.0%"):
         close(Goal(0.5), solve, machine(lambda p: 0.6))
-
-
-def test_known_attempts_are_not_measured_again() -> None:
-    measured: list[Net] = []
-    inner = machine(lambda p: p * 1.1)
-
-    def measure(net: Net) -> Measurement:
-        measured.append(net)
-        return inner(net)
-
-    _, attempts = close(Goal(0.5), planner(), measure)
-    first = Attempt(attempts[0].choice, attempts[0].measured)
-    measured.clear()
-    accepted, again = close(Goal(0.5), planner(), measure, known=[first])
-    assert first.choice not in measured
-    assert accepted.choice == attempts[-1].choice
-    assert again[0] is first
 
 
 def test_noise_does_not_make_it_run_for_ever() -> None:

@@ -6,7 +6,7 @@ some percent; only its local error matters, and that is known after the first ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -119,7 +119,6 @@ def close(
     measure: Callable[[C], Measurement],
     *,
     rounds: int = 10,
-    known: Sequence[Attempt[C]] = (),
     progress: Progress = silent,
 ) -> tuple[Attempt[C], list[Attempt[C]]]:
     """The accepted candidate, and every measured one in order.
@@ -132,16 +131,12 @@ def close(
         solve: the best network by the model within a model limit (a ratio to dense); raises InfeasibleBudgetError.
         measure: measures a network beside dense.
         rounds: plans measured at most.
-        known: attempts of an earlier sitting.
         progress: told about every round.
 
     Raises:
         InfeasibleBudgetError: from ``solve`` where nothing is fast enough by the model; or no measured plan was.
     """
     search: Search[C] = Search(goal)
-    for attempt in known:
-        search.attempts.append(attempt)
-        search.learn(attempt.choice.predicted, attempt)
     limit, solved = search.next_limit(), 0
     while limit is not None and len(search.attempts) < rounds and solved < 4 * rounds:
         solved += 1

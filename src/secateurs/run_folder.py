@@ -23,6 +23,30 @@ SCHEMA = "secateurs.job/1"
 _ADVICE = "Choose another folder with -o"
 
 
+def check_free(folder: Path) -> None:
+    """Nothing, if a new run can be put into ``folder``; makes nothing.
+
+    Raises:
+        DataError: it holds a run or other files, or cannot be written.
+    """
+    try:
+        held = sorted(entry.name for entry in folder.iterdir() if entry.name != ".lock") if folder.exists() else []
+    except OSError as error:
+        raise DataError(f"Folder {folder} cannot be used ({error.strerror or error}). {_ADVICE}.") from error
+    if "job.json" in held:
+        state = "a finished run" if "result.json" in held else "a run that has not finished"
+        raise DataError(
+            f"Folder {folder} already holds {state}. {_ADVICE}, delete the folder, or continue that run with "
+            f"'secateurs prune --resume -o {folder}'."
+        )
+    if held:
+        more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+        raise DataError(f"Folder {folder} is not empty ({held[0]}{more}). {_ADVICE}.")
+    above = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), None)
+    if above is None or not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise DataError(f"Folder {folder} cannot be used: {above} is not writable. {_ADVICE}.")
+
+
 class RunFolder:
     """An opened run folder; a context manager that keeps a second process out.
 
@@ -43,20 +67,11 @@ class RunFolder:
             DataError: the folder holds a run or other files, or cannot be written.
         """
         folder = Path(path)
+        check_free(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            held = sorted(entry.name for entry in folder.iterdir() if entry.name != ".lock")
         except OSError as error:
             raise DataError(f"Folder {folder} cannot be used ({error.strerror or error}). {_ADVICE}.") from error
-        if "job.json" in held:
-            state = "a finished run" if "result.json" in held else "a run that has not finished"
-            raise DataError(
-                f"Folder {folder} already holds {state}. {_ADVICE}, delete the folder, or continue that run with "
-                f"'secateurs prune --resume -o {folder}'."
-            )
-        if held:
-            more = f" and {len(held) - 1} more" if len(held) > 1 else ""
-            raise DataError(f"Folder {folder} is not empty ({held[0]}{more}). {_ADVICE}.")
         run = cls(folder, job)
         run.write("job.json", json.dumps({"schema": SCHEMA, **run.job}, indent=1) + "\n")
         return run

@@ -1,0 +1,5 @@
+"""``python -m secateurs``."""
+
+from secateurs.cli.app import main
+
+main()

@@ -1,0 +1,115 @@
+"""Deployed files on the target: exporting a module, and measuring it beside the dense network."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateurs.errors import ExportError, InfeasibleBudgetError
+from secateurs.export.onnx import ExportReport, export_onnx
+from secateurs.latency.targets._base import Target
+from secateurs.latency.timing import Protocol, compare
+from secateurs.plan import Measurement
+from secateurs.progress import Progress, silent
+from secateurs.report import wording
+
+QUICK = Protocol(turns=24, precision=0.008)
+"""For a candidate in the closed loop."""
+FINAL = Protocol(turns=48, precision=0.005)
+"""For the figures of the report."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A target with one dense file that everything is compared with.
+
+    ``folder``: where files lie; ``example``: what the network is exported with.
+    """
+
+    target: Target
+    folder: Path
+    example: Any
+    threads: int = 1
+    batch: int = 1
+    seed: int = 0
+    progress: Progress = silent
+
+    @property
+    def dense(self) -> Path:
+        """The dense network's file."""
+        return self.folder / f"dense.{self.target.artifact}"
+
+    @property
+    def deployed(self) -> Path:
+        """The pruned network's file."""
+        return self.folder / f"model.{self.target.artifact}"
+
+    def export(self, module: nn.Module, path: Path) -> ExportReport:
+        """Write the file that the target runs, compared with PyTorch.
+
+        Raises:
+            ExportError: it cannot be exported, or computes something else.
+        """
+        if self.target.artifact != "onnx":
+            raise ExportError(f"No exporter writes {self.target.artifact!r} files for target {self.target.name}.")
+        return export_onnx(module, self.example, path, batch=self.batch)
+
+    def dense_ms(self) -> float:
+        """Latency of the dense file now."""
+        return self._compare({"dense": self.dense}, QUICK)["dense"].latency_ms
+
+    def measure(self, module: nn.Module) -> Measurement:
+        """Latency of a candidate, exported for real, beside dense."""
+        with self._scratch() as path:
+            self.export(module, path)
+            return self._compare({"dense": self.dense, "pruned": path}, QUICK)["pruned"]
+
+    def final(self) -> dict[str, Measurement]:
+        """Latencies of ``dense`` and ``pruned`` from one interleaved run of the deployed files."""
+        return self._compare({"dense": self.dense, "pruned": self.deployed}, FINAL)
+
+    def _compare(self, files: dict[str, Path], protocol: Protocol) -> dict[str, Measurement]:
+        return compare(
+            self.target,
+            files,
+            threads=self.threads,
+            batch=self.batch,
+            protocol=protocol,
+            progress=self.progress,
+            seed=self.seed,
+        )
+
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        path = self.folder / f".candidate.{self.target.artifact}"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def out_of_reach(
+    error: InfeasibleBudgetError, measured: Measurement, limit: float, budget: str, target: str
+) -> InfeasibleBudgetError:
+    """The error for a budget below the fastest legal network, with that network's *measured* latency."""
+    ratio = measured.ratio or 0.0
+    details = dict(error.details)
+    removed, narrow = details.get("removed", []), details.get("at_minimum", [])
+    costliest = ", ".join(f"{name} ({cost:.3g} ms)" for name, cost in details.get("costliest", []))
+    limits = f"There {len(narrow)} of {len(details.get('widths', {}))} groups are at their minimum width"
+    limits += f", {len(removed)} blocks are removed" if removed else ""
+    limits += f", and what still costs most is {costliest}" if costliest else ""
+    dense_ms = measured.latency_ms / ratio if ratio else 0.0
+    fastest = wording.milliseconds(measured.latency_ms)
+    return InfeasibleBudgetError(
+        f"Budget {budget} ({wording.milliseconds(limit * dense_ms)}) cannot be reached on {target}: the fastest legal "
+        f"network takes {fastest} when measured, {ratio:.1%} of dense ({wording.milliseconds(dense_ms)}). {limits}. "
+        f"Raise --latency to {wording.percent(1.02 * ratio, 0).replace(' ', '')} or more, "
+        f"or give the search more freedom (a smaller --min-width, --blocks, fewer --keep).",
+        {**details, "measured_ms": measured.latency_ms, "measured_ratio": ratio},
+    )

@@ -1,0 +1,94 @@
+"""``secateurs compare``: plans side by side, measured on the target in one interleaved run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from secateurs.cli.opening import open_model, open_plan
+from secateurs.cli.options import Batch, Input, Json, Model, Normalize, Seed, Target, Threads, Weights
+from secateurs.cli.progress import shown
+from secateurs.cli.running import emit, guarded, talk
+from secateurs.report import wording
+
+if TYPE_CHECKING:
+    from secateurs.plan import Measurement
+
+
+@guarded
+def verb(
+    model: Model,
+    plans: Annotated[list[Path], typer.Argument(metavar="PLAN...", help="Plan files.")],
+    target: Target = "onnxruntime-cpu",
+    weights: Weights = None,
+    shape: Input = None,
+    normalize: Normalize = None,
+    threads: Threads = 1,
+    batch: Batch = 1,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure plans side by side on a target.
+
+    The dense network runs in the same interleaved measurement; a difference inside the noise is called a tie.
+    """
+    from secateurs.bench import FINAL, Bench
+    from secateurs.latency.timing import compare
+    from secateurs.profiling import open_target
+    from secateurs.structure import apply
+
+    opened = open_target(target)
+    held = {str(path): open_plan(path) for path in plans}
+    with shown(talk()) as progress, tempfile.TemporaryDirectory(prefix="secateurs-compare-") as name:
+        loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
+        bench = Bench(opened, Path(name), loaded.example(), threads, batch, seed, progress)
+        files = {"dense": bench.dense}
+        with progress.task("export", 1 + len(held)) as task:
+            bench.export(loaded.module, bench.dense)
+            task.advance(1)
+            for number, (label, plan) in enumerate(held.items()):
+                files[label] = Path(name) / f"{number}.{opened.artifact}"
+                bench.export(apply(loaded.module, plan, loaded.example()).eval(), files[label])
+                task.advance(1, label)
+        measured = compare(opened, files, threads=threads, batch=batch, protocol=FINAL, progress=progress, seed=seed)
+    rows = [_row(label, found) for label, found in measured.items()]
+    emit(rows, lambda console: _show(rows, console), as_json=as_json)
+
+
+def _row(label: str, measured: Measurement) -> dict[str, Any]:
+    ratio, upper = measured.ratio or 1.0, measured.ratio_upper or 1.0
+    tie = label != "dense" and abs(ratio - 1) <= upper - ratio
+    return {
+        "name": label,
+        "latency_ms": measured.latency_ms,
+        "latency_spread": measured.spread,
+        "runs": measured.runs,
+        "ratio": ratio,
+        "ratio_upper": upper,
+        "tie_with_dense": tie,
+    }
+
+
+def _show(rows: list[dict[str, Any]], console: Console) -> None:
+    table = Table(header_style="dim")
+    table.add_column("network", no_wrap=True)
+    for name in ("latency", "share of dense", "at most (95 %)", "speed-up"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        latency = f"{wording.milliseconds(row['latency_ms'])} ± {wording.percent(row['latency_spread'] / 2, 1)}"
+        dense = row["name"] == "dense"
+        speed = "tie" if row["tie_with_dense"] else f"{1 / row['ratio']:.2f}×"
+        table.add_row(
+            escape(row["name"]),
+            latency,
+            "" if dense else wording.percent(row["ratio"], 1),
+            "" if dense else wording.percent(row["ratio_upper"], 1),
+            "" if dense else speed,
+        )
+    console.print(table)

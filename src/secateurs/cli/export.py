@@ -1,0 +1,81 @@
+"""``secateurs export``: the smaller network as a file for a runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secateurs.cli.opening import open_model, open_plan, writable
+from secateurs.cli.options import Batch, Input, Json, Model, Normalize, PlanFile, Seed, Weights
+from secateurs.cli.progress import shown
+from secateurs.cli.running import emit, guarded, talk
+from secateurs.errors import DataError
+from secateurs.report import wording
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMATS = ("onnx",)
+
+
+@guarded
+def verb(
+    model: Model,
+    plan: PlanFile,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")],
+    to: Annotated[str, typer.Option("--to", help=f"Format: {', '.join(FORMATS)}.")] = "onnx",
+    weights: Weights = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint", help="The pruned network's weights (a run's model.safetensors), after fine-tuning."
+        ),
+    ] = None,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Leave the batch size open.")] = False,
+    shape: Input = None,
+    normalize: Normalize = None,
+    batch: Batch = 1,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Write a pruned network for a runtime.
+
+    The file is compared with PyTorch before it appears under its name.
+    """
+    from secateurs.export.onnx import export_onnx
+    from secateurs.structure import apply
+
+    if to not in FORMATS:
+        raise DataError(f"--to {to!r} is not a format that can be written. There are {', '.join(FORMATS)}.")
+    writable(output)
+    held = open_plan(plan)
+    with shown(talk()) as progress:
+        loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
+        with progress.task("cut and check"):
+            small = apply(loaded.module, held, loaded.example()).eval()
+            if checkpoint is not None:
+                _load_checkpoint(small, checkpoint)
+        with progress.task(f"export to {to}"):
+            report = export_onnx(small, loaded.example(), output, batch=None if dynamic_batch else batch)
+    found = {"output": str(output), "file_bytes": report.size_bytes, "max_rel_error": report.max_rel_error}
+    emit(
+        found,
+        lambda console: console.print(
+            f"{wording.size(report.size_bytes)} written to {output}; differs from PyTorch by at most "
+            f"{report.max_rel_error:.1e} of the largest output."
+        ),
+        as_json=as_json,
+    )
+
+
+def _load_checkpoint(small: nn.Module, path: Path) -> None:
+    """Put the pruned network's own weights into ``small``.
+
+    Raises:
+        DataError: the file is missing or belongs to another plan.
+    """
+    from secateurs.models import load_into, read_weights
+
+    load_into(small, read_weights(path), f"the network cut by this plan ({path})")

@@ -1,0 +1,75 @@
+"""``secateurs ls``: what is here, what can be used, or why not."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from secateurs.cli.options import Json
+from secateurs.cli.running import emit, guarded
+from secateurs.errors import DataError, SecateursError
+from secateurs.registry import load, names
+
+KINDS = ("strategies", "criteria", "targets", "models", "data")
+DATA_FORMS = {
+    "digits": "scikit-learn's handwritten digits; needs no download",
+    "parquet:TRAIN,TEST": "image bytes in a column jpeg or image, and a column label",
+    "imagefolder:DIR": "DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg",
+    "file.py:factory": "a function that returns train and test loaders",
+}
+
+
+@guarded
+def verb(
+    kind: Annotated[str | None, typer.Argument(metavar="[strategies|criteria|targets|models|data]")] = None,
+    as_json: Json = False,
+) -> None:
+    """What is here, what can be used, or why not."""
+    if kind is not None and kind not in KINDS:
+        raise DataError(f"There is no list of {kind!r}. There are {', '.join(KINDS)}.")
+    rows = [row for one in ([kind] if kind else KINDS) for row in _rows(one)]
+    emit(rows, lambda console: _show(rows, console), as_json=as_json)
+
+
+def _rows(kind: str) -> list[dict[str, str | bool]]:
+    """One row per name: kind, name, available, and what it is or why it cannot be used."""
+    if kind == "models":
+        from secateurs.models import names as model_names
+
+        return [{"kind": kind, "name": name, "available": True, "about": "built in"} for name in model_names()]
+    if kind == "data":
+        return [{"kind": kind, "name": form, "available": True, "about": about} for form, about in DATA_FORMS.items()]
+    rows: list[dict[str, str | bool]] = []
+    for name in names(kind):
+        try:
+            found = load(kind, name)
+            reason = found().available() if kind == "targets" else None
+        except SecateursError as error:
+            reason, found = str(error), None
+        about = reason or _about(found)
+        rows.append({"kind": kind, "name": name, "available": reason is None, "about": about})
+    return rows
+
+
+def _about(found: object) -> str:
+    """What the first line of the module's docstring says behind the name."""
+    module = inspect.getmodule(found)
+    first = (inspect.getdoc(module) or "").split("\n\n")[0].replace("\n", " ")
+    return first.partition(": ")[2] or first
+
+
+def _show(rows: list[dict[str, str | bool]], console: Console) -> None:
+    table = Table(header_style="dim", box=None, pad_edge=False)
+    for name in ("", "name", "here", "what it is, or why it cannot be used"):
+        table.add_column(name, no_wrap=name == "name")
+    before = ""
+    for row in rows:
+        kind = str(row["kind"])
+        usable = "[green]yes[/]" if row["available"] else "[red]no[/]"
+        table.add_row(f"[dim]{kind if kind != before else ''}[/]", str(row["name"]), usable, str(row["about"]))
+        before = kind
+    console.print(table)

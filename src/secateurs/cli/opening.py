@@ -1,0 +1,56 @@
+"""From the options of a verb to the model, the data and the places that the work needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from secateurs.cli.options import input_shape
+from secateurs.errors import DataError
+from secateurs.progress import Progress
+
+if TYPE_CHECKING:
+    from secateurs.models import Loaded
+    from secateurs.plan import Plan
+
+
+def open_model(
+    text: str,
+    weights: Path | None = None,
+    shape: str | None = None,
+    normalize: str | None = None,
+    *,
+    batch: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Loaded:
+    """The network that MODEL, --weights, --input and --normalize describe; its notes are told."""
+    from secateurs.models import load
+
+    loaded = load(text, weights=weights, input_shape=input_shape(shape, batch), normalize=normalize, seed=seed)
+    if progress is not None:
+        for note in loaded.notes:
+            progress.say(note)
+    return loaded
+
+
+def open_plan(path: Path) -> Plan:
+    """The plan in a file."""
+    from secateurs.plan import Plan
+
+    return Plan.load(path)
+
+
+def writable(path: Path) -> Path:
+    """``path``, where a file can be written.
+
+    Raises:
+        DataError: its folder does not exist, or it is a folder itself.
+    """
+    if path.is_dir():
+        raise DataError(f"-o {path} is a folder. Give the name of the file to write.")
+    if not path.absolute().parent.is_dir():
+        raise DataError(
+            f"Folder {path.absolute().parent} does not exist. Make it first, or choose another place for -o."
+        )
+    return path

@@ -1,0 +1,79 @@
+"""The options that several verbs share, declared once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateurs.errors import DataError
+
+MODEL_HELP = (
+    "A built-in network (cifar-resnet56, mobilenet-v1 …, see 'secateurs ls models'), timm:NAME, torchvision:NAME, "
+    "file.py:factory or package.module:factory; options behind a question mark, such as mobilenet-v1?width=0.25."
+)
+LATENCY_HELP = "60% of dense, 3.2ms, or a speed-up such as 2x."
+STRATEGY_HELP = "Search, see 'secateurs ls strategies'."
+DATA_HELP = "digits, parquet:TRAIN,TEST, imagefolder:DIR or file.py:factory."
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file.", show_default=False)]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help="A .safetensors file, or a .pth of tensors only.", show_default=False)
+]
+Input = Annotated[
+    str | None, typer.Option("--input", metavar="1,3,H,W", help="Input shape, where the model does not say it.")
+]
+Normalize = Annotated[
+    str | None, typer.Option("--normalize", metavar="MEAN/STD", help="Preprocessing of pixels for your own models.")
+]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime that is measured.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Batch size that is measured.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Json = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")]
+Target = Annotated[str, typer.Option("--target", help="Runtime on a device, see 'secateurs ls targets'.")]
+Strategy = Annotated[str, typer.Option("--strategy", help=STRATEGY_HELP)]
+Criterion = Annotated[
+    str | None, typer.Option("--criterion", help="Scores of units, see 'secateurs ls criteria'; the strategy's own.")
+]
+Data = Annotated[str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP)]
+Classes = Annotated[
+    str, typer.Option("--classes", metavar="all|present", help="'present': argmax over the classes that occur only.")
+]
+Keep = Annotated[
+    list[str] | None, typer.Option("--keep", metavar="PATTERN", help="Parameters or modules to keep whole.")
+]
+Barrier = Annotated[
+    list[str] | None, typer.Option("--barrier", metavar="PATTERN", help="Modules not to prune through.")
+]
+MinWidth = Annotated[int, typer.Option("--min-width", min=1, help="Fewest units that stay in a group.")]
+RemoveBlocks = Annotated[
+    bool, typer.Option("--blocks/--no-blocks", help="Whether whole residual blocks may be removed.")
+]
+Store = Annotated[
+    Path | None,
+    typer.Option("--store", help="SQLite file of measurements [the user's cache folder].", show_default=False),
+]
+
+
+def input_shape(text: str | None, batch: int = 1) -> tuple[int, int, int] | None:
+    """(channels, height, width) from ``3,224,224`` or ``1,3,224,224``.
+
+    Raises:
+        DataError: not three or four sizes above zero, or a batch that --batch contradicts.
+    """
+    if text is None:
+        return None
+    sizes = [int(part) for part in re.split(r"[,x]", text)] if re.fullmatch(r"\d+([,x]\d+){2,3}", text.strip()) else []
+    if not sizes or min(sizes) < 1:
+        raise DataError(
+            f"--input {text!r} is not understood. Give batch, channels, height, width: --input 1,3,224,224."
+        )
+    if len(sizes) == 4 and sizes[0] not in (1, batch):
+        raise DataError(
+            f"--input {text!r} has batch {sizes[0]}, but --batch is {batch}. Give the batch with --batch only."
+        )
+    channels, height, width = sizes[-3:]
+    return channels, height, width

@@ -1,0 +1,129 @@
+"""``secateurs plan``: the best plan by the latency model, written as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from secateurs.cli import options as o
+from secateurs.cli.opening import open_model, writable
+from secateurs.cli.progress import shown
+from secateurs.cli.running import emit, guarded, talk
+from secateurs.report import wording
+
+if TYPE_CHECKING:
+    from secateurs.plan import Plan
+    from secateurs.structure import Graph
+
+
+@guarded
+def verb(
+    model: o.Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write the plan to.")],
+    target: o.Target = "onnxruntime-cpu",
+    latency: Annotated[str | None, typer.Option("--latency", metavar="BUDGET", help=o.LATENCY_HELP)] = None,
+    ratio: Annotated[
+        float | None, typer.Option("--ratio", help="Instead of --latency: the share of units every group keeps.")
+    ] = None,
+    strategy: Annotated[str | None, typer.Option("--strategy", help=o.STRATEGY_HELP)] = None,
+    criterion: o.Criterion = None,
+    weights: o.Weights = None,
+    data: o.Data = None,
+    shape: o.Input = None,
+    normalize: o.Normalize = None,
+    barrier: o.Barrier = None,
+    keep: o.Keep = None,
+    min_width: o.MinWidth = 1,
+    blocks: o.RemoveBlocks = True,
+    threads: o.Threads = 1,
+    batch: o.Batch = 1,
+    seed: o.Seed = 0,
+    store: o.Store = None,
+    as_json: o.Json = False,
+) -> None:
+    """Choose what to keep, by the latency model.
+
+    The latency is predicted, not measured: 'prune' closes the loop. --ratio needs no latency model.
+    """
+    from secateurs.plan import Budget
+    from secateurs.planning import Legal, plan
+    from secateurs.profiling import open_target, profile
+    from secateurs.registry import load
+    from secateurs.structure import trace
+
+    writable(output)
+    if latency is not None:
+        Budget.parse(latency)
+        opened = open_target(target)
+    for kind, name in (("strategies", strategy), ("criteria", criterion)):
+        if name is not None:
+            load(kind, name)
+    with shown(talk()) as progress:
+        loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
+        with progress.task("trace"):
+            graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
+        costs = None
+        if latency is not None:
+            costs = profile(graph, opened, threads=threads, batch=batch, store=store, seed=seed, progress=progress)
+        made = plan(
+            graph,
+            costs,
+            latency=latency,
+            keep=ratio,
+            strategy=strategy,
+            criterion=criterion,
+            seed=seed,
+            legal=Legal(min_width=min_width, blocks=blocks),
+            progress=progress,
+        )
+    made = made.model_copy(update={"provenance": {**made.provenance, "source": dict(loaded.source)}})
+    made.save(output)
+    found = summary(graph, made, None if costs is None else costs.dense_ms)
+    emit({**found, "plan": str(output)}, lambda console: _show(found, output, console), as_json=as_json)
+
+
+def summary(graph: Graph, plan: Plan, dense_ms: float | None) -> dict[str, Any]:
+    """Widths, blocks and what is left, as JSON values."""
+    import numpy as np
+
+    spec = graph.spec
+    removed = frozenset(index for index, block in enumerate(spec.blocks) if block.name in plan.blocks_removed)
+    widths = np.array([max(len(plan.groups[group.name]), 1) for group in spec.groups], dtype=np.int64)
+    return {
+        "strategy": plan.provenance.get("strategy"),
+        "criterion": plan.provenance.get("criterion"),
+        "predicted_ms": plan.provenance.get("predicted_ms"),
+        "dense_ms": dense_ms,
+        "widths": plan.widths(),
+        "units": dict(plan.group_sizes),
+        "blocks_removed": list(plan.blocks_removed),
+        "macs": spec.macs(widths, removed),
+        "dense_macs": spec.macs(spec.dense_widths),
+        "params": spec.parameter_count(widths, removed),
+        "dense_params": spec.parameter_count(spec.dense_widths),
+    }
+
+
+def _show(found: dict[str, Any], output: Path, console: Console) -> None:
+    for name, width in found["widths"].items():
+        units = found["units"][name]
+        bar = "█" * round(24 * width / units)
+        shown_width = "removed with its block" if width == 0 else f"{width} / {units}"
+        console.print(f"{escape(name):40} [green]{bar:24}[/] {shown_width}", no_wrap=True)
+    if found["blocks_removed"]:
+        console.print(f"Blocks removed: {escape(', '.join(found['blocks_removed']))}")
+    kept = (
+        f"{wording.percent(found['macs'] / found['dense_macs'], 1)} of the multiply-adds and "
+        f"{wording.percent(found['params'] / found['dense_params'], 1)} of the parameters are kept"
+    )
+    predicted = ""
+    if found["predicted_ms"] is not None and found["dense_ms"]:
+        predicted = (
+            f"; predicted {wording.milliseconds(found['predicted_ms'])}, "
+            f"{wording.percent(found['predicted_ms'] / found['dense_ms'], 1)} of dense (not measured)"
+        )
+    console.print(f"{kept}{predicted}. Written to {escape(str(output))}.")

@@ -1,0 +1,100 @@
+"""``secateurs profile``: the latency model of a network on a target, with its error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from secateurs.cli.opening import open_model, writable
+from secateurs.cli.options import Batch, Input, Json, Model, Normalize, Seed, Store, Target, Threads, Weights
+from secateurs.cli.progress import shown
+from secateurs.cli.running import emit, guarded, talk
+from secateurs.report import wording
+
+if TYPE_CHECKING:
+    from secateurs.latency.model import LatencyModel
+    from secateurs.structure import Graph
+
+SHOWN = 12
+
+
+@guarded
+def verb(
+    model: Model,
+    target: Target = "onnxruntime-cpu",
+    weights: Weights = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the latency model as JSON.")] = None,
+    shape: Input = None,
+    normalize: Normalize = None,
+    threads: Threads = 1,
+    batch: Batch = 1,
+    seed: Seed = 0,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Latency model of a network on a target.
+
+    Measures the network at many widths and fits what every operator costs, with the error on held-out networks.
+    """
+    from secateurs.plan import write_atomic
+    from secateurs.profiling import open_target, profile
+    from secateurs.structure import trace
+
+    opened = open_target(target)
+    if output is not None:
+        writable(output)
+    with shown(talk()) as progress:
+        loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
+        with progress.task("trace"):
+            graph = trace(loaded.module, loaded.example())
+        costs = profile(graph, opened, threads=threads, batch=batch, store=store, seed=seed, progress=progress)
+    if output is not None:
+        write_atomic(output, costs.to_json().encode())
+    found = summary(graph, costs)
+    emit(found, lambda console: _show(found, console), as_json=as_json)
+
+
+def summary(graph: Graph, costs: LatencyModel) -> dict[str, Any]:
+    """Dense latency, error and the cost of every operator at dense widths, highest first."""
+    dense = graph.spec.dense_widths
+    terms = [{"name": term.name, "ms": float(term.evaluate(dense))} for term in costs.terms()]
+    return {
+        "target": dict(costs.target),
+        "dense_ms": costs.dense_ms,
+        "offset_ms": costs.offset_ms,
+        "error": {
+            "mean_abs": costs.error.mean_abs,
+            "p95": costs.error.p95,
+            "spearman": costs.error.spearman,
+        },
+        "operators": sorted(terms, key=lambda term: -term["ms"]),  # type: ignore[operator]
+    }
+
+
+def _show(found: dict[str, Any], console: Console) -> None:
+    error = found["error"]
+    table = Table(title=f"Dense: {wording.milliseconds(found['dense_ms'])}", title_justify="left", header_style="dim")
+    table.add_column("operator", no_wrap=True)
+    table.add_column("ms", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("")
+    operators = found["operators"]
+    rows = [(term["name"], term["ms"]) for term in operators[:SHOWN]]
+    rest = sum(term["ms"] for term in operators[SHOWN:])
+    if rest:
+        rows.append((f"{len(operators) - SHOWN} more", rest))
+    rows.append(("fixed", found["offset_ms"]))
+    longest = max(ms for _, ms in rows) or 1.0
+    for name, ms in rows:
+        bar = "█" * round(24 * max(0.0, ms) / longest)
+        table.add_row(escape(name), f"{ms:.4f}", wording.percent(ms / found["dense_ms"], 1), f"[green]{bar}[/]")
+    console.print(table)
+    console.print(
+        f"Error on held-out networks: {wording.percent(error['mean_abs'], 1)} on average, "
+        f"{wording.percent(error['p95'], 1)} at the 95th percentile, rank correlation {error['spearman']:.3f}."
+    )

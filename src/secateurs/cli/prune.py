@@ -1,0 +1,162 @@
+"""``secateurs prune``: the main job, from a trained network to a measured smaller one and a report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from secateurs.cli import options as o
+from secateurs.cli.opening import open_model
+from secateurs.cli.progress import shown
+from secateurs.cli.running import INTERRUPTED, complain, emit, guarded, talk
+from secateurs.errors import DataError
+
+if TYPE_CHECKING:
+    from secateurs.report import Record
+    from secateurs.settings import Settings
+
+BUDGET_MISSED = 3
+
+
+@guarded
+def verb(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder for the run's files.")],
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=o.MODEL_HELP, show_default=False)] = None,
+    data: o.Data = None,
+    latency: Annotated[str | None, typer.Option("--latency", metavar="BUDGET", help=o.LATENCY_HELP)] = None,
+    target: o.Target = "onnxruntime-cpu",
+    weights: o.Weights = None,
+    strategy: o.Strategy = "knapsack",
+    criterion: o.Criterion = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=0, help="Epochs of fine-tuning; 0 for none.")] = 1,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate [by the network's kind].")] = None,
+    train_batch: Annotated[int, typer.Option("--train-batch", min=1, help="Batch size of fine-tuning.")] = 128,
+    classes: o.Classes = "all",
+    shape: o.Input = None,
+    normalize: o.Normalize = None,
+    barrier: o.Barrier = None,
+    keep: o.Keep = None,
+    min_width: o.MinWidth = 1,
+    blocks: o.RemoveBlocks = True,
+    threads: o.Threads = 1,
+    batch: o.Batch = 1,
+    seed: o.Seed = 0,
+    store: o.Store = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in RUN; everything else is taken from there.")
+    ] = False,
+    as_json: o.Json = False,
+) -> None:
+    """The main job: to a measured budget, with a report.
+
+    Trace, latency model, plan, cut, repair, fine-tune, export, measure. The plan is tightened until the exported file
+    was measured to be within the budget.
+    """
+    from secateurs.settings import Settings
+
+    given: dict[str, Any] = {
+        "model": model,
+        "weights": None if weights is None else str(weights),
+        "data": data,
+        "classes": classes,
+        "input": shape,
+        "normalize": normalize,
+    }
+    chosen = {
+        "latency": latency,
+        "target": target,
+        "strategy": strategy,
+        "criterion": criterion,
+        "threads": threads,
+        "batch": batch,
+        "seed": seed,
+        "epochs": epochs,
+        "lr": lr,
+        "train_batch": train_batch,
+        "min_width": min_width,
+        "blocks": blocks,
+        "keep": keep or [],
+        "barrier": barrier or [],
+    }
+    if resume:
+        given, chosen = _from_folder(context, output, given, chosen)
+    elif model is None or data is None or latency is None:
+        missing = [
+            name for name, value in (("MODEL", model), ("--data", data), ("--latency", latency)) if value is None
+        ]
+        raise typer.BadParameter(f"{' and '.join(missing)} missing. Only --resume takes them from the folder.")
+    _run(Settings.from_dict(chosen), given, output, resume=resume, store=store, as_json=as_json)
+
+
+def _from_folder(
+    context: typer.Context, output: Path, given: dict[str, Any], chosen: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the run in the folder; those on the command line must be the same.
+
+    Raises:
+        DataError: the folder holds no run, or one with other settings.
+    """
+    from secateurs.run_folder import RunFolder
+
+    held = RunFolder.resume(output).job
+    options: dict[str, Any] = held.get("options", {})
+    names = {"shape": "input"}
+    for parameter in {**given, **chosen}:
+        source = next((key for key, name in names.items() if name == parameter), parameter)
+        typed = str(context.get_parameter_source(source)).endswith("COMMANDLINE")
+        value, before = {**given, **chosen}[parameter], {**held, **options}.get(parameter)
+        if typed and value != before:
+            raise DataError(
+                f"The run in {output} was started with {parameter} {before!r}, now it is {value!r}. Resume with "
+                f"'secateurs prune --resume -o {output}', or choose another folder."
+            )
+    return {name: options.get(name) for name in given}, {name: held.get(name) for name in chosen}
+
+
+def _run(
+    settings: Settings, given: dict[str, Any], output: Path, *, resume: bool, store: Path | None, as_json: bool
+) -> None:
+    """The job with progress; Ctrl-C says how to go on."""
+    from secateurs.data import open_data
+    from secateurs.plan import Budget
+    from secateurs.pruning import Place, check_names, run
+    from secateurs.run_folder import check_free
+
+    Budget.parse(settings.latency)
+    check_names(settings)
+    place = Place(output, resume, store, shlex.join(["secateurs", *sys.argv[1:]]), given)
+    if not resume:
+        check_free(output)
+    try:
+        with shown(talk()) as progress:
+            loaded = open_model(
+                given["model"],
+                None if given["weights"] is None else Path(given["weights"]),
+                given["input"],
+                given["normalize"],
+                batch=settings.batch,
+                seed=settings.seed,
+                progress=progress,
+            )
+            data = open_data(given["data"], loaded, seed=settings.seed, classes=given["classes"], progress=progress)
+            result = run(loaded, data, settings, place, progress=progress)
+    except KeyboardInterrupt:
+        complain(f"Interrupted. Continue with: secateurs prune --resume -o {shlex.quote(str(output))}")
+        raise typer.Exit(INTERRUPTED) from None
+    record = result.record
+    emit(record.model_dump(by_alias=True, mode="json"), lambda console: _show(record, output, console), as_json=as_json)
+    if not record.pruned_within_budget:
+        raise typer.Exit(BUDGET_MISSED)
+
+
+def _show(record: Record, output: Path, console: Console) -> None:
+    from secateurs.report.console import show
+
+    show(record, console)
+    console.print(f"Files: {output}/  (model.{'onnx'}, model.safetensors, plan.json, report.html)")

@@ -1,0 +1,102 @@
+"""How every verb runs: results on stdout, talk on stderr, errors as one paragraph, exit codes 0, 1, 2, 3 and 130."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec
+
+import typer
+from rich.console import Console
+
+from secateurs.errors import SecateursError
+
+P = ParamSpec("P")
+INTERRUPTED = 130
+_DEBUG = "SECATEURS_DEBUG"
+
+_result_stream = sys.stdout
+
+
+def talk() -> Console:
+    """The console for everything that is not the result: stderr."""
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def emit(payload: Mapping[str, Any] | list[Any], show: Callable[[Console], None], *, as_json: bool) -> None:
+    """Write the result to stdout: ``payload`` as JSON for machines, or what ``show`` prints for people."""
+    if as_json:
+        print(json.dumps(payload, indent=1), file=_result_stream, flush=True)
+        return
+    console = Console(file=_result_stream, highlight=False)
+    if not console.is_terminal:
+        # A pipe has no width of its own: never break a line in the middle of a table.
+        console = Console(file=_result_stream, highlight=False, width=max(100, console.width))
+    show(console)
+
+
+def guarded(verb: Callable[P, None]) -> Callable[P, None]:
+    """``verb`` with stdout reserved for :func:`emit` and every failure turned into a message and an exit code."""
+
+    @functools.wraps(verb)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        global _result_stream
+        _result_stream = sys.stdout
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                verb(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except BrokenPipeError:
+            _stop_writing()
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            complain("Interrupted.")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if os.environ.get(_DEBUG):
+                traceback.print_exc()
+            complain(explain(error))
+            raise typer.Exit(error.exit_code if isinstance(error, SecateursError) else 1) from None
+
+    return run
+
+
+def complain(message: str) -> None:
+    """One paragraph on stderr."""
+    print(f"secateurs: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def explain(error: Exception) -> str:
+    """The paragraph for an error: its own message where it was raised on purpose, else what failed and what to do."""
+    if isinstance(error, SecateursError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return (
+                f"The disk is full{where}: nothing half-written was left under a final name. Free space and try again."
+            )
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"No permission{where}: {error.strerror}. Choose another folder or change its permissions."
+        return f"{error.strerror or error}{where}. Check the path."
+    if isinstance(error, MemoryError):
+        return "Out of memory. Use a smaller --batch, or fewer calibration images."
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    reason = " ".join(str(error).split())[:300]
+    return (
+        f"This is a bug in secateurs: {type(error).__name__}{': ' if reason else ''}{reason} "
+        f"(in {os.path.basename(place.filename)}:{place.lineno}). Set {_DEBUG}=1 for the traceback, and report it."
+    )
+
+
+def _stop_writing() -> None:
+    """Point stdout at nothing, so that the interpreter's own flush at exit does not fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

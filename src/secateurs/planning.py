@@ -1,0 +1,297 @@
+"""From scores and a latency model to a plan: builds the search problem, solves it, and names the units that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from secateurs.errors import PlanError
+from secateurs.plan import Budget, Plan
+from secateurs.progress import Progress, silent
+from secateurs.registry import load
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from secateurs.importance.context import Criterion
+    from secateurs.latency.model import LatencyModel
+    from secateurs.search.problem import Problem, Solution, Strategy
+    from secateurs.structure import Graph
+
+DEFAULT_STRATEGY = "knapsack"
+DEFAULT_CRITERION = "splamp"
+
+
+@dataclass(frozen=True)
+class Legal:
+    """Which networks a search may return.
+
+    ``min_width``: fewest units of any group; ``blocks``: whether whole residual blocks may go; ``pinned``: groups
+    that keep all their units.
+    """
+
+    min_width: int = 1
+    blocks: bool = True
+    pinned: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A network that a search returned. ``predicted``: model latency / dense model latency."""
+
+    solution: Solution
+    predicted: float
+
+    @property
+    def key(self) -> str:
+        """Equal for equal networks."""
+        return f"{self.solution.widths.tolist()}/{sorted(self.solution.removed)}"
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Everything but the budget: solves for any limit without scoring again.
+
+    ``costs``: the latency model; ``strategy`` and ``criterion``: registered names, or the user's own objects;
+    ``target``: shown in messages, such as ``"onnxruntime-cpu, 1 thread"``; ``facts``: further provenance.
+    """
+
+    graph: Graph
+    costs: LatencyModel
+    strategy: str | Strategy = DEFAULT_STRATEGY
+    criterion: str | Criterion | None = None
+    seed: int = 0
+    legal: Legal = Legal()
+    target: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    progress: Progress = silent
+
+    @cached_property
+    def search(self) -> Strategy:
+        """The strategy object."""
+        return find_strategy(self.strategy)
+
+    @cached_property
+    def criterion_used(self) -> str | Criterion:
+        """The given criterion, the strategy's only one, or the default.
+
+        Raises:
+            PlanError: the strategy takes another criterion only.
+        """
+        own = self.search.criterion
+        if own is not None and self.criterion is not None and self.criterion != own:
+            raise PlanError(
+                f"Strategy {self.search.name!r} works with criterion {own!r} only, not {name_of(self.criterion)!r}. "
+                f"Leave --criterion out, or choose --strategy knapsack, which takes any."
+            )
+        return self.criterion or own or DEFAULT_CRITERION
+
+    @cached_property
+    def scores(self) -> dict[str, np.ndarray]:
+        """Scores of every group."""
+        from secateurs.importance.context import Context
+        from secateurs.importance.values import scores
+
+        return scores(self.graph, self.criterion_used, Context(seed=self.seed), self.progress)
+
+    @cached_property
+    def dense_ms(self) -> float:
+        """What the latency model says of the untouched network."""
+        return float(self.costs.predict(self.graph.spec.dense_widths))
+
+    @cached_property
+    def _unlimited(self) -> Problem:
+        from secateurs.cost import CostModel
+        from secateurs.importance.values import curve
+        from secateurs.search.options import legal_widths, right_ends
+        from secateurs.search.problem import Constraint, Problem
+
+        spec = self.graph.spec
+        if not spec.groups:
+            raise PlanError(
+                "Nothing in this network can be pruned: it has no group of removable units. "
+                "'secateurs doctor' says what pins it."
+            )
+        model = CostModel("ms", self.costs.offset_ms, tuple(self.costs.terms()))
+        options = legal_widths(spec, minimum=self.legal.min_width, pinned=self.legal.pinned)
+        return Problem(
+            spec,
+            right_ends(spec, options, model),
+            tuple(curve(self.scores[group.name]) for group in spec.groups),
+            (Constraint("latency", model, self.dense_ms, self.target),),
+            removable=frozenset(range(len(spec.blocks))) if self.legal.blocks else frozenset(),
+        )
+
+    def problem(self, limit: float) -> Problem:
+        """The search problem with a model latency of at most ``limit`` x dense."""
+        from dataclasses import replace
+
+        free = self._unlimited
+        return replace(free, constraints=(replace(free.constraints[0], limit=limit * self.dense_ms),))
+
+    def solve(self, limit: float) -> Choice:
+        """The strategy's best network within ``limit`` (a ratio to dense, by the model).
+
+        Raises:
+            InfeasibleBudgetError: no legal network is that fast by the model.
+        """
+        return self.choice(self.search.solve(self.problem(limit), seed=self.seed, progress=self.progress))
+
+    def choice(self, solution: Solution) -> Choice:
+        """The solution with its predicted latency ratio, by the full model."""
+        return Choice(solution, float(self.costs.predict(solution.widths, solution.removed)) / self.dense_ms)
+
+    def fastest(self) -> Choice:
+        """The fastest legal network by the model."""
+        from secateurs.search.problem import Solution
+        from secateurs.search.reach import fastest
+
+        point = fastest(self._unlimited)
+        return self.choice(Solution(point.widths, point.removed, point.value, point.predicted, None, 0.0))
+
+    def plan(self, choice: Choice, budget: str = "") -> Plan:
+        """The choice as a plan: the best-scored units of every group stay."""
+        spec, solution = self.graph.spec, choice.solution
+        widths = {group.name: int(width) for group, width in zip(spec.groups, solution.widths, strict=True)}
+        facts = {
+            "target": self.target,
+            "budget": budget,
+            "predicted_ms": choice.predicted * self.dense_ms,
+            "gap": solution.gap,
+            **self.facts,
+        }
+        removed = [spec.blocks[index].name for index in sorted(solution.removed)]
+        inside = {spec.groups[g].name for index in solution.removed for g in spec.blocks[index].groups}
+        kept = {name: width for name, width in widths.items() if name not in inside}
+        described = provenance(self.search.name, self.criterion_used, self.seed, facts)
+        return make_plan(self.graph, self.scores, kept, removed, described)
+
+
+def find_strategy(strategy: str | Strategy, keep: float | None = None) -> Strategy:
+    """The strategy object for a registered name; ``keep``: the ratio that ``uniform`` keeps."""
+    if not isinstance(strategy, str):
+        return strategy
+    kind = load("strategies", strategy)
+    found: Strategy = kind() if keep is None else kind(keep=keep)
+    return found
+
+
+def name_of(criterion: str | Criterion) -> str:
+    """A criterion's registered name, or the name of the user's function."""
+    return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", type(criterion).__name__)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a plan and its figures depend on."""
+    import platform
+
+    found = {"python": platform.python_version()}
+    for name in ("secateurs", "torch", "onnx", "onnxruntime", "numpy", "scipy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def provenance(strategy: str, criterion: str | Criterion, seed: int, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Who made a plan and from what."""
+    return {"strategy": strategy, "criterion": name_of(criterion), "seed": seed, **facts, "versions": versions()}
+
+
+def make_plan(
+    graph: Graph,
+    scores: Mapping[str, np.ndarray],
+    widths: Mapping[str, int],
+    blocks_removed: Sequence[str],
+    described: Mapping[str, Any],
+) -> Plan:
+    """The plan that keeps the ``widths[group]`` best-scored units of every group."""
+    from secateurs.importance.values import keep
+
+    kept = {name: keep(scores[name], width) for name, width in widths.items()}
+    return graph.plan(kept, blocks_removed, dict(described))
+
+
+def plan(
+    graph: Graph,
+    costs: LatencyModel | None = None,
+    *,
+    latency: str | float | Budget | None = None,
+    keep: float | None = None,
+    strategy: str | Strategy | None = None,
+    criterion: str | Criterion | None = None,
+    seed: int = 0,
+    legal: Legal | None = None,
+    progress: Progress = silent,
+) -> Plan:
+    """The best plan by the latency model for a budget, or a uniform cut to a ratio without one.
+
+    Args:
+        graph: the traced network.
+        costs: its latency model (:func:`secateurs.profile`); needed for ``latency``.
+        latency: the budget: ``"60%"`` of dense, ``"3.2ms"`` or ``"2x"``. Predicted, not measured: see
+            :func:`secateurs.prune` for the closed loop.
+        keep: instead of ``latency``: every group keeps max(1, floor(keep * units + 0.5)) units.
+        strategy: a registered name or an own object; ``knapsack`` by default (``uniform`` with ``keep``).
+        criterion: a registered name or an own function ``(graph, group, context) -> scores``.
+        seed: of everything random.
+        legal: which networks may be returned.
+        progress: where to report.
+
+    Raises:
+        PlanError: not exactly one of ``latency`` and ``keep``, or they do not go with the other arguments.
+        InfeasibleBudgetError: no legal network is that fast by the model.
+    """
+    if (latency is None) == (keep is None):
+        raise PlanError("Give either latency= (a budget such as '60%') or keep= (the share of units that stays).")
+    if keep is not None:
+        return _uniform_plan(graph, keep, strategy or "uniform", criterion, seed, progress)
+    if costs is None:
+        raise PlanError("A latency budget needs a latency model: costs = secateurs.profile(graph, target=...).")
+    budget = Budget.parse(latency)  # type: ignore[arg-type]
+    planner = Planner(
+        graph,
+        costs,
+        strategy or DEFAULT_STRATEGY,
+        criterion,
+        seed=seed,
+        legal=legal or Legal(),
+        target=target_label(costs.target),
+        progress=progress,
+    )
+    limit = budget.limit_ms(planner.dense_ms) / planner.dense_ms
+    return planner.plan(planner.solve(limit), str(budget))
+
+
+def target_label(target: Mapping[str, Any]) -> str:
+    """``onnxruntime-cpu, 1 thread`` from a target's fingerprint."""
+    threads = target.get("threads", 1)
+    return f"{target.get('target', 'target')}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def _uniform_plan(
+    graph: Graph,
+    keep: float,
+    strategy: str | Strategy,
+    criterion: str | Criterion | None,
+    seed: int,
+    progress: Progress,
+) -> Plan:
+    from secateurs.importance.context import Context
+    from secateurs.importance.values import scores
+    from secateurs.search.uniform import keep_widths
+
+    if strategy != "uniform":
+        raise PlanError(
+            "keep= sets one ratio for all groups, which only strategy='uniform' does. Give latency= instead."
+        )
+    if not 0 < keep <= 1:
+        raise PlanError(f"keep={keep} must lie in (0, 1]: it is the share of units that stays.")
+    wanted = criterion or DEFAULT_CRITERION
+    found = scores(graph, wanted, Context(seed=seed), progress)
+    widths = dict(zip((group.name for group in graph.groups), keep_widths(graph.spec, keep).tolist(), strict=True))
+    return make_plan(graph, found, widths, (), provenance("uniform", wanted, seed, {"keep": keep}))

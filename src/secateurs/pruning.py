@@ -1,0 +1,168 @@
+"""``prune``: the whole main job as one call, for Python and for the command line."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.data import Data, from_loaders, open_data
+from secateurs.errors import DataError, PlanError
+from secateurs.job import Job, Result
+from secateurs.models import Loaded, Preprocessing
+from secateurs.planning import DEFAULT_STRATEGY
+from secateurs.profiling import DEFAULT_TARGET, open_target
+from secateurs.progress import Progress, silent
+from secateurs.registry import load
+from secateurs.run_folder import RunFolder
+from secateurs.settings import Settings
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run goes.
+
+    ``folder``: the run folder (None: a temporary one that is deleted at the end); ``resume``: continue the run that
+    it holds; ``store``: file of latency measurements (None: the user's own); ``command``: shown in the report;
+    ``options``: what model and data were opened from, kept in the folder so that a resumed run needs no retyping.
+    """
+
+    folder: Path | None = None
+    resume: bool = False
+    store: Path | None = None
+    command: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def prune(
+    model: nn.Module,
+    example: Any,
+    *,
+    data: str | Data | tuple[Any, Any],
+    latency: str | float | None = None,
+    target: str = DEFAULT_TARGET,
+    strategy: str = DEFAULT_STRATEGY,
+    criterion: str | None = None,
+    epochs: int = 1,
+    threads: int = 1,
+    seed: int = 0,
+    settings: Settings | None = None,
+    output: Path | str | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """The smaller network that was measured to be within the budget, with its plan and its record.
+
+    Args:
+        model: the trained network; untouched.
+        example: a tensor [batch, channels, height, width], or the inputs in another form that ``trace`` takes.
+        data: a source's text such as ``"digits"``, a :class:`~secateurs.data.Data`, or (train, test) loaders.
+        latency: the budget: ``"60%"`` of dense, ``"3.2ms"``, ``"2x"``, or a fraction of dense.
+        target: runtime on a device.
+        strategy: search.
+        criterion: scores of units; None takes the strategy's own or the default.
+        epochs: of fine-tuning; 0 for none.
+        threads: of the measured runtime.
+        seed: of everything random.
+        settings: everything at once, instead of the arguments from ``latency`` to ``seed``.
+        output: run folder, with all files; None keeps none.
+        resume: continue the run in ``output``.
+        progress: where to report.
+
+    Raises:
+        InfeasibleBudgetError: no legal network is that fast.
+        SecateursError: anything else that is wrong with the input, the data, the folder or the runtime.
+    """
+    if settings is None:
+        if latency is None:
+            raise PlanError("Give latency=, a budget such as '60%', '3.2ms' or '2x'.")
+        text = latency if isinstance(latency, str) else f"{float(latency) * 100!r}%"
+        settings = Settings(
+            latency=text,
+            target=target,
+            strategy=strategy,
+            criterion=criterion,
+            epochs=epochs,
+            threads=threads,
+            seed=seed,
+        )
+    loaded = as_loaded(model, example)
+    place = Place(None if output is None else Path(output), resume)
+    return run(loaded, as_data(data, loaded, settings.seed), settings, place, example=example, progress=progress)
+
+
+def run(
+    loaded: Loaded,
+    data: Data,
+    settings: Settings,
+    place: Place,
+    *,
+    example: Any = None,
+    progress: Progress = silent,
+) -> Result:
+    """The main job in its folder; see :func:`prune`."""
+    check_names(settings)
+    with ExitStack() as stack:
+        path = place.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-run-")))
+        identity = {**settings.to_dict(), "source": dict(loaded.source), "data": data.name}
+        job = {**identity, "options": dict(place.options), "command": place.command}
+        folder = RunFolder.resume(path, identity) if place.resume else RunFolder.create(path, job)
+        stack.enter_context(folder)
+        inputs = loaded.example() if example is None else example
+        command = str(folder.job.get("command", ""))
+        return Job(loaded, data, settings, folder, inputs, command, place.store, progress).run()
+
+
+def check_names(settings: Settings) -> None:
+    """Nothing, if target, strategy and criterion exist and can be used here.
+
+    Raises:
+        PlanError: unknown name.
+        TargetUnavailableError: the target cannot be used here.
+    """
+    open_target(settings.target)
+    load("strategies", settings.strategy)
+    if settings.criterion is not None:
+        load("criteria", settings.criterion)
+
+
+def as_loaded(model: nn.Module, example: Any) -> Loaded:
+    """The user's own module with what is known of it."""
+    first = example
+    while isinstance(first, Sequence) and first:
+        first = first[0]
+    shape = tuple(first.shape[1:]) if isinstance(first, torch.Tensor) else ()
+    if len(shape) != 3:
+        raise DataError(
+            f"The example's first input has shape {(1, *shape)}; the main job works on images, so it must be [batch, "
+            f"channels, height, width]. Use trace, profile, plan and apply for other networks."
+        )
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model(first)
+    finally:
+        for module, mode in training:
+            module.training = mode
+    outputs = tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else None
+    return Loaded(model, type(model).__name__, shape, Preprocessing(), outputs)
+
+
+def as_data(data: str | Data | tuple[Any, Any], loaded: Loaded, seed: int) -> Data:
+    """The four splits, from any form that :func:`prune` takes."""
+    if isinstance(data, Data):
+        return data
+    if isinstance(data, str):
+        return open_data(data, loaded, seed=seed)
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        return from_loaders(data[0], data[1], loaded, seed=seed)
+    raise DataError(
+        f"data= is a {type(data).__name__}. Give a source's text, a Data, or a pair (train, test) of loaders."
+    )

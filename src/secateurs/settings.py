@@ -1,0 +1,71 @@
+"""Everything that decides the outcome of the main job, as one frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from secateurs.errors import DataError, PlanError
+from secateurs.plan import Budget
+from secateurs.planning import DEFAULT_STRATEGY, Legal
+from secateurs.profiling import DEFAULT_TARGET
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one run.
+
+    ``latency``: the budget (``60%``, ``3.2ms``, ``2x``); ``criterion``: None takes the strategy's own or the default;
+    ``threads``/``batch``: of the measured runtime; ``epochs``: of fine-tuning (0: none); ``lr``: its peak rate (None:
+    the recipe's choice); ``min_width``, ``blocks``: which networks are legal; ``keep``/``barrier``: patterns of what
+    stays whole and of what is not pruned through.
+    """
+
+    latency: str
+    target: str = DEFAULT_TARGET
+    strategy: str = DEFAULT_STRATEGY
+    criterion: str | None = None
+    threads: int = 1
+    batch: int = 1
+    seed: int = 0
+    epochs: int = 1
+    lr: float | None = None
+    train_batch: int = 128
+    min_width: int = 1
+    blocks: bool = True
+    keep: tuple[str, ...] = ()
+    barrier: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        Budget.parse(self.latency)
+        for name, least in (("threads", 1), ("batch", 1), ("epochs", 0), ("train_batch", 1), ("min_width", 1)):
+            if getattr(self, name) < least:
+                raise PlanError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+
+    @property
+    def budget(self) -> Budget:
+        """The budget."""
+        return Budget.parse(self.latency)
+
+    @property
+    def legal(self) -> Legal:
+        """Which networks the search may return."""
+        return Legal(min_width=self.min_width, blocks=self.blocks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "keep": list(self.keep), "barrier": list(self.barrier)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Settings:
+        """Read what :meth:`to_dict` gave; other keys are ignored.
+
+        Raises:
+            DataError: a setting is missing.
+        """
+        try:
+            values = {item.name: raw[item.name] for item in fields(cls)}
+        except KeyError as error:
+            raise DataError(f"The run's job.json lacks {error}: another version wrote it. Start a new run.") from error
+        return cls(**{**values, "keep": tuple(values["keep"]), "barrier": tuple(values["barrier"])})
