@@ -18,7 +18,7 @@ from secateurs.search.climb import climb
 from secateurs.search.elimination import Best
 from secateurs.search.lagrangian import Dual, relax, solve_dual, surviving
 from secateurs.search.milp import solve_milp
-from secateurs.search.problem import SLACK, Candidate, Problem, Solution
+from secateurs.search.problem import SLACK, Candidate, Problem, Solution, widths_of
 from secateurs.search.reach import fastest, infeasible
 from secateurs.search.tables import tabulate
 
@@ -93,7 +93,7 @@ def solve_exact(problem: Problem, effort: Effort | None = None, progress: Progre
 
 def _climb_from(search: _Search, points: tuple[Best, ...]) -> None:
     """Start from the best maximiser within the limits, its slack used up."""
-    found = [search.problem.candidate(_widths(search.problem, p.states), p.removed) for p in points]
+    found = [search.problem.candidate(widths_of(search.problem, p.states), p.removed) for p in points]
     for candidate in found:
         search.offer(candidate)
     if search.best is not None:
@@ -132,7 +132,7 @@ def _solve_core(search: _Search, core: Problem) -> float:
             bound = min(bound, result.bound)
         if result.states is None:
             break
-        found = search.problem.candidate(_widths(core, result.states), result.removed)
+        found = search.problem.candidate(widths_of(core, result.states), result.removed)
         over = np.array([found.predicted[c.name] for c in core.constraints]) - core.limits
         if np.any(over > SLACK * np.abs(core.limits)):
             limits = limits - np.maximum(0.0, 2.0 * over)
@@ -145,10 +145,6 @@ def _solve_core(search: _Search, core: Problem) -> float:
             break
         tables, sharpened = tabulate(core, breakpoints=search.effort.breakpoints, around=found.widths), True
     return bound
-
-
-def _widths(problem: Problem, states: np.ndarray) -> np.ndarray:
-    return np.array([options[min(s, len(options) - 1)] for s, options in zip(states, problem.options, strict=True)])
 
 
 def _fallback(problem: Problem) -> Candidate:

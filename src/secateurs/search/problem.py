@@ -267,6 +267,14 @@ class Problem:
         return result
 
 
+def widths_of(problem: Problem, states: np.ndarray) -> np.ndarray:
+    """Widths int64 [groups] of option indices [groups]; the index past the last option is a group that is gone."""
+    return np.array(
+        [options[int(s) % len(options)] for s, options in zip(states, problem.options, strict=True)],
+        dtype=np.int64,
+    )
+
+
 class Lookup:
     """Costs of many candidates at once, from one table per term over the legal lengths of its axes."""
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.errors import InfeasibleBudgetError
+from secateurs.errors import InfeasibleBudgetError, PlanError
+from secateurs.search.lagrangian import cheapest, relax
 from secateurs.search.milp import solve_milp
-from secateurs.search.problem import SLACK, Candidate, Problem
+from secateurs.search.problem import SLACK, Candidate, Problem, widths_of
 from secateurs.search.tables import tabulate
 
 NAMED_AT_MOST = 3
@@ -22,17 +23,24 @@ def fastest(problem: Problem, *, constraint: int = 0, seconds: float = 20.0) -> 
     Args:
         problem: any problem with at least one constraint.
         constraint: index of the constraint whose cost is made smallest.
-        seconds: time limit; afterwards the best point found counts.
+        seconds: time limit where tables had to be split; afterwards the best point found counts.
+
+    Raises:
+        PlanError: the problem has no constraint.
     """
+    if not problem.constraints:
+        raise PlanError("The fastest network is asked for, but the problem has no cost model. Give a constraint.")
     model = problem.constraints[constraint].model
     everything = frozenset(problem.removable)
     points = [problem.candidate(problem.narrowest, gone) for gone in (frozenset[int](), everything)]
-    tables = tabulate(problem)
-    free = np.full(len(problem.constraints), np.inf)
-    result = solve_milp(tables, limits=free, minimise=constraint, gap=1e-6, seconds=seconds)
-    if result.states is not None:
-        widths = [problem.options[g][min(s, len(problem.options[g]) - 1)] for g, s in enumerate(result.states)]
-        points.append(problem.candidate(widths, result.removed))
+    elimination = relax(problem)
+    found = cheapest(elimination, constraint)
+    points.append(problem.candidate(widths_of(problem, found.states), found.removed))
+    if elimination.split or not elimination.tables.exact:
+        free = np.full(len(problem.constraints), np.inf)
+        result = solve_milp(tabulate(problem), limits=free, minimise=constraint, gap=1e-4, seconds=seconds)
+        if result.states is not None:
+            points.append(problem.candidate(widths_of(problem, result.states), result.removed))
     return min(points, key=lambda point: float(model.evaluate(point.widths, point.removed)))
 
 
