@@ -189,7 +189,7 @@ class Job:
             "gap": solution.gap,
             "rounds": len(attempts),
             "points": self._points(costs, planner, attempts, accepted),
-            "latency_model": {**asdict_error(costs)},
+            "latency_model": model_error(costs),
             "dense_macs": spec.macs(spec.dense_widths),
             "macs": spec.macs(solution.widths, solution.removed),
             "structure_check_rel_error": error,
@@ -249,7 +249,7 @@ class Job:
         """Predicted against measured: the model's own held-out networks, and the plans of the closed loop."""
         points = [
             {"kind": "held-out", "predicted_ms": predicted, "measured_ms": measured}
-            for predicted, measured in costs.held_out
+            for predicted, measured in costs.error.pairs
         ]
         for attempt in attempts:
             assert attempt.measured.ratio is not None
@@ -309,7 +309,7 @@ class Job:
             lambda: {
                 "accuracy": self._test_accuracy(small),
                 "tune_notes": [],
-                "train_precision": tuned.precision,
+                "train_mode": str(tuned.mode),
                 "history": [asdict(epoch) for epoch in tuned.epochs],
             },
         )
@@ -347,6 +347,7 @@ def tensors(module: nn.Module) -> dict[str, Any]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
 
 
-def asdict_error(costs: LatencyModel) -> dict[str, Any]:
-    """The latency model's error as JSON values."""
-    return {**asdict(costs.error), "networks": len(costs.held_out)}
+def model_error(costs: LatencyModel) -> dict[str, Any]:
+    """The latency model's error as the record names it."""
+    error = costs.error
+    return {"mean_abs": error.mean_abs, "p95": error.p95, "spearman": error.spearman, "networks": error.count}

@@ -77,7 +77,6 @@ def profile(
         variants,
         opened,
         threads=threads,
-        batch=batch,
         store=kept,
         seed=seed,
         progress=progress,

@@ -20,13 +20,17 @@ SCHEMA = "secateurs.latency-model/1"
 
 @dataclass(frozen=True)
 class ModelError:
-    """Error on networks that the model had not seen, as fractions: mean absolute, 95th percentile, mean signed."""
+    """Error on networks that the model had not seen, as fractions: mean absolute, 95th percentile, mean signed.
+
+    ``pairs``: (predicted, measured) ms of those networks.
+    """
 
     mean_abs: float
     p95: float
     signed: float
     spearman: float
     count: int
+    pairs: tuple[tuple[float, float], ...] = ()
 
     @classmethod
     def of(cls, predicted: np.ndarray, measured: np.ndarray) -> ModelError:
@@ -41,6 +45,7 @@ class ModelError:
             signed=float(relative.mean()),
             spearman=rank,
             count=len(measured),
+            pairs=tuple(zip(predicted.tolist(), measured.tolist(), strict=True)),
         )
 
     def __str__(self) -> str:
