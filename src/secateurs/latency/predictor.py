@@ -179,7 +179,8 @@ class LatencyModel:
             raw = json.loads(text)
             if raw.pop("schema") != SCHEMA:
                 raise ValueError("another schema")
-            raw["error"] = ModelError(**raw["error"])
+            pairs = tuple((float(predicted), float(measured)) for predicted, measured in raw["error"].pop("pairs"))
+            raw["error"] = ModelError(**raw["error"], pairs=pairs)
             raw["sites"] = tuple(_read_site(entry) for entry in raw["sites"])
             raw["curves"] = tuple(Curve.from_raw(curve) for curve in raw["curves"])
             raw["groups"], raw["dense_widths"] = tuple(raw["groups"]), tuple(raw["dense_widths"])

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from secateurs.cost import CostModel
+from secateurs.errors import TargetError
+from secateurs.latency.model import LatencyModel, Profiler, legal_widths, profile
+from secateurs.latency.store import Store
+from secateurs.testing.latency import FakeTarget, FakeVariants, network, staircase_costs
+
+SPEC = network()
+
+
+@pytest.fixture(scope="module")
+def model() -> LatencyModel:
+    return profile(SPEC, FakeVariants(SPEC), FakeTarget(staircase_costs), samples=96)
+
+
+def truth(widths: np.ndarray, removed: frozenset[int] = frozenset()) -> float:
+    return sum(staircase_costs(FakeVariants(SPEC).build(widths, removed)).values()) + 0.1
+
+
+def test_it_predicts_unseen_widths(model: LatencyModel) -> None:
+    rng = np.random.default_rng(5)
+    widths = np.array([[rng.integers(8, 65) for _ in SPEC.groups] for _ in range(40)])
+    wanted = np.array([truth(row) for row in widths])
+    assert np.abs(model.predict(widths) / wanted - 1).mean() < 0.02
+    assert model.error.mean_abs < 0.04
+    assert model.error.spearman > 0.98
+
+
+def test_removed_blocks_cost_nothing(model: LatencyModel) -> None:
+    widths = np.array([48, 32, 32, 64])
+    assert model.predict(widths, frozenset({0})) == pytest.approx(truth(widths, frozenset({0})), rel=0.04)
+
+
+def test_terms_and_offset_make_the_prediction(model: LatencyModel) -> None:
+    widths = np.array([[64, 48, 32, 16], [16, 32, 48, 64]])
+    summed = CostModel("ms", model.offset_ms, model.terms()).evaluate(widths, frozenset({0}))
+    assert np.allclose(summed, model.predict(widths, frozenset({0})))
+    assert model.predict({"c1:out": 48}) == pytest.approx(model.predict([64, 48, 64, 64]))
+
+
+def test_json_round_trip(model: LatencyModel) -> None:
+    again = LatencyModel.from_json(model.to_json())
+    widths = np.random.default_rng(0).integers(1, 65, (20, 4))
+    assert np.array_equal(again.predict(widths), model.predict(widths))
+    assert again.error == model.error
+    with pytest.raises(TargetError, match="profile"):
+        LatencyModel.from_json("{}")
+
+
+def test_legal_widths_are_the_right_ends_of_plateaus(model: LatencyModel) -> None:
+    last = legal_widths(model, SPEC)[0]
+    assert last[-1] == 64
+    # Consumers pay for every input channel, so every width saves something; its own steps lie at 16, 32, 48.
+    assert {16, 32, 48, 64} <= set(legal_widths(model, SPEC, tolerance=0.004)[0].tolist())
+    coarse = legal_widths(model, SPEC, tolerance=0.06)[0]
+    assert len(coarse) < len(last)
+    cost = model.predict(np.array([[width, 64, 64, 64] for width in coarse]))
+    assert (np.diff(cost) > 0).all()
+
+
+def test_calibration_by_measured_plans(model: LatencyModel) -> None:
+    widths = np.array([32, 32, 32, 32])
+    corrected = model.calibrate([(widths, frozenset(), 1.1 * model.predict(widths))])
+    assert corrected.predict(widths) == pytest.approx(1.1 * model.predict(widths))
+    assert model.calibrate([]) is model
+
+
+def test_a_second_profile_measures_nothing(tmp_path) -> None:
+    target = FakeTarget(staircase_costs)
+    with Store(tmp_path / "s.sqlite3") as store:
+        first = profile(SPEC, FakeVariants(SPEC), target, store=store)
+        loads = target.loads
+        second = profile(SPEC, FakeVariants(SPEC), target, store=store)
+    assert target.loads == loads > 0
+    assert second.to_json() == first.to_json()
+
+
+def test_an_interrupted_profile_resumes(tmp_path) -> None:
+    target = FakeTarget(staircase_costs, fail_after=40)
+    with Store(tmp_path / "s.sqlite3") as store:
+        with pytest.raises(KeyboardInterrupt):
+            profile(SPEC, FakeVariants(SPEC), target, store=store, samples=48)
+        stored = sum(1 for _ in store.rows())
+        assert 20 < stored < 49
+        target.fail_after = None
+        target.loads = 0
+        profile(SPEC, FakeVariants(SPEC), target, store=store, samples=48)
+        # What was stored is not loaded again; the dense anchor comes once more per block.
+        assert target.loads <= 49 - stored + 5
+
+
+def test_a_hopeless_machine_is_refused() -> None:
+    factors = itertools.cycle([1.0, 3.0, 1.0, 1.0, 2.0, 1.0, 5.0])
+    target = FakeTarget(staircase_costs, disturb=lambda: next(factors))
+    draws = np.random.default_rng(0)
+    target.costs = lambda content: {k: v * draws.uniform(0.2, 3) for k, v in staircase_costs(content).items()}
+    with pytest.raises(TargetError, match="unseen networks"):
+        profile(SPEC, FakeVariants(SPEC), target, samples=48)
+
+
+def test_plans_join_the_fit(model: LatencyModel) -> None:
+    profiler = Profiler(SPEC, FakeVariants(SPEC), FakeTarget(staircase_costs))
+    profiler.run(samples=48)
+    refitted = profiler.add_plans([(np.array([16, 16, 16, 16]), ())])
+    assert refitted.predict([16, 16, 16, 16]) == pytest.approx(truth(np.array([16, 16, 16, 16])), rel=0.05)
+
+
+def test_wrong_number_of_groups_is_told(model: LatencyModel) -> None:
+    with pytest.raises(TargetError, match="4 groups"):
+        model.predict([1, 2, 3])
