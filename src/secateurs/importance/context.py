@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
+
+from secateurs.errors import PlanError
 
 if TYPE_CHECKING:
     from secateurs.importance.statistics import Statistics
     from secateurs.structure.graph import Graph
+
+Function = TypeVar("Function", bound=Callable[..., np.ndarray])
+
+KINDS = ("outputs", "norms", "gradients", "inputs", "moments")
+"""What the shared pass over calibration data can gather (see :class:`secateurs.importance.statistics.Statistics`)."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +27,51 @@ class Context:
     seed: int = 0
     statistics: Statistics | None = None
 
+    def gathered(self, criterion: str, kind: str) -> Statistics:
+        """The statistics, for a criterion that needs ``kind``.
+
+        Raises:
+            PlanError: they were not gathered.
+        """
+        if self.statistics is None:
+            raise PlanError(
+                f"Criterion {criterion} needs calibration data, but none was given. "
+                "Give --data (data= in Python), or choose a data-free criterion such as splamp."
+            )
+        if kind not in self.statistics.kinds:
+            raise PlanError(
+                f"Criterion {criterion} needs {kind!r} statistics; the pass gathered {sorted(self.statistics.kinds)}. "
+                f"Mark the function with @needs({kind!r}) or add {kind!r} to gather(kinds=...)."
+            )
+        return self.statistics
+
 
 class Criterion(Protocol):
     """Scores the units of one group. A user's own function with these three arguments is one."""
 
     def __call__(self, graph: Graph, group: str, context: Context) -> np.ndarray:
-        """Scores float64 [units]; higher = keep. Only values of different groups that are comparable make sense
-        to a strategy that trades groups against each other."""
+        """Scores float64 [units]; higher = keep. Strategies that trade groups against each other take them as
+        comparable across groups."""
+
+
+def needs(*kinds: str) -> Callable[[Function], Function]:
+    """A decorator that says what a criterion needs from calibration data: some of :data:`KINDS`.
+
+    Raises:
+        PlanError: an unknown kind.
+    """
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown:
+        raise PlanError(f"Statistics {unknown[0]!r} are unknown. Known: {', '.join(KINDS)}.")
+
+    def mark(function: Function) -> Function:
+        function.needs = frozenset(kinds)  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def needs_of(criterion: Criterion) -> frozenset[str]:
+    """What the criterion needs from calibration data; empty for a data-free one."""
+    found: frozenset[str] = getattr(criterion, "needs", frozenset())
+    return found

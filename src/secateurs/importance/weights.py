@@ -59,3 +59,18 @@ def fold_scale(graph: Graph, view: View) -> torch.Tensor | None:
     scale = batch_norm_scale(graph.model.get_submodule(name))
     index = torch.from_numpy(view.indices).to(scale.device)
     return scale[index.reshape(-1)].reshape(index.shape)
+
+
+def consumers(graph: Graph, group: str) -> tuple[View, ...]:
+    """The views of every weight that reads the group's units.
+
+    Raises:
+        StructureError: nothing with weights reads them.
+    """
+    views = tuple(view for view in graph.views(group) if view.role == "in")
+    if not views:
+        raise StructureError(
+            f"No weight reads the units of group {group}, so its effect on its readers cannot be computed. "
+            "Choose a criterion over filters such as splamp, or keep the group whole."
+        )
+    return views
