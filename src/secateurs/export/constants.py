@@ -25,10 +25,17 @@ class Constants:
         model: the dense file.
         node_names: undecomposed fx node name by ONNX value name.
         spec: the network, for the channel axis of every value.
+        parts: for a traced node with several results, the node that takes each, by position.
     """
 
-    def __init__(self, model: onnx.ModelProto, node_names: Mapping[str, str], spec: NetworkSpec) -> None:
-        self._names, self._spec = node_names, spec
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        node_names: Mapping[str, str],
+        spec: NetworkSpec,
+        parts: Mapping[str, Mapping[int, str]],
+    ) -> None:
+        self._names, self._spec, self._parts = node_names, spec, parts
         integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
         self._integers = {
             tensor.name: numpy_helper.to_array(tensor)
@@ -71,7 +78,7 @@ class Constants:
         if node.op_type == "Slice":
             return self._slice(node, told)
         if node.op_type == "Split":
-            return self._split(node, widths)
+            return self._split(node, widths, told)
         if node.op_type == "Gather" and "index" in told:
             return self._scalar(node, 1, told["index"])
         return {}
@@ -122,15 +129,20 @@ class Constants:
             raise self._misplaced(node)
         return {position: np.full(old.shape, value, dtype=old.dtype)}
 
-    def _split(self, node: onnx.NodeProto, widths: np.ndarray) -> dict[int, np.ndarray]:
-        if len(node.input) < 2:
+    def _split(self, node: onnx.NodeProto, widths: np.ndarray, told: Mapping[str, Any]) -> dict[int, np.ndarray]:
+        old = self._integers.get(node.input[1]) if len(node.input) > 1 else None
+        if old is None:
             return {}
-        old = self._integers.get(node.input[1])
-        axes = [self._axis(value) for value in node.output]
-        if old is None or any(axis is None for axis in axes) or _split_axis(node) != 1:
+        listed = next((told[name] for name in ("split_sizes", "split_size", "chunks") if name in told), None)
+        if isinstance(listed, (list, tuple)) and len(listed) == len(old):
+            return {1: np.array(listed, dtype=old.dtype)}
+        parts = self._parts.get(self._names.get(node.output[0], ""), {})
+        axes = [self._spec.activation_axes.get(parts.get(index, "")) for index in range(len(node.output))]
+        if any(axis is None for axis in axes):
             return {}
+        dense = [int(axis.length(self._spec.dense_widths)) for axis in axes if axis is not None]
         lengths = [int(axis.length(widths)) for axis in axes if axis is not None]
-        return {1: np.array(lengths, dtype=old.dtype)}
+        return {1: np.array(lengths, dtype=old.dtype)} if dense == old.tolist() else {}
 
     def _misplaced(self, node: onnx.NodeProto) -> ExportError:
         return ExportError(
@@ -138,13 +150,6 @@ class Constants:
             f"expected (traced node {self._names.get(node.output[0])}). Files of other widths cannot be made by "
             f"slicing; choose a target that runs PyTorch itself."
         )
-
-
-def _split_axis(node: onnx.NodeProto) -> int:
-    for attribute in node.attribute:
-        if attribute.name == "axis":
-            return int(attribute.i)
-    return 0
 
 
 def _set_integer(node: onnx.NodeProto, name: str, value: int) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,8 @@ Kept = Mapping[str, Mapping[int, Sequence[int]]]
 """Kept indices per parameter name and dimension."""
 
 
+_SPLIT_OUTPUT = re.compile(r"_split_\d+$")
+"""The exporter tells no origin of a Split, but names its outputs after the node."""
 _DISSOLVED = ("batch_norm", "dropout", "clone", "contiguous", "detach", "alias", "identity")
 
 
@@ -60,16 +64,15 @@ class OnnxVariants:
         onnx_program = _export(module, args, kwargs)
         self._model: onnx.ModelProto = onnx_program.model_proto
         for node in self._model.graph.node:
-            name = _fx_name(node)
+            name = _fx_name(node) or _SPLIT_OUTPUT.sub("", node.output[0])
             del node.metadata_props[:]
-            if name:
-                node.metadata_props.add(key="fx", value=name)
+            node.metadata_props.add(key="fx", value=name)
         _drop_metadata(self._model)
         roots = {node.name: _root(node) for node in onnx_program.exported_program.graph.nodes}
         self.node_names = _node_names(self._model, roots)
         self._origins = _origins(self._model, module)
         self._values = _values(graph.program.graph, self.node_names)
-        self._constants = Constants(self._model, self.node_names, graph.spec)
+        self._constants = Constants(self._model, self.node_names, graph.spec, _parts(graph.program.graph))
         self._check_complete(module)
         self.dense_bytes: bytes = self._model.SerializeToString()
 
@@ -223,10 +226,9 @@ def _node_names(model: onnx.ModelProto, roots: Mapping[str, str]) -> dict[str, s
     """Undecomposed fx node name by ONNX value name, in the order of the file."""
     names = {}
     for node in model.graph.node:
-        fx = next((entry.value for entry in node.metadata_props if entry.key == "fx"), None)
-        if fx is not None:
-            for value in node.output:
-                names[value] = roots.get(fx, fx)
+        fx = next((str(entry.value) for entry in node.metadata_props if entry.key == "fx"), "")
+        if fx in roots:
+            names.update(dict.fromkeys(node.output, roots[fx]))
         del node.metadata_props[:]
     return names
 
@@ -244,6 +246,15 @@ def _values(graph: torch.fx.Graph, node_names: Mapping[str, str]) -> dict[str, s
             if source is not None:
                 values[node.name] = source
     return values
+
+
+def _parts(graph: torch.fx.Graph) -> dict[str, dict[int, str]]:
+    """For every fx node with several results, the node that takes each, by position."""
+    parts: dict[str, dict[int, str]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[1], int):
+            parts.setdefault(node.args[0].name, {})[node.args[1]] = node.name
+    return parts
 
 
 def _origins(model: onnx.ModelProto, module: nn.Module) -> dict[str, Origin]:

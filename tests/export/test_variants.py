@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from secateurs.errors import ExportError
+from secateurs.export.onnx import to_model
+from secateurs.export.variants import OnnxVariants
+from secateurs.models import load
+from secateurs.structure import apply, trace
+
+torch.set_num_threads(1)
+
+
+def shapes(content: bytes) -> Counter[tuple[str, tuple[int, ...]]]:
+    """Operator types with their output shapes."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(content), strict_mode=True).graph
+    known = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for group in (graph.value_info, graph.output)
+        for value in group
+    }
+    return Counter((node.op_type, known[node.output[0]]) for node in graph.node)
+
+
+def runs(content: bytes) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    entry = session.get_inputs()[0]
+    return np.asarray(session.run(None, {entry.name: np.ones(entry.shape, np.float32)})[0])
+
+
+def draw(graph, rng: np.random.Generator, blocks: bool = True) -> tuple[np.ndarray, frozenset[int]]:  # type: ignore[no-untyped-def]
+    widths = np.array([rng.integers(max(1, g.min_units), g.units + 1) for g in graph.spec.groups])
+    gone = np.flatnonzero(rng.random(len(graph.spec.blocks)) < 0.3).tolist() if blocks else []
+    return widths, frozenset(gone)
+
+
+@pytest.mark.parametrize(("name", "size"), [("cifar-resnet20", 32), ("mobilenet-v2", 32)])
+def test_a_variant_is_the_network_that_apply_and_a_real_export_give(name: str, size: int) -> None:
+    loaded = load(name)
+    example = torch.randn(1, 3, size, size)
+    graph = trace(loaded.module, example)
+    variants = OnnxVariants(graph)
+    rng = np.random.default_rng(3)
+    widths, gone = draw(graph, rng)
+    kept = {group.name: range(width) for group, width in zip(graph.groups, widths.tolist(), strict=True)}
+    plan = graph.plan(kept, [graph.spec.blocks[index].name for index in sorted(gone)])
+    small = apply(loaded.module, plan, example)
+    for module in small.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # A fresh network's zero shifts would let the exporter drop the biases.
+            nn.init.normal_(module.bias)
+    built = variants.build(widths, gone)
+    real = to_model(small, example).SerializeToString()
+    # An activation of an activation, as a removed block leaves it, may be written once or twice.
+    ours, theirs = shapes(built), shapes(real)
+    assert {key: n for key, n in ours.items() if key[0] not in ("Relu", "Identity")} == {
+        key: n for key, n in theirs.items() if key[0] not in ("Relu", "Identity")
+    }
+    assert np.isfinite(runs(built)).all()
+
+
+def test_the_dense_variant_is_the_dense_file() -> None:
+    graph = trace(load("cifar-resnet20").module, torch.randn(1, 3, 32, 32))
+    variants = OnnxVariants(graph)
+    assert shapes(variants.build(graph.spec.dense_widths)) == shapes(variants.dense_bytes)
+
+
+class Odd(nn.Module):
+    """Transposed weights, a concatenation, a channel pad, a shuffle, a split and a flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.left = nn.Conv2d(8, 6, 1)
+        self.right = nn.Conv2d(8, 10, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.up = nn.ConvTranspose2d(16, 12, 2, stride=2)
+        self.depth = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.head = nn.Linear(12 * 16 * 16, 20)
+        self.last = nn.Linear(20, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        x = self.up(F.relu(self.norm(x)))
+        first, second = torch.split(F.relu(self.depth(x)), [5, 7], 1)
+        x = torch.cat([second, first], 1)
+        return self.last(F.gelu(self.head(torch.flatten(x, 1))))
+
+
+def test_unusual_layers() -> None:
+    graph = trace(Odd().eval(), torch.randn(1, 3, 8, 8))
+    variants = OnnxVariants(graph)
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        widths, _ = draw(graph, rng)
+        assert runs(variants.build(widths)).shape == (1, 5)
+        assert runs(variants.build(widths, rng=rng)).shape == (1, 5)
+
+
+def test_batch() -> None:
+    graph = trace(Odd().eval(), torch.randn(1, 3, 8, 8))
+    variants = OnnxVariants(graph, batch=4)
+    assert runs(variants.build(graph.spec.min_widths)).shape == (4, 5)
+
+
+class Computed(nn.Module):
+    """The convolution's weight is computed, and the exporter folds the computation away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(x, self.conv.weight * 2.0, self.conv.bias)
+        return self.head(x.mean((2, 3)))
+
+
+def test_every_prunable_parameter_is_found_or_named() -> None:
+    graph = trace(Computed().eval(), torch.randn(1, 3, 8, 8))
+    with pytest.raises(ExportError, match=r"conv\.weight"):
+        OnnxVariants(graph)
+
+
+def test_names_lead_back_to_the_traced_nodes(tmp_path: Path) -> None:
+    graph = trace(load("resnet18").module, torch.randn(1, 3, 64, 64))
+    variants = OnnxVariants(graph)
+    traced = {node.name for node in graph.program.graph.nodes}
+    assert set(variants.node_names.values()) <= traced
+    layers = {layer.node for layer in graph.spec.layers}
+    assert layers <= set(variants.node_names.values())
