@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ def accuracy(
     images: Images,
     *,
     classes: Sequence[int] | None = None,
-    batch: int = 128,
+    batch: int | None = None,
     progress: Progress = silent,
 ) -> float:
     """Fraction of ``images`` whose highest logit (among ``classes``) is the label's."""
@@ -45,10 +46,17 @@ def evaluate(
     images: Images,
     *,
     classes: Sequence[int] | None = None,
-    batch: int = 128,
+    batch: int | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """All figures of one pass in evaluation mode; the module's mode is restored.
+
+    Args:
+        module: any network with outputs [batch, classes].
+        images: what to run it on.
+        classes: restrict the argmax to these outputs.
+        batch: images at once; None chooses by their size, because on a CPU large activations cost several times more.
+        progress: shows images and accuracy so far.
 
     Raises:
         DataError: there are no images, the output is no [batch, classes] tensor, a label is outside ``classes``,
@@ -62,7 +70,7 @@ def evaluate(
     correct, top5, loss = [], 0, 0.0
     try:
         with torch.inference_mode(), progress.task(f"evaluate on {images.name}", len(images)) as task:
-            for inputs, labels in images.batches(batch):
+            for inputs, labels in images.batches(batch or _batch_size(images)):
                 logits, labels = _restrict(module(inputs.to(device)), labels.to(device), classes)
                 hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
                 correct.append(hits[:, 0].cpu())
@@ -74,6 +82,11 @@ def evaluate(
             child.training = training
     right, count = torch.cat(correct), len(images)
     return Evaluation(int(right.sum()) / count, top5 / count, loss / count, count, right)
+
+
+def _batch_size(images: Images) -> int:
+    inputs, _ = images.batch(np.array([0]))
+    return int(max(8, min(128, 400_000 // max(1, inputs[0, 0].numel()))))
 
 
 def _restrict(logits: Tensor, labels: Tensor, classes: Sequence[int] | None) -> tuple[Tensor, Tensor]:

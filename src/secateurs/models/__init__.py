@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from secateurs.models.loading import Loaded, load, names, rebuild
 from secateurs.models.preprocessing import Preprocessing, parse_normalize
-from secateurs.models.weights import Weights, load_into, read_weights
+from secateurs.models.weights import Weights, load_into, read_weights, save_weights
 
 __all__ = [
     "Loaded",
@@ -16,4 +16,5 @@ __all__ = [
     "parse_normalize",
     "read_weights",
     "rebuild",
+    "save_weights",
 ]

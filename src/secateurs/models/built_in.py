@@ -118,7 +118,7 @@ def _last(weights: Weights, name: str) -> Options:
 
 BUILT_IN: dict[str, BuiltIn] = {
     **{f"cifar-resnet{depth}": _cifar(depth) for depth in (20, 32, 44, 56, 110)},
-    "digits-resnet": _cifar(14),
+    "digits-resnet": _cifar(14, width=2.0),
     "mobilenet-v1": _mobile(MobileNetV1, "conv0"),
     "mobilenet-v2": _mobile(MobileNetV2, "stem"),
     "vgg16-bn": _vgg(),

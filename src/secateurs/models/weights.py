@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from secateurs.errors import DataError
+from secateurs.plan import write_atomic
 
 _LISTED = 5
 
@@ -100,6 +102,16 @@ def load_into(module: nn.Module, weights: Weights, name: str) -> None:
             f"Take a checkpoint from before the training diverged."
         )
     module.load_state_dict(dict(weights.tensors), strict=False)
+
+
+def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the module's state as safetensors; the file appears whole or not at all.
+
+    Raises:
+        PlanError: the folder is missing, not writable, or the disk is full.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    write_atomic(path, save(tensors, metadata=None if metadata is None else dict(metadata)))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,0 +1,1 @@
+"""Repairing a cut network: statistics, weights, and fine-tuning."""

@@ -22,7 +22,7 @@ from secateurs.progress import Progress, Task, silent
 from secateurs.recover.averaging import MovingAverage
 from secateurs.recover.checkpoint import Checkpoint, digest
 from secateurs.recover.distillation import distillation_loss
-from secateurs.recover.precision import autocast, faster_precision
+from secateurs.recover.precision import Mode, arrange_weights, fastest_mode
 from secateurs.recover.recipe import Recipe, learning_rate
 
 _SAVE_SECONDS = 30.0
@@ -45,7 +45,7 @@ class Finetuned:
 
     module: nn.Module
     epochs: tuple[Epoch, ...]
-    precision: str
+    mode: Mode
     resumed_at: int
     """Steps that were already done when this call began."""
 
@@ -84,11 +84,11 @@ def finetune(
     resumed_at = run.step
     with _undisturbed(run.teacher), progress.task("fine-tune", recipe.epochs * run.steps_per_epoch) as task:
         task.advance(run.step)
-        run.settle_precision()
+        run.settle_mode()
         while run.step < recipe.epochs * run.steps_per_epoch:
             run.train_epoch(task)
     run.finish()
-    return Finetuned(student, tuple(run.history), run.precision, resumed_at)
+    return Finetuned(student, tuple(run.history), run.settled, resumed_at)
 
 
 class _Run:
@@ -106,7 +106,7 @@ class _Run:
         self.clip = recipe.clip_norm if recipe.clip_norm is not None or normed else _CLIP_WITHOUT
         self.optimizer = _optimizer(student, recipe)
         self.average = None if recipe.ema is None else MovingAverage(student, recipe.ema)
-        self.precision = recipe.precision
+        self.mode: Mode | None = None
         self.step = 0
         self.history: list[Epoch] = []
         self.sums = [0.0, 0.0, 0.0]
@@ -118,15 +118,28 @@ class _Run:
             "images": [data.name, len(data.train), int(data.train.labels @ np.arange(1, len(data.train) + 1) % 2**31)],
         }
 
-    def settle_precision(self) -> None:
-        """Decide between fp32 and bf16 once; a resumed run keeps the first decision."""
-        if self.precision == "auto" and self.recipe.epochs:
+    def settle_mode(self) -> None:
+        """Decide on precision and layout once; a resumed run keeps the first decision."""
+        if self.mode is None and self.recipe.epochs == 0:
+            self.mode = Mode()
+        elif self.mode is None:
             inputs, _ = self.data.train.batch(np.arange(min(self.recipe.batch, len(self.data.train))))
-            self.precision = faster_precision(self.student, self.teacher, inputs.to(self.device))
-        elif self.precision == "auto":
-            self.precision = "fp32"
+            self.mode = fastest_mode(
+                self.student,
+                self.teacher,
+                inputs.to(self.device),
+                precision=self.recipe.precision,
+                layout=self.recipe.layout,
+            )
+        if self.mode.layout == "channels_last":
+            arrange_weights(self.student, torch.channels_last)
         if self.step == 0:
             self.save()
+
+    @property
+    def settled(self) -> Mode:
+        """The mode, once it is decided."""
+        return self.mode or Mode()
 
     def train_epoch(self, task: Task) -> None:
         """Steps up to the next epoch's start."""
@@ -151,7 +164,7 @@ class _Run:
         generator = _generator(self.recipe.seed, epoch, index)
         _seed_all(int(torch.randint(0, 2**62, (1,), generator=generator)))
         inputs, labels = self.data.train.batch(chosen, augment=self.recipe.augment, generator=generator)
-        inputs, labels = inputs.to(self.device), labels.to(self.device)
+        inputs, labels = self.settled.arrange(inputs.to(self.device)), labels.to(self.device)
         rate = learning_rate(self.step, self.recipe.epochs * self.steps_per_epoch, self.peak, self.recipe.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -176,7 +189,7 @@ class _Run:
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         recipe, soft = self.recipe, None
-        with autocast(self.precision, self.device):
+        with self.settled.autocast(self.device):
             if self.teacher is not None:
                 with torch.no_grad():
                     soft = self.teacher(inputs)
@@ -204,7 +217,8 @@ class _Run:
             tensors.update({f"average.{name}": tensor for name, tensor in self.average.tensors.items()})
         state: dict[str, Any] = {
             "step": self.step,
-            "precision": self.precision,
+            "precision": self.settled.precision,
+            "layout": self.settled.layout,
             "sums": self.sums,
             "history": [[epoch.loss, epoch.train_accuracy, epoch.validation_accuracy] for epoch in self.history],
         }
@@ -226,7 +240,7 @@ class _Run:
                 self.optimizer.state[parameter]["momentum_buffer"] = momenta[name].to(self.device)
         if self.average is not None:
             self.average.load(held.part("average"))
-        self.step, self.precision = int(held.state["step"]), str(held.state["precision"])
+        self.step, self.mode = int(held.state["step"]), Mode(held.state["precision"], held.state["layout"])
         self.sums = [float(value) for value in held.state["sums"]]
         self.history = [Epoch(*values) for values in held.state["history"]]
 
@@ -234,7 +248,7 @@ class _Run:
         """Put the averaged weights in place, where there are some."""
         if self.average is not None and self.step:
             self.student.load_state_dict(self.average.tensors)
-        self.student.eval()
+        arrange_weights(self.student, torch.contiguous_format).eval()
 
 
 def _optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.SGD:

@@ -16,8 +16,8 @@ class Recipe:
     ``lr``: peak rate, None chooses by whether the network has batch norm; ``warmup``: share of all steps;
     ``weight_decay``: on weights only, not on biases and norms; ``alpha``: share of the distillation term in the loss
     (0: labels only) at ``temperature``; ``label_smoothing``: in the label term; ``ema``: decay of an average of the
-    weights that becomes the result, None for none; ``precision``: ``auto`` measures whether bfloat16 is faster;
-    ``clip_norm``: longest gradient, None for any.
+    weights that becomes the result, None for none; ``precision`` and ``layout``: ``auto`` measures what is faster
+    here (bfloat16, channels last); ``clip_norm``: longest gradient, None for any.
     """
 
     epochs: int = 1
@@ -31,6 +31,7 @@ class Recipe:
     label_smoothing: float = 0.0
     ema: float | None = None
     precision: str = "auto"
+    layout: str = "auto"
     clip_norm: float | None = None
     augment: bool = True
     seed: int = 0
@@ -47,6 +48,7 @@ class Recipe:
             "temperature": self.temperature > 0,
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "ema": self.ema is None or 0 < self.ema < 1,
+            "layout": self.layout in ("auto", "contiguous", "channels_last"),
             "precision": self.precision in ("auto", "fp32", "bf16"),
             "clip_norm": self.clip_norm is None or self.clip_norm > 0,
         }
@@ -70,6 +72,7 @@ _RANGES = {
     "temperature": "Give a number above zero.",
     "label_smoothing": "Give at least 0 and below 1.",
     "ema": "Give a decay between 0 and 1, such as 0.999.",
+    "layout": "Give auto, contiguous or channels_last.",
     "precision": "Give auto, fp32 or bf16.",
     "clip_norm": "Give a length above zero.",
 }
