@@ -19,14 +19,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{name: CORE for name in CORE},
     "structure": CORE,
     "importance": CORE | {"structure"},
-    "recover": CORE | {"structure"},
+    "recover": CORE | {"structure", "models", "data"},
     "export": CORE | {"structure"},
     "elements": CORE | {"structure"},
     "latency": CORE,
     "search": CORE,
     "report": CORE,
     "models": CORE,
-    "data": CORE,
+    "data": CORE | {"models"},
     "testing": CORE
     | {"structure", "importance", "recover", "export", "elements", "latency", "search", "models", "data"},
 }

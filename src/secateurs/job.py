@@ -156,7 +156,7 @@ class Job:
             "dense_accuracy": reached,
             "dense_params": parameter_count(module),
             "dense_bytes": written.size_bytes,
-            "notes": [*self.loaded.notes, *self.data.notes],
+            "notes": [*self.data.notes, *(() if self.loaded.source.get("weights") else self.loaded.notes)],
         }
 
     def _plan(self) -> Facts:

@@ -14,15 +14,22 @@ from secateurs.progress import Progress, silent
 from secateurs.registry import load
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     import numpy as np
+    from torch import Tensor
 
     from secateurs.importance.context import Criterion
     from secateurs.latency.model import LatencyModel
     from secateurs.search.problem import Problem, Solution, Strategy
     from secateurs.structure import Graph
 
+    Batches = Iterable[tuple[Any, Any]]
+    Loss = Callable[[Any, Any], Tensor]
+
 DEFAULT_STRATEGY = "knapsack"
 DEFAULT_CRITERION = "splamp"
+DEFAULT_CRITERION_WITH_DATA = "taylor"
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class Planner:
     """Everything but the budget: solves for any limit without scoring again.
 
     ``costs``: the latency model; ``strategy`` and ``criterion``: registered names, or the user's own objects;
-    ``target``: shown in messages, such as ``"onnxruntime-cpu, 1 thread"``; ``facts``: further provenance.
+    ``target``: shown in messages, such as ``"onnxruntime-cpu, 1 thread"``; ``data``: batches (inputs, targets) for
+    criteria that need them, judged by ``loss`` (None: cross-entropy); ``facts``: further provenance.
     """
 
     graph: Graph
@@ -66,6 +74,8 @@ class Planner:
     seed: int = 0
     legal: Legal = Legal()
     target: str = ""
+    data: Batches | None = None
+    loss: Loss | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = silent
 
@@ -87,15 +97,12 @@ class Planner:
                 f"Strategy {self.search.name!r} works with criterion {own!r} only, not {name_of(self.criterion)!r}. "
                 f"Leave --criterion out, or choose --strategy knapsack, which takes any."
             )
-        return self.criterion or own or DEFAULT_CRITERION
+        return self.criterion or own or default_criterion(self.data)
 
     @cached_property
     def scores(self) -> dict[str, np.ndarray]:
         """Scores of every group."""
-        from secateurs.importance.context import Context
-        from secateurs.importance.values import scores
-
-        return scores(self.graph, self.criterion_used, Context(seed=self.seed), self.progress)
+        return score(self.graph, self.criterion_used, self.data, self.loss, self.seed, self.progress)
 
     @cached_property
     def dense_ms(self) -> float:
@@ -184,6 +191,27 @@ def name_of(criterion: str | Criterion) -> str:
     return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", type(criterion).__name__)
 
 
+def default_criterion(data: Batches | None) -> str:
+    """What scores units best by our evidence: with calibration data a loss-aware criterion."""
+    return DEFAULT_CRITERION if data is None else DEFAULT_CRITERION_WITH_DATA
+
+
+def score(
+    graph: Graph,
+    criterion: str | Criterion,
+    data: Batches | None,
+    loss: Loss | None,
+    seed: int,
+    progress: Progress,
+) -> dict[str, np.ndarray]:
+    """Scores of every group; calibration data is read only where the criterion needs it."""
+    from secateurs.importance.statistics import context_for, cross_entropy
+    from secateurs.importance.values import scores
+
+    context = context_for(graph, criterion, data, loss=loss or cross_entropy, seed=seed, progress=progress)
+    return scores(graph, criterion, context, progress)
+
+
 def versions() -> dict[str, str]:
     """Versions that a plan and its figures depend on."""
     import platform
@@ -224,6 +252,8 @@ def plan(
     keep: float | None = None,
     strategy: str | Strategy | None = None,
     criterion: str | Criterion | None = None,
+    data: Batches | None = None,
+    loss: Loss | None = None,
     seed: int = 0,
     legal: Legal | None = None,
     progress: Progress = silent,
@@ -237,7 +267,10 @@ def plan(
             :func:`secateurs.prune` for the closed loop.
         keep: instead of ``latency``: every group keeps max(1, floor(keep * units + 0.5)) units.
         strategy: a registered name or an own object; ``knapsack`` by default (``uniform`` with ``keep``).
-        criterion: a registered name or an own function ``(graph, group, context) -> scores``.
+        criterion: a registered name or an own function ``(graph, group, context) -> scores``; by default a loss-aware
+            one where there is ``data``.
+        data: calibration batches (inputs, targets) for criteria that need them.
+        loss: mean loss of a batch from (outputs, targets); cross-entropy by default.
         seed: of everything random.
         legal: which networks may be returned.
         progress: where to report.
@@ -249,7 +282,11 @@ def plan(
     if (latency is None) == (keep is None):
         raise PlanError("Give either latency= (a budget such as '60%') or keep= (the share of units that stays).")
     if keep is not None:
-        return _uniform_plan(graph, keep, strategy or "uniform", criterion, seed, progress)
+        if strategy not in (None, "uniform"):
+            raise PlanError("keep= sets one ratio for all groups: only strategy='uniform' does. Give latency= instead.")
+        wanted = criterion or default_criterion(data)
+        found = score(graph, wanted, data, loss, seed, progress)
+        return _uniform_plan(graph, keep, found, provenance("uniform", wanted, seed, {"keep": keep}))
     if costs is None:
         raise PlanError("A latency budget needs a latency model: costs = secateurs.profile(graph, target=...).")
     budget = Budget.parse(latency)  # type: ignore[arg-type]
@@ -261,6 +298,8 @@ def plan(
         seed=seed,
         legal=legal or Legal(),
         target=target_label(costs.target),
+        data=data,
+        loss=loss,
         progress=progress,
     )
     limit = budget.limit_ms(planner.dense_ms) / planner.dense_ms
@@ -273,25 +312,10 @@ def target_label(target: Mapping[str, Any]) -> str:
     return f"{target.get('target', 'target')}, {threads} thread{'s' if threads != 1 else ''}"
 
 
-def _uniform_plan(
-    graph: Graph,
-    keep: float,
-    strategy: str | Strategy,
-    criterion: str | Criterion | None,
-    seed: int,
-    progress: Progress,
-) -> Plan:
-    from secateurs.importance.context import Context
-    from secateurs.importance.values import scores
+def _uniform_plan(graph: Graph, keep: float, scores: Mapping[str, np.ndarray], described: Mapping[str, Any]) -> Plan:
     from secateurs.search.uniform import keep_widths
 
-    if strategy != "uniform":
-        raise PlanError(
-            "keep= sets one ratio for all groups, which only strategy='uniform' does. Give latency= instead."
-        )
     if not 0 < keep <= 1:
         raise PlanError(f"keep={keep} must lie in (0, 1]: it is the share of units that stays.")
-    wanted = criterion or DEFAULT_CRITERION
-    found = scores(graph, wanted, Context(seed=seed), progress)
     widths = dict(zip((group.name for group in graph.groups), keep_widths(graph.spec, keep).tolist(), strict=True))
-    return make_plan(graph, found, widths, (), provenance("uniform", wanted, seed, {"keep": keep}))
+    return make_plan(graph, scores, widths, (), described)

@@ -105,7 +105,4 @@ def rows(record: Record) -> list[tuple[str, str, str, str]]:
     table.append(("Multiply-adds", count(dense.macs), count(pruned.macs), kept(dense.macs, pruned.macs)))
     table.append(("Parameters", count(dense.params), count(pruned.params), kept(dense.params, pruned.params)))
     table.append(("File", size(dense.file_bytes), size(pruned.file_bytes), kept(dense.file_bytes, pruned.file_bytes)))
-    if dense.peak_memory_bytes and pruned.peak_memory_bytes:
-        memory = dense.peak_memory_bytes, pruned.peak_memory_bytes
-        table.append(("Peak memory of the process", size(memory[0]), size(memory[1]), kept(*memory)))
     return table
