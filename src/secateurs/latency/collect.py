@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,18 +15,17 @@ import onnx
 
 from secateurs.latency.design import Sample, dense
 from secateurs.latency.lock import measuring
-from secateurs.latency.process import QUIET_SHARE, Worker
+from secateurs.latency.process import Worker
 from secateurs.latency.sites import SiteMap
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import Target
+from secateurs.latency.turns import WARM_RUNS, Effort, clean_profile, round_robin
 from secateurs.network import NetworkSpec
 from secateurs.progress import Progress, silent
 
 _BLOCK_BYTES = 400 << 20
 _BLOCK_SIZE = 12
-_TURN_MS = 8.0
-_ATTEMPTS, _FEWEST = 3, 2
-VERSION = 2
+VERSION = 3
 """Part of every stored signature: rises when what is measured changes."""
 
 
@@ -83,7 +82,7 @@ class Collector:
         threads: of the runtime.
         store: where rows are kept (None: nowhere).
         progress: where to report.
-        rounds: turns per variant, profiled and unprofiled each.
+        effort: turns per variant, profiled and unprofiled each.
     """
 
     def __init__(
@@ -95,13 +94,13 @@ class Collector:
         threads: int = 1,
         store: Store | None = None,
         progress: Progress = silent,
-        rounds: int = 5,
+        effort: Effort = Effort(),
     ) -> None:
         self._spec, self._variants, self._target = spec, variants, target
-        self._threads, self._store, self._progress, self._rounds = threads, store, progress, rounds
+        self._threads, self._store, self._progress, self._effort = threads, store, progress, effort
         self.sites = SiteMap(onnx.load_model_from_string(variants.dense_bytes), variants.node_names, spec)
         self.fingerprint = target.fingerprint(threads)
-        self._dense_ms = math.nan
+        self._anchor_ms = self._profiled_ms = math.inf
 
     def _signature(self, sample: Sample) -> str:
         return f"variant/{VERSION}/{self._spec.fingerprint}/b{self._variants.batch}/{sample.key}"
@@ -148,12 +147,14 @@ class Collector:
                 worker.load(key, path, settings)
                 path.unlink()
             keys = list(files)
-            quiet = self._threads == 1
             if self._target.profiles:
-                marks = {key: [False] for key in keys}
-                take_turns(worker, keys, self._rounds, quiet, marks)
-                profiles = {key: _clean(worker.profile(key), marks[key]) for key in keys}
-            times = take_turns(worker, keys, self._rounds, quiet)
+                turns = round_robin(worker, keys, self._effort, anchor="anchor", anchor_ms=self._profiled_ms)
+                self._profiled_ms = min(self._profiled_ms, turns["anchor"].fastest())
+                # The worker runs a file once when it loads it.
+                profiles = {key: clean_profile(worker.profile(key), turns[key].marks(1 + WARM_RUNS)) for key in keys}
+            turns = round_robin(worker, keys, self._effort, anchor="anchor", anchor_ms=self._anchor_ms)
+            self._anchor_ms = min(self._anchor_ms, turns["anchor"].fastest())
+            times = {key: turns[key].clean() for key in keys}
             worker.drop(keys)
         return self._observe(block, anchor, times, profiles)
 
@@ -189,54 +190,3 @@ def typical(times: Sequence[float]) -> float:
     ordered = np.sort(np.asarray(times, dtype=np.float64))
     last = max(1, len(ordered) // 2)
     return float(ordered[min(len(ordered) // 10, last - 1) : last].mean())
-
-
-def take_turns(
-    worker: Worker,
-    keys: Sequence[str],
-    rounds: int,
-    quiet: bool,
-    marks: Mapping[str, list[bool]] | None = None,
-) -> dict[str, list[float]]:
-    """Run times in ms per key from ``rounds`` turns each of about 8 ms; a turn's first run is not counted.
-
-    Args:
-        worker: holds the loaded models.
-        keys: their keys.
-        rounds: turns per key.
-        quiet: repeat turns in which another program took processor time (up to three times as many).
-        marks: gets one entry per run, whether it counts, in the order of the runs.
-    """
-    runs: dict[str, int] = {}
-    times: dict[str, list[float]] = {key: [] for key in keys}
-    disturbed: dict[str, list[float]] = {key: [] for key in keys}
-    for key in keys:
-        first = worker.run([key], runs=1, skip=1)["times_ms"][key]
-        runs[key] = max(2, min(40, math.ceil(_TURN_MS / first[0])))
-        if marks is not None:
-            marks[key].extend([False, False])
-    clean = dict.fromkeys(keys, 0)
-    for attempt in range(_ATTEMPTS * rounds):
-        for key in keys:
-            if clean[key] >= rounds:
-                continue
-            answer = worker.run([key], runs=runs[key], skip=1)
-            good = not quiet or answer["cpu_ms"] >= QUIET_SHARE * answer["wall_ms"]
-            clean[key] += good
-            (times if good else disturbed)[key].extend(answer["times_ms"][key])
-            if marks is not None:
-                marks[key].extend([False, *[good] * runs[key]])
-        if attempt + 1 >= rounds and all(count >= rounds for count in clean.values()):
-            break
-    return {key: times[key] if clean[key] >= _FEWEST else times[key] + disturbed[key] for key in keys}
-
-
-def _clean(profile: dict[str, Any], marks: Sequence[bool]) -> dict[str, Any]:
-    """``profile`` with the runs that count; all of them where too few do."""
-    if sum(marks) < 4:
-        marks = [False, *[True] * (len(marks) - 1)]
-    nodes = {}
-    for name, times in profile["nodes_us"].items():
-        kept = [time for time, good in zip(times, marks, strict=False) if good]
-        nodes[name] = kept if len(times) == len(marks) and kept else times
-    return {**profile, "nodes_us": nodes}

@@ -23,6 +23,8 @@ from secateurs.progress import Progress, Task, silent
 TURN_MS = 25.0
 """A turn lasts about this long: longer than a scheduler's slice, short against clock drift."""
 _WARM_UP_S = 3.0
+_SLOWER, _FEWEST_QUIET = 1.08, 12
+"""A turn this much slower than a file's fastest ones was disturbed; so many clean turns are enough to drop those."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class _Candidate:
     def medians(self) -> np.ndarray:
         return np.array([np.median(turn) for turn in self.turns])
 
-    def all_runs(self) -> np.ndarray:
-        return np.concatenate([np.asarray(turn) for turn in self.turns])
+    def all_runs(self, chosen: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.asarray(turn) for turn, good in zip(self.turns, chosen, strict=True) if good])
 
 
 def median_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
@@ -170,7 +172,7 @@ def _take_turns(
         if width <= rules.precision:
             return
     if width > rules.refuse:
-        names = ", ".join(f"{item.name}: {spread(item.all_runs()) * 100:.0f} %" for item in candidates)
+        names = ", ".join(f"{item.name}: {spread(item.medians()) * 100:.0f} %" for item in candidates)
         raise UnstableTimingError(
             f"Timings on this machine are too disturbed: after {len(candidates[0].turns)} turns the 95 % interval is "
             f"still ±{width * 100:.1f} % wide (limit {rules.refuse * 100:.0f} %; IQR/median {names}). "
@@ -196,22 +198,31 @@ def _turn(candidates: list[_Candidate], threads: int, order: random.Random, *, a
 
 def _ratios(candidate: _Candidate, candidates: list[_Candidate], reference: str) -> np.ndarray | None:
     base = next((other for other in candidates if other.name == reference), None)
-    return None if base is None else candidate.medians() / base.medians()
+    if base is None:
+        return None
+    return (candidate.medians() / base.medians())[_quiet(candidates)]
+
+
+def _quiet(candidates: list[_Candidate]) -> np.ndarray:
+    """Turns in which no candidate was slowed by other work on the machine; all turns where too few are."""
+    tables = np.stack([candidate.medians() for candidate in candidates])
+    quiet = np.asarray((tables <= _SLOWER * np.percentile(tables, 5, axis=1, keepdims=True)).all(axis=0))
+    return quiet if quiet.sum() >= _FEWEST_QUIET else np.ones(tables.shape[1], dtype=bool)
 
 
 def _half_width(candidate: _Candidate, candidates: list[_Candidate], reference: str) -> float:
     """Relative half width of the 95 % interval of the ratio (of the latency, where there is no reference)."""
     values = _ratios(candidate, candidates, reference)
     if values is None:
-        values = candidate.medians()
+        values = candidate.medians()[_quiet(candidates)]
     low, high = median_interval(values)
     return (high - low) / 2 / float(np.median(values))
 
 
 def _summarise(candidates: list[_Candidate], reference: str, peaks: Mapping[str, int]) -> dict[str, Measurement]:
-    results = {}
+    results, quiet = {}, _quiet(candidates)
     for candidate in candidates:
-        runs, ratios = candidate.all_runs(), _ratios(candidate, candidates, reference)
+        runs, ratios = candidate.all_runs(quiet), _ratios(candidate, candidates, reference)
         results[candidate.name] = Measurement(
             latency_ms=float(np.median(runs)),
             spread=spread(runs),
