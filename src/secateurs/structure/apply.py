@@ -163,6 +163,10 @@ def sync_sizes(module: nn.Module) -> None:
         module.num_channels = weight.shape[0]
     elif isinstance(module, nn.Embedding) and weight is not None:
         module.embedding_dim = weight.shape[1]
+    elif isinstance(module, nn.RNNBase):
+        module.input_size, module.hidden_size = module.weight_ih_l0.shape[1], module.weight_hh_l0.shape[1]
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
     elif isinstance(module, nn.PReLU) and weight is not None:
         module.num_parameters = weight.shape[0]
 

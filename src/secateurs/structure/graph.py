@@ -134,6 +134,7 @@ class Graph:
     def _layer(self, name: str, parameter: str, kind: str, blocks: tuple[int, ...]) -> LayerSpec:
         node = self.nodes[name]
         result = self.analysis.values[name]
+        result = result[0] if isinstance(result, list) else result
         source = next(n for n in node.all_input_nodes if n.name not in self.analysis.origin)
         value = self.analysis.values[source.name]
         weight = self.program.state_dict.get(parameter)

@@ -12,6 +12,7 @@ from secateurs.structure.rules import (  # noqa: F401
     elementwise,
     movement,
     normalisation,
+    recurrent,
     reduction,
 )
 
