@@ -321,6 +321,8 @@ def _placeholder(analysis: Analysis, program: torch.export.ExportedProgram, node
     inline = spec.kind is InputKind.CONSTANT_TENSOR and "lifted_tensor" in str(spec.target)
     if real is not None and (inline or not real.dtype.is_floating_point):
         return Value(shape, constant=real.detach())
+    if not node.users:  # nothing reads it, or a tied parameter is read under another name
+        return Value(shape)
     factors: list[Factor] = []
     for dim, size in enumerate(shape):
         if size > 1:
@@ -411,7 +413,7 @@ def move(call: Call, tie_first: bool = False) -> Any:
     others = {n: _real(a) for n, a in call.arguments.items() if n != name}
     outputs: list[list[Factor]] = [[] for _ in call.shapes]
     for factor in value.factors:
-        moved = call_target(_strideless(call.node.target), {name: spread(factor, value.shape), **others})
+        moved = _moved(_strideless(call.node.target), name, spread(factor, value.shape), others)
         parts = [moved] if isinstance(moved, torch.Tensor) else list(moved)
         for i, part in enumerate(parts):
             settled = call.settle(part, tie_first)
@@ -419,6 +421,15 @@ def move(call: Call, tie_first: bool = False) -> Any:
                 outputs[i].append(settled)
     values = [Value(shape, tuple(factors)) for shape, factors in zip(call.shapes, outputs, strict=True)]
     return values[0] if isinstance(call.node.meta["val"], torch.Tensor) else values
+
+
+def _moved(target: Any, name: str, ids: torch.Tensor, others: dict[str, Any]) -> Any:
+    """The operator on ids; in float64, which holds every id exactly, where it has no integer form."""
+    try:
+        return call_target(target, {name: ids, **others})
+    except NotImplementedError:
+        moved = call_target(target, {name: ids.double(), **others})
+        return moved.long() if isinstance(moved, torch.Tensor) else [part.long() for part in moved]
 
 
 def _strideless(target: Any) -> Any:
