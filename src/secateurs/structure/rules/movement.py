@@ -15,10 +15,10 @@ _PURE = (
     "aten.squeeze", "aten.unsqueeze", "aten.expand", "aten.expand_as", "aten.select", "aten.narrow", "aten.split",
     "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.unbind", "aten.flip", "aten.repeat", "aten.tile",
     "aten.repeat_interleave", "aten.unflatten", "aten.flatten", "aten.movedim", "aten.moveaxis", "aten.swapaxes",
-    "aten.swapdims", "aten.diagonal", "aten.rot90", "aten.view_as", "aten.reshape_as", "aten.channel_shuffle",
+    "aten.swapdims", "aten.diagonal", "aten.rot90", "aten.view_as", "aten.reshape_as", 
     "aten.pixel_unshuffle", "aten.mT", "aten.mH", "aten.adjoint", "aten.unsafe_split", "aten.unsafe_chunk",
     "aten.unsafe_split_with_sizes", "aten.broadcast_to", "aten.hsplit", "aten.vsplit", "aten.ravel",
-    "aten.native_channel_shuffle", "aten.fliplr", "aten.flipud",
+    "aten.fliplr", "aten.flipud",
 )  # fmt: skip
 
 
@@ -46,6 +46,15 @@ def _like(call: Call, value: Value) -> Value:
 def pixel_shuffle(call: Call) -> Any:
     """Channels become space: the units are the channels that are left, tied over the sub-pixels."""
     return move(call, tie_first=True)
+
+
+@rule("aten.channel_shuffle", "aten.native_channel_shuffle")
+def channel_shuffle(call: Call) -> Any:
+    """Position i of every group becomes a block of neighbours: positions are tied over the groups."""
+    value: Value = call["self"]
+    for ids in value.along(1):
+        call.ids.tie(ids.reshape(int(call["groups"]), -1).T)
+    return move(call)
 
 
 @rule("aten.slice")
@@ -145,12 +154,13 @@ def index(call: Call) -> Any:
     wanted = call.get("indices", call.get("index"))
     wanted = wanted if isinstance(wanted, (list, tuple)) else [wanted]
     value: Value = call["self"]
-    if all(item is None or item.constant is not None for item in wanted):
-        return move_first(call, "self")
     if "dim" in call.arguments:
         dims = [call["dim"] % len(value.shape)]
     else:
         dims = [d for d, item in enumerate(wanted) if item is not None]
+    if all(item is None or item.constant is not None for item in wanted):
+        call.pin_dims(value, dims, "units are picked by a tensor of positions")
+        return move_first(call, "self")
     for item in wanted:
         if item is not None:
             call.pin([factor.ids for factor in item.factors], "positions are computed from it")
