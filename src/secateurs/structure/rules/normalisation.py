@@ -37,8 +37,13 @@ def _scale(call: Call, value: Value, dim: int, names: tuple[str, ...], kind: str
     "aten._native_batch_norm_legit", "aten._batch_norm_with_update", "aten._batch_norm_no_update",
 )  # fmt: skip
 def batch_norm(call: Call) -> Any:
-    """Every channel alone; four parameters and statistics per channel."""
+    """Every channel alone; four parameters and statistics per channel.
+
+    With statistics of the batch (weight standardisation runs it over a kernel) units on other axes change them.
+    """
     value: Value = call["input"]
+    if (call.get("training", False) or call.get("running_mean") is None) and value.dims() - {1}:
+        call.analysis.statistics.add(call.node.name)
     return _result(call, _scale(call, value, 1, ("weight", "bias", "running_mean", "running_var"), "batch_norm"))
 
 
@@ -101,6 +106,18 @@ def softmax(call: Call) -> Any:
     if value.along(call["dim"]):
         call.analysis.statistics.add(call.node.name)
     return value
+
+
+@rule("aten._weight_norm", "aten._weight_norm_interface")
+def weight_norm(call: Call) -> Any:
+    """Direction times length over norm; the norm spans the units of all other axes."""
+    value: Value = call["v"]
+    dim = int(call.get("dim", 0)) % len(value.shape)
+    length: Value = call["g"]
+    stack = call.align([value.along(dim), length.along(dim)], "has a length that stays")
+    others = tuple(factor for factor in value.factors if factor.dim != dim)
+    call.analysis.statistics.add(call.node.name)
+    return _result(call, Value(value.shape, (*others, *(Factor(dim, ids) for ids in stack))))
 
 
 @rule("aten.linalg_vector_norm", "aten.norm")
