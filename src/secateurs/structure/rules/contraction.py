@@ -35,6 +35,29 @@ def linear(call: Call) -> Any:
     return Value(call.shape, (*kept, *(Factor(len(call.shape) - 1, ids) for ids in out)))
 
 
+@rule("aten.bilinear")
+def bilinear(call: Call) -> Any:
+    """Both inputs are contracted with the weight [out, first, second]; leading axes agree."""
+    first: Value = call["input1"]
+    second: Value = call["input2"]
+    weight: Value = call["weight"]
+    last = len(call.shape) - 1
+    for value, dim in ((first, 1), (second, 2)):
+        call.use("weight", dim, "in", "linear")
+        if weight.shape[dim] > 1:
+            call.align([value.along(last), weight.along(dim)], "a weight column of fixed input")
+    factors: list[Factor] = []
+    for dim in range(last):
+        sides = [value.along(dim) for value in (first, second) if value.shape[dim] != 1]
+        factors.extend(Factor(dim, ids) for ids in call.align(sides, "meets a tensor that keeps this axis"))
+    call.use("weight", 0, "out", "linear")
+    out = weight.along(0)
+    if call.get("bias") is not None and weight.shape[0] > 1:
+        call.use("bias", 0, "bias", "linear")
+        out = call.align([out, call["bias"].along(0)], "has a bias that stays")
+    return Value(call.shape, (*factors, *(Factor(last, ids) for ids in out)))
+
+
 def product(call: Call, a: Value, b: Value) -> Value:
     """``a @ b`` with broadcasting over leading axes."""
     shape = call.shape
