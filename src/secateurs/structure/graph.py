@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,10 +111,23 @@ class Graph:
             layers=tuple(self._layers(frozen)),
             blocks=tuple(self._block_specs(frozen)),
             parameters=tuple(self._parameters(frozen)),
-            fingerprint=self.fingerprint.digest,
+            fingerprint=self._identity(),
             activation_axes=self._activation_axes(),
             node_blocks=frozen,
         )
+
+    def _identity(self) -> str:
+        """Digest of names, shapes, operators and sizes: equal for networks with equal latency at equal widths.
+
+        Stored measurements are keyed by it, so the input size and every stride count, the weights do not.
+        """
+        lines = [self.fingerprint.digest]
+        for node in self.program.graph.nodes:
+            if node.op == "call_function":
+                result = node.meta.get("val")
+                shape = _plain(tuple(result.shape)) if isinstance(result, torch.Tensor) else ""
+                lines.append(f"{node.target} {shape} {_plain(node.args)} {_plain(sorted(node.kwargs.items()))}")
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     def _activation_axes(self) -> dict[str, AxisSpec]:
         axes = {}
@@ -252,6 +266,13 @@ def _matching(graph: torch.fx.Graph, patterns: tuple[str, ...]) -> list[str]:
                 "'blocks.3.*', or of an operator such as 'aten.roll*'; 'secateurs doctor' lists both."
             )
     return found
+
+
+def _plain(value: Any) -> str:
+    """A value as text in which nodes and symbolic sizes are all alike."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(_plain(item) for item in value)}]"
+    return repr(value) if isinstance(value, (int, float, str, type(None))) else "?"
 
 
 def _owned(model: torch.nn.Module) -> dict[str, torch.Tensor]:
