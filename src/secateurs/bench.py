@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from secateurs.errors import ExportError, InfeasibleBudgetError
 from secateurs.export.onnx import ExportReport, export_onnx
+from secateurs.latency.store import Store
 from secateurs.latency.targets._base import Target
 from secateurs.latency.timing import Protocol, compare
 from secateurs.plan import Measurement
@@ -63,11 +65,23 @@ class Bench:
         """Latency of the dense file now."""
         return self._compare({"dense": self.dense}, QUICK)["dense"].latency_ms
 
-    def measure(self, module: nn.Module) -> Measurement:
-        """Latency of a candidate, exported for real, beside dense."""
+    def measure(self, module: nn.Module, store: Store, name: str) -> Measurement:
+        """Latency of a candidate, exported for real, beside dense.
+
+        ``name``: says which network it is; a candidate that the store knows is not measured again, so that another
+        run on the same rows makes the same plan.
+        """
+        shape = "x".join(str(size) for leaf in inputs_of(self.example) for size in leaf.shape[1:])
+        signature = f"candidate/1/b{self.batch}/{shape}/{name}"
+        fingerprint = self.target.fingerprint(self.threads)
+        held = store.get(fingerprint, signature)
+        if held is not None:
+            return Measurement(**held)
         with self._scratch() as path:
             self.export(module, path)
-            return self._compare({"dense": self.dense, "pruned": path}, QUICK)["pruned"]
+            measured = self._compare({"dense": self.dense, "pruned": path}, QUICK)["pruned"]
+        store.put(fingerprint, {signature: asdict(measured)})
+        return measured
 
     def final(self) -> dict[str, Measurement]:
         """Latencies of ``dense`` and ``pruned`` from one interleaved run of the deployed files."""
@@ -91,6 +105,11 @@ class Bench:
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+
+def inputs_of(example: Any) -> list[Tensor]:
+    """Every tensor with a batch dimension in an example."""
+    return [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim() > 0]
 
 
 def out_of_reach(

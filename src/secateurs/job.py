@@ -22,6 +22,7 @@ from secateurs.closed_loop import Attempt, Goal, close, upper
 from secateurs.data import Data, accuracy
 from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.latency.model import LatencyModel
+from secateurs.latency.store import Store
 from secateurs.models import Loaded
 from secateurs.outcome import Facts, make_record
 from secateurs.plan import Measurement, Plan
@@ -38,6 +39,8 @@ from secateurs.structure import Graph, apply, trace
 from secateurs.structure.verify import check_plan
 
 CALIBRATION_BATCH = 128
+SCORED, SCORED_BATCH = 512, 64
+"""Images that loss-aware criteria are gathered over, and how many at once."""
 REPAIRED = "repaired.safetensors"
 CHECKPOINTS = "checkpoints"
 
@@ -161,7 +164,7 @@ class Job:
 
     def _plan(self) -> Facts:
         """Trace, latency model, search and closed loop; writes plan.json."""
-        settings, bench = self.settings, self._bench()
+        settings, bench, store = self.settings, self._bench(), Store(self.store, progress=self.progress)
         with self._timed("trace"), self.progress.task("trace"):
             graph = trace(self.loaded.module, self.example, barriers=settings.barrier, keep=settings.keep)
             spec = graph.spec
@@ -171,12 +174,12 @@ class Job:
                 bench.target,
                 threads=settings.threads,
                 batch=settings.batch,
-                store=self.store,
+                store=store,
                 seed=settings.seed,
                 progress=self.progress,
             )
         planner = self._planner(graph, costs, bench)
-        accepted, attempts = self._close(planner, costs, bench)
+        accepted, attempts = self._close(planner, costs, bench, store)
         plan = planner.plan(accepted.choice, str(settings.budget))
         with self._timed("recover"), self.progress.task("check the cut"):
             error = check_plan(self.loaded.module, plan, self.example)
@@ -206,12 +209,13 @@ class Job:
             seed=settings.seed,
             legal=settings.legal,
             target=target_label(bench.target.fingerprint(settings.threads)),
+            data=self.data.calibration.take(SCORED).batches(SCORED_BATCH),
             facts={"source": dict(self.loaded.source), "data": self.data.name},
             progress=self.progress,
         )
 
     def _close(
-        self, planner: Planner, costs: LatencyModel, bench: Bench
+        self, planner: Planner, costs: LatencyModel, bench: Bench, store: Store
     ) -> tuple[Attempt[Choice], list[Attempt[Choice]]]:
         """The accepted plan and every plan that was measured."""
         budget = self.settings.budget
@@ -230,9 +234,9 @@ class Job:
                 return planner.solve(limit)
 
         def measure(choice: Choice) -> Measurement:
-            plan = planner.plan(choice)
+            small = apply(self.loaded.module, planner.plan(choice), self.example, check=False)
             with self._timed("measure"):
-                return bench.measure(apply(self.loaded.module, plan, self.example, check=False))
+                return bench.measure(small, store, f"{planner.graph.spec.fingerprint}/{choice.key}")
 
         try:
             return close(goal, solve, measure, progress=self.progress)
