@@ -147,9 +147,24 @@ def _sizes(
     offset = len(value.shape) - len(wanted)
     for i, entry in enumerate(wanted):
         dim = i + offset
-        if isinstance(entry, int) and entry != -1 and value.along(dim):
-            wanted[i] = int(gone.kept(value, dim).sum())
+        if not value.along(dim):
+            continue
+        stays = gone.kept(value, dim)
+        if isinstance(entry, int) and entry != -1:
+            wanted[i] = int(stays.sum())
+        elif entry != -1 and not stays.all():
+            _infer(wanted, i, [int(gone.kept(value, d + offset).sum()) for d in range(len(wanted))], node)
     return {name: wanted}
+
+
+def _infer(wanted: list[Any], place: int, lengths: list[int], node: torch.fx.Node) -> None:
+    """The entry at ``place`` is the batch size times something that shrinks: let the runtime infer it."""
+    shape = node.meta["val"].shape[-len(wanted) :]
+    for i, entry in enumerate(wanted):
+        if isinstance(entry, int) and entry == -1 and isinstance(shape[i], int):
+            wanted[i] = lengths[i]
+    if not any(isinstance(entry, int) and entry == -1 for entry in wanted):
+        wanted[place] = -1
 
 
 def _unflatten(

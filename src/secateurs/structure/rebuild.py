@@ -11,6 +11,7 @@ from torch.export.graph_signature import InputKind
 
 from secateurs.plan import Plan
 from secateurs.structure.analysis import bind
+from secateurs.structure.apply import replace_module, sliced_copy
 from secateurs.structure.cut import Cut
 from secateurs.structure.groups import module_path
 from secateurs.structure.values import Value
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from secateurs.structure.graph import Graph
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def rebuild(model: nn.Module, plan: Plan, example: Any = None, *, check: bool = True) -> nn.Module:
@@ -45,8 +47,6 @@ def build(graph: Graph, resolved: Cut, model: nn.Module, reason: str) -> nn.Modu
     are re-derived, scales that came from a pruned size keep their dense value, and removed blocks are dropped.
     ``secateurs_rebuilt`` on the result says why.
     """
-    from secateurs.structure.apply import sliced_copy
-
     root = sliced_copy(model, resolved.slices)
     fresh = torch.fx.Graph()
     copies: dict[torch.fx.Node, Any] = {}
@@ -143,12 +143,26 @@ def _trainable_module(graph: Graph, node: torch.fx.Node, root: nn.Module) -> str
     except AttributeError:
         return None
     if "dropout" in text:
-        return path if isinstance(module, _DROPOUTS) else None
+        return path if type(module) in _DROPOUTS else None
     if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
         return None
     mean = bind(node).get("running_mean")
-    named = graph.analysis.origin.get(mean.name) if isinstance(mean, torch.fx.Node) else None
-    return path if named == f"{path}.running_mean" else None
+    if not isinstance(mean, torch.fx.Node) or graph.analysis.origin.get(mean.name) != f"{path}.running_mean":
+        return None
+    if type(module) not in _BATCH_NORMS:
+        replace_module(root, path, _plain_batch_norm(module, len(node.meta["val"].shape)))
+    return path
+
+
+def _plain_batch_norm(module: nn.modules.batchnorm._BatchNorm, rank: int) -> nn.Module:
+    """The same normalisation without what a subclass adds around it (an activation, say): that is in the graph."""
+    kind = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(rank, nn.BatchNorm1d)
+    plain = kind(module.num_features, module.eps, module.momentum, module.affine)
+    for name in ("weight", "bias"):
+        plain._parameters[name] = module._parameters[name]
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        plain._buffers[name] = module._buffers[name]
+    return plain.train(module.training)
 
 
 def _retarget(target: Any, arguments: dict[str, Any], changed: dict[str, Any]) -> Any:

@@ -60,29 +60,41 @@ def recipe_of(graph: Graph) -> Recipe:
     return cached  # type: ignore[no-any-return]
 
 
+MOST_TRIALS = 16
+"""Combinations of attributes that are tried before the graph is rebuilt."""
+
+
 def _learn(graph: Graph) -> Recipe:
     from secateurs.structure.verify import check_plan
 
     rng = np.random.default_rng(0)
     kept = {g.name: sorted(rng.permutation(g.units)[: max(g.min_units, round(0.6 * g.units))]) for g in graph.groups}
     probe = graph.cut(kept)
-    candidates = _candidates(graph, probe)
-    named = tuple(link for link in candidates if link.attribute == link.argument)
-    closest = _closest(candidates)
     reason = "no cut was tried"
-    for links in dict.fromkeys(((), named, closest, candidates)):
+    for links in _trials(graph, _candidates(graph, probe)):
         recipe = Recipe(links, None)
-        plan = _plan(graph, probe, (), {}, recipe)
         try:
-            check_plan(graph.model, plan, (graph.args, graph.kwargs), graph=graph)
+            check_plan(graph.model, _plan(graph, probe, (), {}, recipe), (graph.args, graph.kwargs), graph=graph)
             return recipe
         except StructureError as error:
-            reason = str(error)
+            reason = str(error).partition(" The original is intact.")[0]
     return Recipe((), reason)
 
 
+def _trials(graph: Graph, candidates: tuple[Link, ...]) -> list[tuple[Link, ...]]:
+    """Sets of links worth trying, most plausible first: modules of one class are treated alike."""
+    named = tuple(link for link in candidates if link.attribute == link.argument)
+    closest = _closest(candidates)
+    keys: dict[tuple[str, str], list[Link]] = {}
+    for link in closest:
+        keys.setdefault((type(graph.model.get_submodule(link.module)).__name__, link.attribute), []).append(link)
+    without = [tuple(link for link in closest if link not in mine) for mine in keys.values()]
+    alone = [tuple(dict.fromkeys((*named, *mine))) for mine in keys.values()]
+    return list(dict.fromkeys([(), named, closest, candidates, *without, *alone]))[:MOST_TRIALS]
+
+
 def _closest(links: tuple[Link, ...]) -> tuple[Link, ...]:
-    """One link per operator argument: the innermost module, same-named attributes and tuples first."""
+    """One link per operator argument: same-named attributes and tuples first, then the innermost module."""
     best: dict[tuple[str, str, int], Link] = {}
     for link in sorted(links, key=lambda i: (i.attribute != i.argument, -i.length, -len(i.module))):
         best.setdefault((link.node, link.argument, link.start), link)
@@ -94,9 +106,12 @@ def _candidates(graph: Graph, probe: Cut) -> tuple[Link, ...]:
     for name, changed in probe.constants.items():
         node = graph.nodes[name]
         old = bind(node)
-        paths = [path for path, _ in module_paths(node)]
+        paths = [path for path, _ in module_paths(node)] or [""]
+        # Helpers of the innermost module (a table of position biases, say) may hold the size without being called.
+        inner = [f"{paths[-1]}.{path}".lstrip(".") for path, _ in graph.model.get_submodule(paths[-1]).named_modules()]
+        helpers = [path.rstrip(".") for path in inner[1:]] if paths[-1] else []
         for argument, new in changed.items():
-            for path in reversed(paths):
+            for path in (*helpers, *reversed(paths)):
                 module = graph.model.get_submodule(path)
                 links.extend(_holders(module, path, name, argument, old[argument], new))
     return tuple(dict.fromkeys(links))

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from secateurs.errors import StructureError
 from secateurs.structure.graph import Graph
+from secateurs.structure.inline import inline_contexts
 
 
 def trace(
@@ -44,6 +45,7 @@ def trace(
     args, kwargs = split_example(example)
     with evaluating(model), quiet():
         program = _export(model, args, kwargs)
+        inline_contexts(program)
     blocked, kept = tuple(barriers), tuple(keep)
     graph = Graph(model, args, kwargs, program, barriers=blocked, keep=kept, grid=grid)
     if grid == "auto" and graph.analysis.grids:

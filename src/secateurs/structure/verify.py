@@ -13,6 +13,7 @@ from secateurs.errors import StructureError
 from secateurs.plan import Plan
 from secateurs.structure.apply import cut_copy, deep_copy
 from secateurs.structure.graph import Graph
+from secateurs.structure.precision import Float64
 from secateurs.structure.trace import evaluating, quiet, split_example, trace
 
 TOLERANCE = 1e-6
@@ -136,9 +137,11 @@ def check_plan(
     needs_graph = plan.rebuild is not None or bool(plan.provenance.get("statistics"))
     if needs_graph and graph is None:
         graph = trace(model, (args, kwargs), grid=str(plan.provenance.get("grid", "auto")))
+    if graph is not None and needs_graph:
+        args, kwargs = graph.program.example_inputs  # the batch that the graph was traced with
     inputs, keywords = random_inputs(args, kwargs, seed)
     dense = scratch(model, seed)
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), Float64():
         try:
             small = _carried_out(dense, plan, graph)
             ours = small(*inputs, **keywords)
@@ -213,7 +216,7 @@ def _outputs(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any
 
     handles = [module.register_forward_hook(remember(name)) for name, module in model.named_modules()]
     try:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), evaluating(model), Float64():
             model(*inputs, **keywords)
     except Exception:
         pass
