@@ -108,7 +108,7 @@ def load(
     shape = _resolve_shape(loaded, size, input_shape, text)
     if isinstance(normalize, str):
         normalize = parse_normalize(normalize)
-    loaded = replace(loaded, input_shape=shape, preprocessing=normalize or loaded.preprocessing)
+    loaded = replace(loaded, input_shape=shape, preprocessing=normalize or loaded.preprocessing.for_channels(shape[0]))
     _check_channels(loaded)
     loaded.module.eval()
     loaded = replace(loaded, outputs=_probe(loaded, text))

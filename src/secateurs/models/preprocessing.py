@@ -33,6 +33,13 @@ class Preprocessing:
         view = (1, -1, 1, 1)
         return values.sub_(mean.float().view(view)).mul_(gain.float().view(view))
 
+    def for_channels(self, channels: int) -> Preprocessing:
+        """The same where its values fit ``channels``; else one mean and one std for all, the averages of its values."""
+        if all(len(values) in (1, channels) for values in (self.mean, self.std)):
+            return self
+        mean, std = sum(self.mean) / len(self.mean), sum(self.std) / len(self.std)
+        return Preprocessing((mean,), (std,), self.scale)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
