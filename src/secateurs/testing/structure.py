@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from secateurs.errors import StructureError
 from secateurs.plan import Plan
-from secateurs.structure import Graph, apply, trace
+from secateurs.structure import Graph, apply, check_plan, trace
 from secateurs.structure.inspection import inspect
 from secateurs.testing.structure_judge import dense_ignoring
 
@@ -170,6 +170,34 @@ def _share(model: nn.Module, plan: Plan) -> float:
             shape[int(dim)] = len(kept)
         left += int(np.prod(shape))
     return 1 - left / max(total, 1)
+
+
+def mutations(plan: Plan, count: int, seed: int = 0) -> Iterator[tuple[str, int, Plan]]:
+    """Up to ``count`` copies of a plan in each of which one index list is permuted: (tensor, dim, damaged plan)."""
+    generator = np.random.default_rng(seed)
+    lists = [(name, dim) for name, axes in plan.slices.items() for dim, kept in axes.items() if len(kept) > 1]
+    for number in generator.permutation(len(lists))[:count]:
+        name, dim = lists[number]
+        kept = np.array(plan.slices[name][dim])
+        while True:
+            order = generator.permutation(len(kept))
+            if not np.array_equal(order, np.arange(len(kept))):
+                break
+        damaged = {**plan.slices, name: {**plan.slices[name], dim: tuple(kept[order].tolist())}}
+        yield name, dim, plan.model_copy(update={"slices": damaged})
+
+
+def uncaught(model: nn.Module, plan: Plan, example: Any, count: int, *, graph: Graph | None = None) -> tuple[int, list[str]]:
+    """How many damaged plans were tried, and the index lists whose permutation the check did not notice."""
+    tried, missed = 0, []
+    for name, dim, damaged in mutations(plan, count):
+        tried += 1
+        try:
+            check_plan(model, damaged, example, graph=graph)
+        except StructureError:
+            continue
+        missed.append(f"{name}[{dim}]")
+    return tried, missed
 
 
 class RuleContract:
