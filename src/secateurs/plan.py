@@ -105,6 +105,18 @@ class Bypass(BaseModel):
     steps: tuple[str, ...] = ()
 
 
+class Scale(BaseModel):
+    """Rows (dimension 0) of a parameter that are multiplied, in the original numbering, before it is sliced.
+
+    It holds attention's implicit 1/√d at its dense value when the head size shrinks.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    parameter: str
+    indices: tuple[int, ...]
+    factor: float
+
+
 class ElementPattern(BaseModel):
     """Kernel elements that stay in one convolution weight.
 
@@ -143,6 +155,7 @@ class Plan(BaseModel):
     slices: dict[str, dict[int, tuple[int, ...]]]
     patches: tuple[Patch, ...] = ()
     bypasses: tuple[Bypass, ...] = ()
+    scales: tuple[Scale, ...] = ()
     rebuild: str | None = None
     """Why the result must be rebuilt from the exported graph, or None where the user's own module serves."""
     example_shapes: tuple[Any, ...] = ()
@@ -197,7 +210,9 @@ class Plan(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise PlanError(f"{source} is damaged at {where or 'its top'}: {first['msg']}. Make the plan again.") from error
+            raise PlanError(
+                f"{source} is damaged at {where or 'its top'}: {first['msg']}. Make the plan again."
+            ) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan; the file appears whole or not at all."""
@@ -233,4 +248,6 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise PlanError(f"Cannot write {path} ({error.strerror or error}). Free space or choose another folder.") from error
+        raise PlanError(
+            f"Cannot write {path} ({error.strerror or error}). Free space or choose another folder."
+        ) from error

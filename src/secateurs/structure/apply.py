@@ -6,11 +6,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from secateurs.errors import PlanMismatchError, StructureError
-from secateurs.plan import Patch, Plan
+from secateurs.plan import Patch, Plan, Scale
 
 
 def apply(
@@ -89,7 +90,7 @@ def require_match(model: nn.Module, plan: Plan) -> None:
 
 def cut_copy(model: nn.Module, plan: Plan) -> nn.Module:
     """A cut deep copy, unchecked."""
-    small = sliced_copy(model, plan.slices, tuple(bypass.module for bypass in plan.bypasses))
+    small = sliced_copy(model, plan.slices, tuple(bypass.module for bypass in plan.bypasses), plan.scales)
     apply_patches(small, plan.patches)
     for bypass in plan.bypasses:
         replace_module(small, bypass.module, _shortcut(small.get_submodule(bypass.module), bypass.steps))
@@ -97,7 +98,10 @@ def cut_copy(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def sliced_copy(
-    model: nn.Module, slices: Mapping[str, Mapping[int, Sequence[int]]], bypassed: Sequence[str] = ()
+    model: nn.Module,
+    slices: Mapping[str, Mapping[int, Sequence[int]]],
+    bypassed: Sequence[str] = (),
+    scales: Sequence[Scale] = (),
 ) -> nn.Module:
     """A deep copy with sliced parameters and buffers; ties stay tied, and PyTorch's own layers know their new sizes.
 
@@ -107,11 +111,14 @@ def sliced_copy(
         StructureError: the module cannot be copied.
     """
     replaced: dict[int, object] = {}
-    for name, axes in slices.items():
+    factors = {scale.parameter: scale for scale in scales}
+    for name in dict.fromkeys((*slices, *factors)):
         path, _, leaf = name.rpartition(".")
         old = getattr(model.get_submodule(path), leaf)
         if id(old) not in replaced:
-            new = _sliced(old, axes)
+            new = _sliced(old, slices.get(name, {}))
+            if name in factors:
+                _scale_rows(new, slices.get(name, {}), factors[name])
             replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     small = deep_copy(model, replaced)
     for path in dict.fromkeys(name.rpartition(".")[0] for name in slices):
@@ -142,6 +149,12 @@ def _sliced(tensor: torch.Tensor, axes: Mapping[int, Sequence[int]]) -> torch.Te
     return result.clone(memory_format=torch.preserve_format)
 
 
+def _scale_rows(tensor: torch.Tensor, axes: Mapping[int, Sequence[int]], scale: Scale) -> None:
+    kept = np.asarray(axes.get(0, range(tensor.shape[0])))
+    places = np.flatnonzero(np.isin(kept, np.asarray(scale.indices)))
+    tensor[torch.from_numpy(places).to(tensor.device)] *= scale.factor
+
+
 def sync_sizes(module: nn.Module) -> None:
     """Make the integers that PyTorch's own layers keep agree with their tensors."""
     weight = getattr(module, "weight", None)
@@ -164,7 +177,8 @@ def sync_sizes(module: nn.Module) -> None:
     elif isinstance(module, nn.Embedding) and weight is not None:
         module.embedding_dim = weight.shape[1]
     elif isinstance(module, nn.RNNBase):
-        module.input_size, module.hidden_size = module.weight_ih_l0.shape[1], module.weight_hh_l0.shape[1]
+        first, recurrent = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
+        module.input_size, module.hidden_size = first.shape[1], recurrent.shape[1]
     elif isinstance(module, nn.RNNCellBase):
         module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
     elif isinstance(module, nn.PReLU) and weight is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ import torch
 from secateurs.errors import StructureError
 from secateurs.plan import Bypass, Patch, Plan
 from secateurs.structure.analysis import bind
-from secateurs.structure.cut import Cut
+from secateurs.structure.cut import Cut, gone_for
 from secateurs.structure.groups import module_paths
+from secateurs.structure.scales import QueryRows, query_rows, scales_for
 
 if TYPE_CHECKING:
     from secateurs.structure.graph import Graph
@@ -41,6 +43,7 @@ class Recipe:
 
     links: tuple[Link, ...]
     rebuild: str | None
+    queries: tuple[QueryRows, ...] = ()
 
 
 def make_plan(
@@ -71,8 +74,9 @@ def _learn(graph: Graph) -> Recipe:
     kept = {g.name: sorted(rng.permutation(g.units)[: max(g.min_units, round(0.6 * g.units))]) for g in graph.groups}
     probe = graph.cut(kept)
     reason = "no cut was tried"
+    queries = tuple(query_rows(graph))
     for links in _trials(graph, _candidates(graph, probe)):
-        recipe = Recipe(links, None)
+        recipe = Recipe(links, None, queries)
         try:
             check_plan(graph.model, _plan(graph, probe, (), {}, recipe), (graph.args, graph.kwargs), graph=graph)
             return recipe
@@ -84,21 +88,37 @@ def _learn(graph: Graph) -> Recipe:
 def _trials(graph: Graph, candidates: tuple[Link, ...]) -> list[tuple[Link, ...]]:
     """Sets of links worth trying, most plausible first: modules of one class are treated alike."""
     named = tuple(link for link in candidates if link.attribute == link.argument)
-    closest = _closest(candidates)
-    keys: dict[tuple[str, str], list[Link]] = {}
-    for link in closest:
-        keys.setdefault((type(graph.model.get_submodule(link.module)).__name__, link.attribute), []).append(link)
-    without = [tuple(link for link in closest if link not in mine) for mine in keys.values()]
-    alone = [tuple(dict.fromkeys((*named, *mine))) for mine in keys.values()]
-    return list(dict.fromkeys([(), named, closest, candidates, *without, *alone]))[:MOST_TRIALS]
+    innermost = _innermost(candidates)
+    slots: dict[tuple[str, tuple[str, ...]], list[list[Link]]] = {}
+    for rivals in innermost:
+        kind = type(graph.model.get_submodule(rivals[0].module)).__name__
+        slots.setdefault((kind, tuple(link.attribute for link in rivals)), []).append(rivals)
+    choices = [range(len(attributes)) for _, attributes in slots]
+    trials: list[tuple[Link, ...]] = [(), named]
+    for picked in itertools.islice(itertools.product(*choices), MOST_TRIALS // 2):
+        chosen = [rivals[i] for i, found in zip(picked, slots.values(), strict=True) for rivals in found]
+        trials.append(tuple(dict.fromkeys(chosen)))
+    trials.append(candidates)
+    for found in slots.values():
+        mine = [rivals[0] for rivals in found]
+        trials.append(tuple(dict.fromkeys((*named, *mine))))
+        trials.append(tuple(rivals[0] for rivals in innermost if rivals not in found))
+    return list(dict.fromkeys(trials))[:MOST_TRIALS]
 
 
-def _closest(links: tuple[Link, ...]) -> tuple[Link, ...]:
-    """One link per operator argument: same-named attributes and tuples first, then the innermost module."""
-    best: dict[tuple[str, str, int], Link] = {}
-    for link in sorted(links, key=lambda i: (i.attribute != i.argument, -i.length, -len(i.module))):
-        best.setdefault((link.node, link.argument, link.start), link)
-    return tuple(best.values())
+def _innermost(links: tuple[Link, ...]) -> list[list[Link]]:
+    """For every operator argument the attributes of the innermost module that could hold it, likeliest first."""
+    slots: dict[tuple[str, str, int], list[Link]] = {}
+    for link in sorted(links, key=lambda i: (i.attribute != i.argument, -i.length, -len(i.module), _vague(i))):
+        rivals = slots.setdefault((link.node, link.argument, link.start), [])
+        if not rivals or (rivals[0].module == link.module and rivals[0].attribute != rivals[0].argument):
+            rivals.append(link)
+    return list(slots.values())
+
+
+def _vague(link: Link) -> bool:
+    """True unless the attribute's name speaks of heads or groups, which is what grids are made of."""
+    return not any(word in link.attribute for word in ("head", "group"))
 
 
 def _candidates(graph: Graph, probe: Cut) -> tuple[Link, ...]:
@@ -174,6 +194,7 @@ def _plan(
         slices=resolved.slices,
         patches=_patches(graph, resolved, recipe),
         bypasses=tuple(bypasses),
+        scales=() if rebuild else scales_for(graph, list(recipe.queries), gone_for(graph, resolved.kept)),
         rebuild=rebuild,
         example_shapes=example_shapes(graph.args, graph.kwargs),
         fingerprint=graph.fingerprint,

@@ -15,7 +15,7 @@ _PURE = (
     "aten.squeeze", "aten.unsqueeze", "aten.expand", "aten.expand_as", "aten.select", "aten.narrow", "aten.split",
     "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.unbind", "aten.flip", "aten.repeat", "aten.tile",
     "aten.repeat_interleave", "aten.unflatten", "aten.flatten", "aten.movedim", "aten.moveaxis", "aten.swapaxes",
-    "aten.swapdims", "aten.diagonal", "aten.rot90", "aten.view_as", "aten.reshape_as", 
+    "aten.swapdims", "aten.diagonal", "aten.rot90", "aten.view_as", "aten.reshape_as",
     "aten.pixel_unshuffle", "aten.mT", "aten.mH", "aten.adjoint", "aten.unsafe_split", "aten.unsafe_chunk",
     "aten.unsafe_split_with_sizes", "aten.broadcast_to", "aten.hsplit", "aten.vsplit", "aten.ravel",
     "aten.fliplr", "aten.flipud",

@@ -29,7 +29,9 @@ def recurrent(call: Call) -> Any:
     nodes = list(call.raw("params"))
     value: Value = call["input"]
     feature = len(value.shape) - 1
-    hidden = [_cell(call, parameters[i * each : (i + 1) * each], nodes[i * each : (i + 1) * each]) for i in range(cells)]
+    hidden = [
+        _cell(call, parameters[i * each : (i + 1) * each], nodes[i * each : (i + 1) * each]) for i in range(cells)
+    ]
     for other in hidden[1:]:
         call.ids.unify(hidden[0], other)
     inputs = value.along(feature)
