@@ -26,6 +26,7 @@ from secateurs.recover.precision import Mode, arrange_weights, fastest_mode
 from secateurs.recover.recipe import Recipe, learning_rate
 
 _SAVE_SECONDS = 30.0
+_SAVE_FACTOR = 50.0
 _RATE_WITH_NORM, _RATE_WITHOUT = 0.05, 0.005
 _CLIP_WITHOUT = 1.0
 
@@ -226,7 +227,7 @@ class _Run:
         Checkpoint(tensors, self.identity, state).save(self.folder)
         # a slow disk must not eat the training time: wait at least fifty times as long as the writing took
         took = time.monotonic() - start
-        self.next_save = start + took + max(_SAVE_SECONDS, 50 * took)
+        self.next_save = start + took + max(_SAVE_SECONDS, _SAVE_FACTOR * took)
 
     def restore(self) -> None:
         """Go back to the checkpoint's step, if there is a checkpoint."""
