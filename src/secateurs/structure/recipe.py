@@ -88,12 +88,12 @@ def _learn(graph: Graph) -> Recipe:
 def _trials(graph: Graph, candidates: tuple[Link, ...]) -> list[tuple[Link, ...]]:
     """Sets of links worth trying, most plausible first: modules of one class are treated alike."""
     named = tuple(link for link in candidates if link.attribute == link.argument)
-    innermost = _innermost(candidates)
-    slots: dict[tuple[str, tuple[str, ...]], list[list[Link]]] = {}
+    innermost = _innermost(graph, candidates)
+    slots: dict[tuple[str, int, tuple[str, ...]], list[list[Link]]] = {}
     for rivals in innermost:
         kind = type(graph.model.get_submodule(rivals[0].module)).__name__
-        slots.setdefault((kind, tuple(link.attribute for link in rivals)), []).append(rivals)
-    choices = [range(len(attributes)) for _, attributes in slots]
+        slots.setdefault((kind, rivals[0].start, tuple(link.attribute for link in rivals)), []).append(rivals)
+    choices = [range(len(attributes)) for *_, attributes in slots]
     trials: list[tuple[Link, ...]] = [(), named]
     for picked in itertools.islice(itertools.product(*choices), MOST_TRIALS // 2):
         chosen = [rivals[i] for i, found in zip(picked, slots.values(), strict=True) for rivals in found]
@@ -106,19 +106,27 @@ def _trials(graph: Graph, candidates: tuple[Link, ...]) -> list[tuple[Link, ...]
     return list(dict.fromkeys(trials))[:MOST_TRIALS]
 
 
-def _innermost(links: tuple[Link, ...]) -> list[list[Link]]:
+def _innermost(graph: Graph, links: tuple[Link, ...]) -> list[list[Link]]:
     """For every operator argument the attributes of the innermost module that could hold it, likeliest first."""
+
+    def rank(link: Link) -> tuple[bool, int, int, bool]:
+        speaks_of_grids = any(word in link.attribute for word in ("head", "group"))
+        return (link.attribute != link.argument, -link.length, -len(link.module), speaks_of_grids != splits[link.node])
+
+    splits = {name: _splits_axis(graph.nodes[name]) for name in {link.node for link in links}}
     slots: dict[tuple[str, str, int], list[Link]] = {}
-    for link in sorted(links, key=lambda i: (i.attribute != i.argument, -i.length, -len(i.module), _vague(i))):
+    for link in sorted(links, key=rank):
         rivals = slots.setdefault((link.node, link.argument, link.start), [])
         if not rivals or (rivals[0].module == link.module and rivals[0].attribute != rivals[0].argument):
             rivals.append(link)
     return list(slots.values())
 
 
-def _vague(link: Link) -> bool:
-    """True unless the attribute's name speaks of heads or groups, which is what grids are made of."""
-    return not any(word in link.attribute for word in ("head", "group"))
+def _splits_axis(node: torch.fx.Node) -> bool:
+    """True for a view that makes more axes than there were: it lays out heads or groups."""
+    before = [n.meta["val"].dim() for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+    after = node.meta.get("val")
+    return isinstance(after, torch.Tensor) and bool(before) and after.dim() > before[0]
 
 
 def _candidates(graph: Graph, probe: Cut) -> tuple[Link, ...]:
@@ -140,8 +148,11 @@ def _candidates(graph: Graph, probe: Cut) -> tuple[Link, ...]:
 def _holders(module: torch.nn.Module, path: str, node: str, argument: str, old: Any, new: Any) -> list[Link]:
     found: list[Link] = []
     entries = list(old) if isinstance(old, (list, tuple)) else None
+    follows = type(module).__module__.startswith("torch.nn")  # their sizes follow their tensors already
     for attribute, value in vars(module).items():
         if attribute.startswith("_") or attribute == "training" or isinstance(value, bool):
+            continue
+        if follows and attribute != argument:
             continue
         if entries is None:
             if isinstance(value, int) and value == old:
