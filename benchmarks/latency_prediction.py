@@ -29,12 +29,12 @@ import secateurs
 from secateurs import planning
 from secateurs.errors import SecateursError
 from secateurs.export.variants import OnnxVariants
-from secateurs.latency.collect import Collector, Observation, typical
+from secateurs.latency.collect import Collector, Observation
 from secateurs.latency.design import Sample, rounded
 from secateurs.latency.lock import measuring
 from secateurs.latency.model import LatencyModel, ModelError, Profiler
 from secateurs.latency.store import Store
-from secateurs.latency.targets import Target, open_target
+from secateurs.latency.targets import Target, lower_half, open_target
 from secateurs.models import load
 from secateurs.network import LayerSpec, NetworkSpec
 from secateurs.structure import Graph, trace
@@ -122,7 +122,7 @@ def isolated(setting: Setting, samples: Sequence[Sample]) -> np.ndarray:
             path.write_bytes(one_layer(layer, inputs, outputs))
             worker.load("layer", path, settings)
             times = worker.run(["layer"], runs=15, skip=2)["times_ms"]["layer"]
-            pairs[layer, inputs, outputs] = typical(times)
+            pairs[layer, inputs, outputs] = lower_half(times)
             worker.drop(["layer"])
     return np.array([sum(pairs[key] for key in mine) for mine in keys])
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secateurs.errors import TargetUnavailableError
 from secateurs.progress import Progress, silent
-from secateurs.registry import load, names
+from secateurs.registry import names
 
 if TYPE_CHECKING:
     from secateurs.latency.model import LatencyModel
@@ -25,13 +24,9 @@ def open_target(name: str | Target) -> Target:
         PlanError: unknown name.
         TargetUnavailableError: its runtime is not installed or its device is not reachable.
     """
-    target: Target = load("targets", name)() if isinstance(name, str) else name
-    reason = target.available()
-    if reason is not None:
-        raise TargetUnavailableError(
-            f"Target {target.name} cannot be used here: {reason}. 'secateurs ls targets' shows what can."
-        )
-    return target
+    from secateurs.latency import targets
+
+    return targets.open_target(name)
 
 
 def target_names() -> list[str]:

@@ -42,6 +42,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     },
     "targets": {
         "onnxruntime-cpu": "secateurs.latency.targets.onnxruntime:OnnxRuntimeCpu",
+        "openvino-cpu": "secateurs.latency.targets.openvino:OpenVinoCpu",
     },
 }
 

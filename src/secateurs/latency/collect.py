@@ -18,7 +18,7 @@ from secateurs.latency.lock import measuring
 from secateurs.latency.process import Worker
 from secateurs.latency.sites import SiteMap
 from secateurs.latency.store import Store
-from secateurs.latency.targets._base import Target
+from secateurs.latency.targets._base import Target, lower_half
 from secateurs.latency.turns import WARM_RUNS, Effort, clean_profile, round_robin
 from secateurs.network import NetworkSpec
 from secateurs.progress import Progress, silent
@@ -161,7 +161,7 @@ class Collector:
     def _observe(
         self, block: Sequence[Sample], anchor: Sample, times: dict[str, list[float]], profiles: dict[str, Any]
     ) -> dict[Sample, Observation]:
-        anchor_ms = typical(times["anchor"])
+        anchor_ms = lower_half(times["anchor"])
         found = {}
         for index, sample in enumerate(block):
             key = "anchor" if sample == anchor else str(index)
@@ -173,7 +173,7 @@ class Collector:
             found[sample] = Observation(
                 widths=sample.widths,
                 removed=tuple(sorted(sample.removed)),
-                total_ms=typical(times[key]),
+                total_ms=lower_half(times[key]),
                 anchor_ms=anchor_ms,
                 site_ms=tuple(round(ms, 6) for ms in site_ms),
                 site_ops=tuple(site_ops),
@@ -183,10 +183,3 @@ class Collector:
             rows = {self._signature(sample): asdict(observation) for sample, observation in found.items()}
             self._store.put(self.fingerprint, rows)
         return found
-
-
-def typical(times: Sequence[float]) -> float:
-    """Mean of the times between the 10th and the 50th percentile: steady, and little moved by other load."""
-    ordered = np.sort(np.asarray(times, dtype=np.float64))
-    last = max(1, len(ordered) // 2)
-    return float(ordered[min(len(ordered) // 10, last - 1) : last].mean())

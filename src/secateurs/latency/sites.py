@@ -58,7 +58,9 @@ class SiteMap:
             members.setdefault(anchors[node.output[0]], []).append(node)
         self.sites: tuple[Site, ...] = tuple(self._site(nodes) for nodes in members.values())
         position = {anchor: index for index, anchor in enumerate(members)}
-        self._of_value = {value: position[anchor] for value, anchor in anchors.items()}
+        # Some runtimes speak of nodes, some of values.
+        self._of_name = {node.name: position[anchors[node.output[0]]] for node in model.graph.node if node.name}
+        self._of_name |= {value: position[anchor] for value, anchor in anchors.items()}
 
     def _anchors(self, model: onnx.ModelProto) -> dict[str, str]:
         """First output value of the site's first node, for every value that a node produces."""
@@ -114,7 +116,7 @@ class SiteMap:
         """Time in ms and number of operators per site, and the ms that belong to no site (a fixed cost)."""
         ms, counts, loose = [0.0] * len(self.sites), [0] * len(self.sites), 0.0
         for operation in operations:
-            index = next((self._of_value[value] for value in operation.values if value in self._of_value), None)
+            index = next((self._of_name[name] for name in operation.names if name in self._of_name), None)
             if index is None:
                 loose += operation.ms
             else:

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 from secateurs import registry
-from secateurs.errors import TargetUnavailableError
-from secateurs.latency.targets._base import Operation, Target
+from secateurs.errors import PlanError, TargetUnavailableError
+from secateurs.latency.targets._base import Operation, Target, lower_half
 
-__all__ = ["Operation", "Target", "open_target"]
+__all__ = ["Operation", "Target", "lower_half", "open_target"]
 
 
 def open_target(text: str | Target) -> Target:
-    """The target called ``text``, ready to use.
+    """The target that ``text`` names, ready to use: ``onnxruntime-cpu``, or with a precision ``openvino-cpu:bf16``.
 
     Raises:
-        PlanError: unknown name.
+        PlanError: unknown name or precision.
         TargetUnavailableError: its runtime is not installed or its device not reachable.
     """
-    if not isinstance(text, str):
-        return text
-    target: Target = registry.load("targets", text)()
+    target = make_target(text) if isinstance(text, str) else text
     reason = target.available()
     if reason is not None:
-        raise TargetUnavailableError(f"Target {text!r} cannot be used here: {reason}. See 'secateurs ls targets'.")
+        raise TargetUnavailableError(
+            f"Target {target.name} cannot be used here: {reason}. 'secateurs ls targets' shows what can."
+        )
+    return target
+
+
+def make_target(text: str) -> Target:
+    """The target that ``text`` names, whether it can be used here or not.
+
+    Raises:
+        PlanError: unknown name or precision.
+    """
+    name, _, precision = text.partition(":")
+    kind = registry.load("targets", name)
+    try:
+        target: Target = kind(precision) if precision else kind()
+    except TypeError as error:
+        raise PlanError(
+            f"Target {name} has no precision to choose, but {precision!r} was asked. Leave it out."
+        ) from error
     return target

@@ -8,14 +8,13 @@ import importlib.util
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx
 
 from secateurs.latency.process import Worker, local_command
-from secateurs.latency.targets._base import Operation, processor_name
+from secateurs.latency.targets._base import Operation, lower_half, processor_name
 
 _SUFFIX = re.compile(r"(_nchwc)?(_token_\d+)?$")
 _REACH = 12
@@ -25,11 +24,11 @@ _REACH = 12
 class OnnxRuntimeCpu:
     """ONNX Runtime with its CPU provider, float32."""
 
-    name: str = "onnxruntime-cpu"
-    artifact: str = "onnx"
-    precision: str = "f32"
-    profiles: bool = True
-    timeout_s: float = 300.0
+    timeout_s: float = field(default=300.0, kw_only=True)
+    name: str = field(default="onnxruntime-cpu", init=False)
+    artifact: str = field(default="onnx", init=False)
+    precision: str = field(default="f32", init=False)
+    profiles: bool = field(default=True, init=False)
 
     def available(self) -> str | None:
         """None, or why not."""
@@ -66,19 +65,9 @@ class OnnxRuntimeCpu:
         operations = []
         for name, times_us in profile["nodes_us"].items():
             node = by_name.get(name)
-            values = (_SUFFIX.sub("", name),) if node is None else _candidates(node, producer)
-            operations.append(Operation(values, node.op_type if node else "", lower_half(times_us) / 1e3))
+            names = (_SUFFIX.sub("", name),) if node is None else _candidates(node, producer)
+            operations.append(Operation(names, node.op_type if node else "", lower_half(times_us) / 1e3))
         return tuple(operations)
-
-
-def lower_half(times: list[float]) -> float:
-    """Mean of the times between the 10th and the 50th percentile.
-
-    It estimates the lower quartile, but finer than the profiler's whole microseconds.
-    """
-    ordered = np.sort(np.asarray(times, dtype=np.float64))
-    first, last = int(0.1 * len(ordered)), max(int(0.5 * len(ordered)), 1)
-    return float(ordered[min(first, last - 1) : last].mean())
 
 
 def _candidates(node: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto]) -> tuple[str, ...]:

@@ -1,0 +1,88 @@
+"""OpenVINO on this machine's processor."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from secateurs.errors import PlanError
+from secateurs.latency.process import Worker, local_command
+from secateurs.latency.targets._base import Operation, lower_half, processor_name
+
+PRECISIONS = ("f32", "bf16", "f16")
+_REACH = 12
+
+
+@dataclass(frozen=True)
+class OpenVinoCpu:
+    """OpenVINO's CPU plug-in; ``openvino-cpu:bf16`` and ``:f16`` compute in half precision where the processor can."""
+
+    precision: str = "f32"
+    timeout_s: float = field(default=300.0, kw_only=True)
+    artifact: str = field(default="onnx", init=False)
+    profiles: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise PlanError(
+                f"Target openvino-cpu has no precision {self.precision!r}. It knows {', '.join(PRECISIONS)}, "
+                f"for example openvino-cpu:bf16."
+            )
+
+    @property
+    def name(self) -> str:
+        """``openvino-cpu``, with the precision where it is not f32."""
+        return "openvino-cpu" if self.precision == "f32" else f"openvino-cpu:{self.precision}"
+
+    def available(self) -> str | None:
+        """None, or why not."""
+        if importlib.util.find_spec("openvino") is None:
+            return "the package openvino is not installed (pip install openvino)"
+        return None
+
+    def fingerprint(self, threads: int) -> dict[str, str | int]:
+        """Device, runtime version, precision, threads."""
+        return {
+            "target": self.name,
+            "device": processor_name(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "runtime": f"openvino {importlib.metadata.version('openvino')}",
+            "precision": self.precision,
+            "threads": threads,
+        }
+
+    def start(self) -> Worker:
+        """A new worker process."""
+        quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OPENVINO_TELEMETRY": "0"}
+        return Worker(self.name, local_command("open_vino"), environment=quiet, timeout_s=self.timeout_s)
+
+    def settings(self, *, threads: int, batch: int, profile: bool) -> dict[str, Any]:
+        """Settings of the worker's engine."""
+        return {"threads": threads, "batch": batch, "profile": profile, "precision": self.precision}
+
+    def operations(self, profile: Mapping[str, Any]) -> tuple[Operation, ...]:
+        """The executed operators in the model file's names, from OpenVINO's counters and its execution graph."""
+        graph: Mapping[str, Mapping[str, Any]] = profile["graph"]
+        return tuple(
+            Operation(_candidates(name, graph), str(graph.get(name, {}).get("kind", "")), lower_half(times) / 1e3)
+            for name, times in profile["nodes_us"].items()
+        )
+
+
+def _candidates(name: str, graph: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Names of the model file for an executed node, likeliest first: what it was made of, then what feeds it."""
+    found: list[str] = []
+    frontier, seen = [name], set[str]()
+    while frontier and len(seen) < _REACH:
+        current = frontier.pop(0)
+        if current in seen:
+            continue
+        seen.add(current)
+        node = graph.get(current, {"names": [current], "reads": []})
+        found.extend(node["names"])
+        frontier.extend(node["reads"])
+    return tuple(dict.fromkeys(found))
