@@ -392,3 +392,16 @@ class CosineClassifier(nn.Module):
 
     def forward(self, x):
         return 10 * F.linear(F.normalize(self.b(F.relu(self.a(x))), dim=-1), F.normalize(self.prototypes, dim=-1))
+
+
+@trait(least=0.1)
+class PlainTensorAttribute(nn.Module):
+    """Tensors that are neither parameters nor buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 16), conv(16, 16), Head(16)
+        self.shift, self.gain = torch.randn(16, 1, 1), torch.randn(1, 16, 1, 1)
+
+    def forward(self, x):
+        return self.head(self.b(self.a(x) * self.gain + self.shift))

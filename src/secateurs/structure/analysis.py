@@ -318,8 +318,8 @@ def _placeholder(analysis: Analysis, program: torch.export.ExportedProgram, node
     if spec.kind not in owned or spec.target is None:
         return Value(shape)
     real = program.state_dict.get(spec.target, program.constants.get(spec.target))
-    inline = spec.kind is InputKind.CONSTANT_TENSOR and "lifted_tensor" in str(spec.target)
-    if real is not None and (inline or not real.dtype.is_floating_point):
+    # A tensor that is neither parameter nor buffer stays as it is: no plan slices it.
+    if real is not None and (spec.kind is InputKind.CONSTANT_TENSOR or not real.dtype.is_floating_point):
         return Value(shape, constant=real.detach())
     if not node.users:  # nothing reads it, or a tied parameter is read under another name
         return Value(shape)

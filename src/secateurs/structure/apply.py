@@ -133,6 +133,11 @@ def deep_copy(model: nn.Module, replaced: dict[int, object]) -> nn.Module:
     Raises:
         StructureError: the module cannot be copied.
     """
+    for module in model.modules():
+        for value in vars(module).values():
+            # Attributes such as the tensor that an old-style weight_norm computed cannot be copied with their gradient.
+            if isinstance(value, torch.Tensor):
+                replaced.setdefault(id(value), value.detach().clone().requires_grad_(value.is_leaf and value.requires_grad))
     try:
         return copy.deepcopy(model, replaced)
     except Exception as error:
