@@ -47,7 +47,7 @@ class Sizing:
             scaled = (max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale)))
             if image.size != scaled:
                 image = image.resize(scaled, Image.Resampling.BILINEAR)
-            left, top = round((image.width - self.width) / 2), round((image.height - self.height) / 2)
+            left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
             image = image.crop((left, top, left + self.width, top + self.height))
         elif image.size != wanted:
             image = image.resize(wanted, Image.Resampling.BILINEAR)
