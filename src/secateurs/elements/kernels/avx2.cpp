@@ -15,6 +15,7 @@ struct V8 {
   static Reg load(const float* p) { return _mm256_loadu_ps(p); }
   static Reg load_partial(const float* p, int n) { return _mm256_maskload_ps(p, mask(n)); }
   static void store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
+  static void stream(float* p, Reg v) { _mm256_stream_ps(p, v); }
   static void store_partial(float* p, Reg v, int n) { _mm256_maskstore_ps(p, mask(n), v); }
   static Reg broadcast(const float* p) { return _mm256_broadcast_ss(p); }
   static Reg zero() { return _mm256_setzero_ps(); }
@@ -50,10 +51,10 @@ int fill_table() {
   t += Widths<V8, 2, 1, 16, 6>::fill(t);
   t += Widths<V8, 2, 2, 16, 3>::fill(t);
   t += Widths<V8, 2, 3, 16, 2>::fill(t);
-  t += Widths<V8, 2, 1, 4, 6>::fill(t);
+  t += Widths<V8, 2, 1, 4, 6, false>::fill(t);
   t += Widths<V8, 1, 1, 16, 12>::fill(t);
   t += Widths<V8, 1, 2, 16, 6>::fill(t);
-  t += Widths<V8, 1, 1, 4, 12>::fill(t);
+  t += Widths<V8, 1, 1, 4, 12, false>::fill(t);
   return static_cast<int>(t - table);
 }
 

@@ -13,6 +13,7 @@ struct V16 {
   static Reg load(const float* p) { return _mm512_loadu_ps(p); }
   static Reg load_partial(const float* p, int n) { return _mm512_maskz_loadu_ps(mask(n), p); }
   static void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
+  static void stream(float* p, Reg v) { _mm512_stream_ps(p, v); }
   static void store_partial(float* p, Reg v, int n) { _mm512_mask_storeu_ps(p, mask(n), v); }
   static Reg broadcast(const float* p) { return _mm512_set1_ps(*p); }
   static Reg zero() { return _mm512_setzero_ps(); }
@@ -47,6 +48,7 @@ struct V8 {
   static Reg load(const float* p) { return _mm256_loadu_ps(p); }
   static Reg load_partial(const float* p, int n) { return _mm256_maskz_loadu_ps(mask(n), p); }
   static void store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
+  static void stream(float* p, Reg v) { _mm256_stream_ps(p, v); }
   static void store_partial(float* p, Reg v, int n) { _mm256_mask_storeu_ps(p, mask(n), v); }
   static Reg broadcast(const float* p) { return _mm256_set1_ps(*p); }
   static Reg zero() { return _mm256_setzero_ps(); }
@@ -85,7 +87,7 @@ ptrdiff_t locate_compressed(const LocateArguments& a) {
   return count;
 }
 
-Tile table[160];
+Tile table[320];
 
 int fill_table() {
   Tile* t = table;
@@ -93,15 +95,23 @@ int fill_table() {
   t += Widths<V16, 2, 2, 16, 7>::fill(t);
   t += Widths<V16, 2, 3, 16, 4>::fill(t);
   t += Widths<V16, 2, 4, 16, 3>::fill(t);
-  t += Widths<V16, 2, 1, 4, 14>::fill(t);
-  t += Widths<V16, 1, 1, 16, 16>::fill(t);
-  t += Widths<V16, 1, 2, 16, 8>::fill(t);
-  t += Widths<V16, 1, 3, 16, 5>::fill(t);
-  t += Widths<V16, 1, 4, 16, 4>::fill(t);
-  t += Widths<V16, 1, 1, 4, 16>::fill(t);
-  t += Widths<V8, 1, 1, 16, 16>::fill(t);
-  t += Widths<V8, 1, 2, 16, 8>::fill(t);
-  t += Widths<V8, 1, 1, 4, 16>::fill(t);
+  t += Widths<V16, 2, 1, 16, 14, false>::fill(t);
+  t += Widths<V16, 2, 2, 16, 7, false>::fill(t);
+  t += Widths<V16, 2, 3, 16, 4, false>::fill(t);
+  t += Widths<V16, 2, 4, 16, 3, false>::fill(t);
+  t += Widths<V16, 2, 1, 4, 14, false>::fill(t);
+  t += Widths<V16, 1, 1, 16, 28>::fill(t);
+  t += Widths<V16, 1, 2, 16, 14>::fill(t);
+  t += Widths<V16, 1, 3, 16, 9>::fill(t);
+  t += Widths<V16, 1, 4, 16, 7>::fill(t);
+  t += Widths<V16, 1, 1, 16, 28, false>::fill(t);
+  t += Widths<V16, 1, 2, 16, 14, false>::fill(t);
+  t += Widths<V16, 1, 3, 16, 9, false>::fill(t);
+  t += Widths<V16, 1, 4, 16, 7, false>::fill(t);
+  t += Widths<V16, 1, 1, 4, 28, false>::fill(t);
+  t += Widths<V8, 1, 1, 16, 28>::fill(t);
+  t += Widths<V8, 1, 2, 16, 14>::fill(t);
+  t += Widths<V8, 1, 1, 4, 28, false>::fill(t);
   return static_cast<int>(t - table);
 }
 

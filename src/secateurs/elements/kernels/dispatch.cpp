@@ -32,11 +32,17 @@ Dispatch tables(const Isa* isa) {
       const Tile& t = isa->tiles[i];
       if (t.filters != filters) continue;
       has = true;
-      const int inner = t.inner == 16 ? 0 : 1;
-      d.run[d.sizes][inner][t.rows][t.columns] = t.run;
-      if (t.columns > d.widest[d.sizes][inner][t.rows]) d.widest[d.sizes][inner][t.rows] = t.columns;
+      const Mode mode = t.inner == 4 ? kNarrow : t.streams ? kStreaming : kCached;
+      d.run[d.sizes][mode][t.rows][t.columns] = t.run;
+      if (t.columns > d.widest[d.sizes][mode][t.rows]) d.widest[d.sizes][mode][t.rows] = t.columns;
     }
-    if (has) d.filters[d.sizes++] = filters;
+    if (!has) continue;
+    // Where a table has no such tiles the streaming ones serve.
+    if (!d.widest[d.sizes][kCached][1]) {
+      std::memcpy(d.run[d.sizes][kCached], d.run[d.sizes][kStreaming], sizeof d.run[0][0]);
+      std::memcpy(d.widest[d.sizes][kCached], d.widest[d.sizes][kStreaming], sizeof d.widest[0][0]);
+    }
+    d.filters[d.sizes++] = filters;
   }
   return d;
 }
@@ -98,18 +104,19 @@ const char* secateurs_isa(void) { return secateurs::dispatch().isa->name; }
 int secateurs_set_isa(const char* name) { return secateurs::choice().select(name); }
 int secateurs_tile_count(void) { return secateurs::dispatch().isa->tile_count; }
 
-int secateurs_tile(int index, char* name, int name_size, int32_t shape[4]) {
+int secateurs_tile(int index, char* name, int name_size, int32_t shape[5]) {
   const secateurs::Isa& isa = *secateurs::dispatch().isa;
   if (index < 0 || index >= isa.tile_count) return 1;
   const secateurs::Tile& t = isa.tiles[index];
   if (name && name_size > 0) {
-    std::snprintf(name, static_cast<size_t>(name_size), "f32_spconv_%dx%dx%d_i%d__%s", t.rows, t.columns, t.filters, t.inner,
-                  isa.name);
+    std::snprintf(name, static_cast<size_t>(name_size), "f32_spconv_%dx%dx%d_i%d%s__%s", t.rows, t.columns, t.filters, t.inner,
+                  t.streams ? "_ahead" : "", isa.name);
   }
   shape[0] = t.filters;
   shape[1] = t.rows;
   shape[2] = t.columns;
   shape[3] = t.inner;
+  shape[4] = t.streams;
   return 0;
 }
 

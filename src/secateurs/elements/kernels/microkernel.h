@@ -1,7 +1,8 @@
 // The one microkernel, written over a vector policy V; each instruction set's file instantiates it.
 //
-// V: Reg, lanes, load, load_partial, store, store_partial, broadcast(const float*), zero, set, fma(a, b, c) = a*b+c,
-//    add, max, min (both return the second operand where it is NaN), silu.
+// V: Reg, lanes, load, load_partial, store, store_partial, stream (a store past the caches), broadcast(const float*), zero,
+//    set, fma(a, b, c) = a*b+c, add, max, min (both return the second operand where it is NaN), silu, pin (keeps an
+//    address in a register of its own).
 //
 // Registers hold rows*columns pixels x Z vectors of filters. Per entry: Z weight vectors, and one broadcast input value per
 // pixel. Pixels lie `Inner` floats apart in the scratch, a constant, so that all of them share one address register.
@@ -47,7 +48,7 @@ __attribute__((noinline)) void silu_tile(const TileArguments& t, int vectors, in
   }
 }
 
-template <class V, int Z, int Rows, int Columns, int Inner>
+template <class V, int Z, int Rows, int Columns, int Inner, bool Streams>
 void tile(const TileArguments& t) {
   typename V::Reg sum[Rows][Columns][Z];
   SECATEURS_UNROLL for (int z = 0; z < Z; ++z) {
@@ -73,19 +74,23 @@ void tile(const TileArguments& t) {
   const ptrdiff_t entries = t.entries;
   for (ptrdiff_t i = 0; i < entries; ++i) {
     const char* pixel = input + offsets[i];
-    const char* const line = input + ahead[i];
-    __builtin_prefetch(line);
-    __builtin_prefetch(line + 64);
-    if (far < far_end) {
-      __builtin_prefetch(far, 0, 2);
-      far += 64;
+    if (Streams) {
+      const char* const line = input + ahead[i];
+      __builtin_prefetch(line);
+      __builtin_prefetch(line + 64);
+      if (far < far_end) {
+        __builtin_prefetch(far, 0, 2);
+        far += 64;
+      }
     }
     // With one vector per pixel the multiply takes the input value from memory itself; an indexed address would split it.
     if (Z == 1) V::pin(pixel);
     typename V::Reg weight[Z];
     SECATEURS_UNROLL for (int z = 0; z < Z; ++z) weight[z] = V::load(weights + z * V::lanes);
-    SECATEURS_UNROLL for (int b = 0; b < Z * V::lanes * 4; b += 64)
-      __builtin_prefetch(reinterpret_cast<const char*>(weights + kPrefetchEntries * weight_stride) + b);
+    if (Streams) {
+      SECATEURS_UNROLL for (int b = 0; b < Z * V::lanes * 4; b += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(weights + kPrefetchEntries * weight_stride) + b);
+    }
     weights += weight_stride;
     SECATEURS_UNROLL for (int r = 0; r < Rows; ++r) {
       SECATEURS_UNROLL for (int c = 0; c < Columns; ++c) {
@@ -100,24 +105,30 @@ void tile(const TileArguments& t) {
   SECATEURS_UNROLL for (int r = 0; r < Rows; ++r) {
     SECATEURS_UNROLL for (int c = 0; c < Columns; ++c) {
       float* output = t.output + r * t.output_row + c * t.output_column;
-      SECATEURS_UNROLL for (int z = 0; z < Z; ++z)
-        store_filters<V>(output, z, t.valid, V::min(high, V::max(low, sum[r][c][z])));
+      SECATEURS_UNROLL for (int z = 0; z < Z; ++z) {
+        const typename V::Reg value = V::min(high, V::max(low, sum[r][c][z]));
+        if (Inner == 4 && t.bypass) {
+          V::stream(output + z * V::lanes, value);
+        } else {
+          store_filters<V>(output, z, t.valid, value);
+        }
+      }
     }
   }
   if (t.silu) silu_tile<V>(t, Z, Rows, Columns);
 }
 
 // Rows of the table: every width up to the given one.
-template <class V, int Z, int Rows, int Inner, int Columns>
+template <class V, int Z, int Rows, int Inner, int Columns, bool Streams = true>
 struct Widths {
   static int fill(Tile* out) {
-    const int n = Widths<V, Z, Rows, Inner, Columns - 1>::fill(out);
-    out[n] = Tile{Z * V::lanes, Rows, Columns, Inner, &tile<V, Z, Rows, Columns, Inner>};
+    const int n = Widths<V, Z, Rows, Inner, Columns - 1, Streams>::fill(out);
+    out[n] = Tile{Z * V::lanes, Rows, Columns, Inner, Streams, &tile<V, Z, Rows, Columns, Inner, Streams>};
     return n + 1;
   }
 };
-template <class V, int Z, int Rows, int Inner>
-struct Widths<V, Z, Rows, Inner, 0> {
+template <class V, int Z, int Rows, int Inner, bool Streams>
+struct Widths<V, Z, Rows, Inner, 0, Streams> {
   static int fill(Tile*) { return 0; }
 };
 

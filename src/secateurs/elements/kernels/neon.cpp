@@ -17,6 +17,7 @@ struct V4 {
     return vld1q_f32(kept);
   }
   static void store(float* p, Reg v) { vst1q_f32(p, v); }
+  static void stream(float* p, Reg v) { store(p, v); }
   static void store_partial(float* p, Reg v, int n) {
     float kept[4];
     vst1q_f32(kept, v);
@@ -55,10 +56,10 @@ int fill_table() {
   t += Widths<V4, 4, 1, 16, 6>::fill(t);
   t += Widths<V4, 4, 2, 16, 3>::fill(t);
   t += Widths<V4, 4, 3, 16, 2>::fill(t);
-  t += Widths<V4, 4, 1, 4, 6>::fill(t);
+  t += Widths<V4, 4, 1, 4, 6, false>::fill(t);
   t += Widths<V4, 2, 1, 16, 12>::fill(t);
   t += Widths<V4, 2, 2, 16, 6>::fill(t);
-  t += Widths<V4, 2, 1, 4, 12>::fill(t);
+  t += Widths<V4, 2, 1, 4, 12, false>::fill(t);
   return static_cast<int>(t - table);
 }
 

@@ -18,6 +18,7 @@ struct V8 {
     return v;
   }
   static void store(float* p, const Reg& v) { store_partial(p, v, 8); }
+  static void stream(float* p, const Reg& v) { store(p, v); }
   static void store_partial(float* p, const Reg& v, int n) {
     for (int i = 0; i < n; ++i) p[i] = v.lane[i];
   }
@@ -57,7 +58,7 @@ int fill_table() {
   Tile* t = table;
   t += Widths<V8, 1, 1, 16, 4>::fill(t);
   t += Widths<V8, 1, 2, 16, 2>::fill(t);
-  t += Widths<V8, 1, 1, 4, 4>::fill(t);
+  t += Widths<V8, 1, 1, 4, 4, false>::fill(t);
   return static_cast<int>(t - table);
 }
 

@@ -16,6 +16,10 @@
 #include <unistd.h>
 #endif
 
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
 #include "dispatch.h"
 #include "pool.h"
 
@@ -26,6 +30,7 @@ namespace {
 constexpr double kTileOverhead = 0.6;
 constexpr int kItemsPerThread = 3;
 constexpr size_t kAlign = 64;
+constexpr ptrdiff_t kFirstLevel = 48 * 1024;  // weights and one tile's input that need no prefetching
 
 std::atomic<bool> poison{false};
 
@@ -101,7 +106,10 @@ struct Job {
   ptrdiff_t max_entries;
   size_t scratch_bytes;
   float low, high;
+  Mode mode;
   bool prefetch_weights;
+  bool bypass;
+  bool prefetch_output;
   std::vector<Band> bands;
   Shares* shares;
   std::atomic<int> status{SECATEURS_OK};
@@ -157,6 +165,7 @@ void cut_bands(Job& job) {
 
 // Whether kernel taps at multiples of `dilation` under this stride ever touch scratch row `row`.
 bool row_used(const Band& b, const secateurs_conv& c, int row) {
+  if (c.stride_height == 1 && c.dilation_height == 1) return true;
   for (int i = 0; i < c.kernel_height; ++i) {
     const int at = row - i * c.dilation_height;
     if (at >= 0 && at % c.stride_height == 0 && at / c.stride_height < b.y1 - b.y0) return true;
@@ -227,12 +236,11 @@ struct Cover {
 
 Cover cover(const Job& job, int size, int height, int width) {
   const Dispatch& d = *job.dispatch;
-  const int inner = job.inner == 16 ? 0 : 1;
   const double per_pixel = d.filters[size] / std::min<double>(d.isa->filters_per_cycle, d.filters[size] * 2.0);
   Cover best = {1, {0, 0, 0, 0, 0}};
   double costs[kMaxRows + 1] = {0}, best_cost = std::numeric_limits<double>::infinity();
   for (int rows = 1; rows <= std::min(kMaxRows, row_limit()); ++rows) {
-    const int widest = std::min(d.widest[size][inner][rows], column_limit());
+    const int widest = std::min(d.widest[size][job.mode][rows], column_limit());
     if (!widest) break;
     best.pieces[rows] = static_cast<int>(ceil_div(width, widest));
     costs[rows] = rows * width * per_pixel + best.pieces[rows] * kTileOverhead;
@@ -297,7 +305,7 @@ struct Worker {
 void run_filters(const Job& job, const Band& b, const Item& item, Worker& w, TileArguments t, int filter, int size, const Cover& plan) {
   const secateurs_conv& c = *job.conv;
   const Dispatch& d = *job.dispatch;
-  const int inner = job.inner == 16 ? 0 : 1, height = b.y1 - b.y0, width = b.x1 - b.x0;
+  const int height = b.y1 - b.y0, width = b.x1 - b.x0;
   float* output = job.output + item.image * c.out_stride_batch + filter;
   const float* residual = job.residual ? job.residual + item.image * c.residual_stride_batch + filter : nullptr;
   t.bias = job.bias ? job.bias + filter : nullptr;
@@ -310,7 +318,7 @@ void run_filters(const Job& job, const Band& b, const Item& item, Worker& w, Til
       t.output = output + row * c.out_stride_row + column * c.out_stride_column;
       if (residual) t.residual = residual + row * c.residual_stride_row + column * c.residual_stride_column;
       w.upcoming.take(t);
-      d.run[size][inner][rows][columns](t);
+      d.run[size][job.mode][rows][columns](t);
     }
   }
 }
@@ -390,6 +398,7 @@ void run_block(Job& job, const Band& b, const Item& item, Worker& w) {
   t.silu = c.activation == SECATEURS_SILU;
   t.low = job.low;
   t.high = job.high;
+  t.bypass = job.bypass;
   for (int done = 0; done < filters;) {
     const int size = size_for(*job.dispatch, filters - done);
     const Cover plan = cover(job, size, height, width);
@@ -411,6 +420,17 @@ void run_block(Job& job, const Band& b, const Item& item, Worker& w) {
 void look_ahead(const Job& job, int index, const Item& item, Upcoming& upcoming) {
   const secateurs_conv& c = *job.conv;
   upcoming.clear();
+  if (item.block == 0 && job.prefetch_output) {
+    const Band& b = job.bands[static_cast<size_t>(item.band)];
+    for (int y = b.y0; y < b.y1; ++y) {
+      if (job.residual) {
+        upcoming.add(job.residual + item.image * c.residual_stride_batch + y * c.residual_stride_row + b.x0 * c.residual_stride_column,
+                     (b.x1 - b.x0) * c.residual_stride_column * 4);
+      }
+      upcoming.add(job.output + item.image * c.out_stride_batch + y * c.out_stride_row + b.x0 * c.out_stride_column,
+                   (b.x1 - b.x0) * c.out_stride_column * 4);
+    }
+  }
   if (index + 1 >= job.items()) return;
   const Item next = job.item(index + 1);
   const int block = next.group * job.blocks_per_group + next.block;
@@ -458,6 +478,9 @@ void work(void* context, int thread) {
     look_ahead(job, index, item, w.upcoming);
     run_block(job, band, item, w);
   }
+#if defined(__SSE__)
+  if (job.bypass) _mm_sfence();  // stores past the caches become visible to the other threads
+#endif
 }
 
 bool shapes_are_sound(const secateurs_conv& c) {
@@ -470,6 +493,17 @@ bool shapes_are_sound(const secateurs_conv& c) {
   return c.pad_top >= 0 && c.pad_left >= 0 && c.in_channels % c.groups == 0 && c.out_channels % c.groups == 0 && c.block % 8 == 0 &&
          static_cast<int64_t>(c.kernel_height) * c.kernel_width <= 4096 && c.in_channels / c.groups < (1 << 24) &&
          c.activation >= SECATEURS_NONE && c.activation <= SECATEURS_SILU;
+}
+
+// Few multiply-adds per output, more outputs than the second-level cache holds: then storing is what takes the time, and
+// writing past the caches saves reading the lines first. Only where every store is a whole aligned vector.
+bool writes_past_caches(const Job& job) {
+  const secateurs_conv& c = *job.conv;
+  const int64_t outputs = int64_t{c.out_channels} * c.out_height * c.out_width;
+  const bool aligned = reinterpret_cast<uintptr_t>(job.output) % 64 == 0 && c.out_stride_column % 16 == 0 &&
+                       c.out_stride_row % 16 == 0 && c.out_stride_batch % 16 == 0;
+  return job.inner == 4 && aligned && c.activation != SECATEURS_SILU && job.group_outputs % 16 == 0 && c.block % 16 == 0 &&
+         outputs * 4 > second_level_cache_bytes();
 }
 
 // A 1x1 convolution without padding or stride sees the image as one long row, where memory allows it.
@@ -509,6 +543,12 @@ int run(Job& job) {
     job.max_entries = std::max<ptrdiff_t>(job.max_entries, job.starts[i + 1] - job.starts[i]);
   }
   job.prefetch_weights = static_cast<ptrdiff_t>(job.starts[blocks] - job.starts[0]) * c.block * 4 > second_level_cache_bytes() / 4;
+  const ptrdiff_t walked = job.max_entries * c.block * 4 + job.planes * 4096;
+  const int64_t input_bytes = int64_t{c.in_channels} * c.in_height * c.in_width * 4;
+  const bool cached = walked <= kFirstLevel && input_bytes <= second_level_cache_bytes() / 2;
+  job.mode = job.inner == 4 ? kNarrow : cached ? kCached : kStreaming;
+  job.prefetch_output = int64_t{c.out_channels} * c.out_height * c.out_width * 4 > second_level_cache_bytes();
+  job.bypass = writes_past_caches(job);
   cut_bands(job);
   int64_t bytes = 0;
   for (const Band& b : job.bands) bytes = std::max<int64_t>(bytes, band_bytes(job, b.y1 - b.y0, b.x1 - b.x0));

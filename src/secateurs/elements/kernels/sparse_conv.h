@@ -83,9 +83,9 @@ SECATEURS_API const char* secateurs_isa(void);
 SECATEURS_API int secateurs_set_isa(const char* name);
 
 /* The microkernel table of the instruction set in use: how many rows it has, and one row.
- * shape = {filters, rows, columns, channels interleaved per pixel}. Returns 0, or 1 past the end. */
+ * shape = {filters, rows, columns, channels interleaved per pixel, whether it prefetches}. Returns 0, or 1 past the end. */
 SECATEURS_API int secateurs_tile_count(void);
-SECATEURS_API int secateurs_tile(int index, char* name, int name_size, int32_t shape[4]);
+SECATEURS_API int secateurs_tile(int index, char* name, int name_size, int32_t shape[5]);
 
 /* For tests and benchmarks: use no tile higher or wider than this (0 = no limit). */
 SECATEURS_API void secateurs_limit_tiles(int rows, int columns);

@@ -23,13 +23,16 @@ struct TileArguments {
   ptrdiff_t output_column, output_row;  // floats
   int valid;                            // filters that exist, 1 .. filters
   int silu;
+  int bypass;               // narrow input only: write past the caches; the output is 64-byte aligned
   float low, high;  // clamp, infinite where there is none
 };
 
 using TileFunction = void (*)(const TileArguments&);
 
+// `streams`: prefetches what it walks; without, for layers whose weights and input lie in the first-level cache anyway.
 struct Tile {
   int filters, rows, columns, inner;
+  bool streams;
   TileFunction run;
 };
 
