@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateurs.search.problem import Candidate, Problem
+from secateurs.search.problem import SLACK, Candidate, Problem
 
 MOVES_AT_MOST = 2000
 
@@ -15,17 +15,19 @@ def climb(problem: Problem, start: Candidate) -> Candidate:
     Each move takes the change that gains most value per relative cost (any gain at no cost first).
     """
     widths, removed = start.widths.copy(), set(start.removed)
+    ceiling = problem.limits + SLACK * np.abs(problem.limits)
+    scale = np.maximum(np.abs(problem.limits), 1e-300)
     for _ in range(MOVES_AT_MOST):
         moves, gone = neighbours(problem, widths, removed)
-        if not len(moves):
-            break
         value = float(problem.value(widths, removed))
         gain = problem.value(moves, gone) - value
-        legal = problem.fits(moves, gone) & (gain > 1e-12 * max(1.0, abs(value)))
+        better = gain > 1e-12 * max(1.0, abs(value))
+        moves, gone, gain = moves[better], gone[better], gain[better]
+        costs = problem.costs(moves, gone)
+        legal = np.all(costs <= ceiling, axis=-1)
         if not legal.any():
             break
-        scale = np.maximum(np.abs(problem.limits), 1e-300)
-        extra = np.max((problem.costs(moves, gone) - problem.costs(widths, removed)) / scale, axis=-1)
+        extra = np.max((costs - problem.costs(widths, removed)) / scale, axis=-1)
         rate = np.where(legal, gain / np.maximum(extra, 1e-9), -np.inf)
         chosen = int(np.argmax(rate))
         widths, removed = moves[chosen].copy(), {int(b) for b in np.flatnonzero(gone[chosen])}

@@ -47,7 +47,21 @@ class Best:
 
 
 @dataclass(frozen=True)
-class _Bucket:
+class Passes:
+    """Both passes for some prices, per bucket.
+
+    ``beliefs`` [scope]: bound of any network with these states; ``messages`` [rest]: best of the bucket and all below;
+    ``downward`` [rest]: best of everything else, so that message + downward is the bound.
+    """
+
+    bound: float
+    beliefs: list[np.ndarray]
+    messages: list[np.ndarray]
+    downward: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Bucket:
     """The step that eliminates ``variable``: the pieces and buckets that end here, and what is left in scope."""
 
     variable: int
@@ -121,13 +135,13 @@ class Elimination:
         full[(slice(None),) * costs.ndim + (0,) * len(gates)] = costs
         return Piece((*scope, *gates), None, full)
 
-    def _plan(self, largest: int) -> list[_Bucket]:
+    def _plan(self, largest: int) -> list[Bucket]:
         """An order of small intermediate tables; copies a variable where one would exceed ``largest`` entries.
 
         Open items are pieces (their index) and messages of buckets (minus their index minus one).
         """
         scopes: dict[int, Scope] = {index: piece.scope for index, piece in enumerate(self.pieces)}
-        buckets: list[_Bucket] = []
+        buckets: list[Bucket] = []
         left = set(range(len(self.sizes)))
         while left:
             weights = {v: self._weight(v, scopes) for v in left}
@@ -139,7 +153,7 @@ class Elimination:
             scope = tuple(sorted({v for item in touching for v in scopes[item]} | {variable}))
             rest = tuple(v for v in scope if v != variable)
             pieces = tuple(item for item in touching if item >= 0)
-            buckets.append(_Bucket(variable, scope, rest, pieces, tuple(-item - 1 for item in touching if item < 0)))
+            buckets.append(Bucket(variable, scope, rest, pieces, tuple(-item - 1 for item in touching if item < 0)))
             for item in touching:
                 del scopes[item]
             if rest:
@@ -152,7 +166,7 @@ class Elimination:
         return float(np.prod([float(self.sizes[v]) for v in scope]))
 
     def _copy(
-        self, variable: int, touching: list[int], scopes: dict[int, Scope], buckets: list[_Bucket], largest: int
+        self, variable: int, touching: list[int], scopes: dict[int, Scope], buckets: list[Bucket], largest: int
     ) -> int:
         """The number of a new copy of ``variable``, to which everything moves that does not fit beside the rest."""
         copy = len(self.sizes)
@@ -168,7 +182,7 @@ class Elimination:
             self._rename(item, variable, copy, buckets)
         return copy
 
-    def _rename(self, item: int, old: int, new: int, buckets: list[_Bucket]) -> None:
+    def _rename(self, item: int, old: int, new: int, buckets: list[Bucket]) -> None:
         """Write ``new`` for ``old`` in a piece, or in a bucket and everything below it."""
         if item >= 0:
             piece = self.pieces[item]
@@ -194,16 +208,17 @@ class Elimination:
                 total of every state: an upper bound, as :attr:`Best.bound` is, of the value of any legal network
                 within the limits that uses the state.
         """
-        tables, messages = self._upwards(prices, worthless)
-        constant = (0.0 if worthless else self.tables.value_offset) - float(
-            prices @ (self.tables.offset - self.tables.limits)
-        )
-        bound = constant + sum(float(messages[i]) for i, bucket in enumerate(self.buckets) if not bucket.rest)
-        states = self._decode(tables)
-        found = self._marginals(tables, messages, bound) if marginals else []
-        return self._best(states, bound), found
+        tables, messages, bound = self._upwards(prices, worthless)
+        found = self._per_state(self._beliefs(tables, messages, bound)[0]) if marginals else []
+        return self._best(self._decode(tables), bound), found
 
-    def _upwards(self, prices: np.ndarray, worthless: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def passes(self, prices: np.ndarray, *, worthless: bool = False) -> Passes:
+        """Everything both passes compute for these prices (see :class:`Passes`)."""
+        tables, messages, bound = self._upwards(prices, worthless)
+        beliefs, downward = self._beliefs(tables, messages, bound)
+        return Passes(bound, beliefs, messages, downward)
+
+    def _upwards(self, prices: np.ndarray, worthless: bool) -> tuple[list[np.ndarray], list[np.ndarray], float]:
         tables: list[np.ndarray] = []
         messages: list[np.ndarray] = []
         for bucket in self.buckets:
@@ -211,14 +226,17 @@ class Elimination:
             for index in bucket.pieces:
                 piece = self.pieces[index]
                 if piece.worth is not None and (piece.rule or not worthless):
-                    table += _onto(piece.worth, piece.scope, bucket.scope)
+                    table += onto(piece.worth, piece.scope, bucket.scope)
                 if piece.costs is not None:
-                    table -= _onto(np.tensordot(prices, piece.costs, axes=1), piece.scope, bucket.scope)
+                    table -= onto(np.tensordot(prices, piece.costs, axes=1), piece.scope, bucket.scope)
             for child in bucket.children:
-                table += _onto(messages[child], self.buckets[child].rest, bucket.scope)
+                table += onto(messages[child], self.buckets[child].rest, bucket.scope)
             tables.append(table)
             messages.append(table.max(axis=bucket.scope.index(bucket.variable)))
-        return tables, messages
+        offset = 0.0 if worthless else self.tables.value_offset
+        bound = offset - float(prices @ (self.tables.offset - self.tables.limits))
+        bound += sum(float(messages[i]) for i, bucket in enumerate(self.buckets) if not bucket.rest)
+        return tables, messages, bound
 
     def _decode(self, tables: list[np.ndarray]) -> np.ndarray:
         states = np.zeros(len(self.sizes), dtype=np.int64)
@@ -239,25 +257,32 @@ class Elimination:
         proper = all(states[v] == states[o] for v, o in enumerate(self.origin))
         return Best(bound, value, costs, states[: len(self.tables.values)], removed, proper)
 
-    def _marginals(self, tables: list[np.ndarray], messages: list[np.ndarray], bound: float) -> list[np.ndarray]:
-        count = len(self.tables.variables) + len(self.blocks)
-        result = [np.full(self.sizes[v], np.inf) for v in range(count)]
-        downward: dict[int, np.ndarray] = {}
+    def _beliefs(
+        self, tables: list[np.ndarray], messages: list[np.ndarray], bound: float
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        beliefs: list[np.ndarray] = [np.zeros(0)] * len(self.buckets)
+        downward: list[np.ndarray] = [np.zeros(())] * len(self.buckets)
         for index in reversed(range(len(self.buckets))):
-            bucket, belief = self.buckets[index], tables[index]
-            if bucket.rest:
-                belief = belief + _onto(downward.pop(index), bucket.rest, bucket.scope)
-            else:
-                belief = belief + (bound - float(messages[index]))
-            here = self.origin[bucket.variable]
-            others = tuple(i for i, v in enumerate(bucket.scope) if v != bucket.variable)
-            result[here] = np.minimum(result[here], belief.max(axis=others))
+            bucket = self.buckets[index]
+            if not bucket.rest:
+                downward[index] = np.asarray(bound - float(messages[index]))
+            belief = tables[index] + onto(downward[index], bucket.rest, bucket.scope)
+            beliefs[index] = belief
             for child in bucket.children:
                 rest = self.buckets[child].rest
                 dropped = tuple(i for i, v in enumerate(bucket.scope) if v not in rest)
                 kept = [v for v in bucket.scope if v in rest]
                 best = np.transpose(belief.max(axis=dropped), [kept.index(v) for v in rest])
                 downward[child] = best - messages[child]
+        return beliefs, downward
+
+    def _per_state(self, beliefs: list[np.ndarray]) -> list[np.ndarray]:
+        count = len(self.tables.variables) + len(self.blocks)
+        result = [np.full(self.sizes[v], np.inf) for v in range(count)]
+        for bucket, belief in zip(self.buckets, beliefs, strict=True):
+            here = self.origin[bucket.variable]
+            others = tuple(i for i, v in enumerate(bucket.scope) if v != bucket.variable)
+            result[here] = np.minimum(result[here], belief.max(axis=others))
         return result
 
 
@@ -265,7 +290,7 @@ def _renamed(scope: Scope, old: int, new: int) -> Scope:
     return tuple(new if v == old else v for v in scope)
 
 
-def _onto(table: np.ndarray, scope: Scope, target: Scope) -> np.ndarray:
+def onto(table: np.ndarray, scope: Scope, target: Scope) -> np.ndarray:
     """``table`` over ``scope`` with its axes moved and stretched to broadcast over ``target``."""
     order = sorted(range(len(scope)), key=lambda axis: target.index(scope[axis]))
     moved = np.transpose(table, order)

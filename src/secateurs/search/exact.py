@@ -15,7 +15,8 @@ import numpy as np
 from secateurs.errors import PlanError
 from secateurs.progress import Progress, Task, silent
 from secateurs.search.climb import climb
-from secateurs.search.elimination import Best
+from secateurs.search.elimination import Best, Elimination
+from secateurs.search.labels import TooManyLabels, best_labels
 from secateurs.search.lagrangian import Dual, relax, solve_dual, surviving
 from secateurs.search.milp import solve_milp
 from secateurs.search.problem import SLACK, Candidate, Problem, Solution, widths_of
@@ -25,17 +26,24 @@ from secateurs.search.tables import tabulate
 ROUNDS = 6
 """Most solves of one program: a plan that the full models put above a limit is cut off by a tighter one."""
 
-CORE = 6
+CORE = 4
 """Options per group in the first core, on average."""
+
+BEAM = 64
+"""Labels per list where complete lists grow too long."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to try: stop at this relative ``gap`` or after ``seconds``; ``breakpoints`` per summed axis."""
+    """How long to try: stop at this relative ``gap`` or after ``seconds``; ``breakpoints`` per summed axis.
+
+    ``method``: ``auto``, or ``milp`` to leave everything after the bounds to HiGHS.
+    """
 
     gap: float = 1e-5
-    seconds: float = 60.0
+    seconds: float = 20.0
     breakpoints: int = 256
+    method: str = "auto"
 
 
 @dataclass
@@ -81,23 +89,58 @@ def solve_exact(problem: Problem, effort: Effort | None = None, progress: Progre
         raise PlanError("An exact search needs a budget. Give --latency, or use the strategy uniform with keep=RATIO.")
     search = _Search(problem, effort, start)
     with progress.task("search", None) as task:
-        dual = solve_dual(relax(problem, breakpoints=effort.breakpoints))
+        elimination = relax(problem, breakpoints=effort.breakpoints)
+        dual = solve_dual(elimination)
         task.advance(note=f"bound {dual.bound:.6g}")
-        _climb_from(search, dual.points)
-        bound = _cores(search, dual, task)
+        _offer_best(search, dual.points)
+        bound = _lists(search, elimination, dual) if effort.method == "auto" else dual.bound
+        if search.best is None or bound > search.floor():
+            bound = min(bound, _cores(search, dual, task))
     best = search.best or _fallback(problem)
     gap = max(0.0, bound - best.value) / max(abs(best.value), 1e-12) if np.isfinite(bound) else None
     seconds = time.perf_counter() - start
     return Solution(best.widths, best.removed, best.value, best.predicted, gap, seconds, (best,))
 
 
-def _climb_from(search: _Search, points: tuple[Best, ...]) -> None:
-    """Start from the best maximiser within the limits, its slack used up."""
-    found = [search.problem.candidate(widths_of(search.problem, p.states), p.removed) for p in points]
-    for candidate in found:
-        search.offer(candidate)
-    if search.best is not None:
-        search.offer(climb(search.problem, search.best))
+def _offer_best(search: _Search, points: tuple[Best, ...]) -> None:
+    """Offer the first of the points, by value, that is within the limits: full models are slow, so few are asked."""
+    ceiling = search.problem.limits + SLACK * np.abs(search.problem.limits)
+    within = [point for point in points if np.all(point.costs <= ceiling)]
+    for point in sorted(within, key=lambda point: -point.value):
+        search.offer(search.problem.candidate(widths_of(search.problem, point.states), point.removed))
+        if search.best is not None:
+            return
+
+
+def _lists(search: _Search, elimination: Elimination, dual: Dual) -> float:
+    """Close the gap by label lists where they apply; the proven bound.
+
+    The value to beat is guessed near the bound first, where few labels survive, and lowered while nothing beats it.
+    """
+    single = len(dual.prices) == 1 and dual.prices[0] > 0
+    if search.best is None or elimination.split or not elimination.tables.exact or not single:
+        return dual.bound
+    price, bound = float(dual.prices[0]), dual.bound
+    until = time.perf_counter() + search.left / 3
+    for share in (1 / 64, 1 / 16, 1 / 4, 1.0):
+        floor = max(search.floor(), dual.bound - share * (dual.bound - search.best.value))
+        if bound <= search.floor():
+            break
+        for beam in (None, BEAM):
+            try:
+                found = best_labels(elimination, [price, 0.6 * price, 1.6 * price], floor, beam=beam, until=until)
+            except TooManyLabels:
+                until = max(until, time.perf_counter() + search.left / 6)
+                continue
+            if found.states is not None:
+                search.offer(search.problem.candidate(widths_of(search.problem, found.states), found.removed))
+            if not found.complete:
+                return bound
+            bound = min(bound, max(floor, search.best.value))
+            break
+        else:
+            return bound
+    return bound
 
 
 def _cores(search: _Search, dual: Dual, task: Task) -> float:
@@ -106,6 +149,8 @@ def _cores(search: _Search, dual: Dual, task: Task) -> float:
         np.sort(np.concatenate([dual.bound - bounds for bounds in dual.marginals])) if dual.marginals else np.zeros(1)
     )
     wanted, bound = CORE * max(1, len(dual.marginals)), dual.bound
+    if search.best is not None:
+        search.offer(climb(search.problem, search.best))
     while True:
         if search.best is not None and dual.bound <= search.floor():
             return dual.bound
