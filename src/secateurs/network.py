@@ -101,6 +101,23 @@ class ParameterSpec:
 
 
 @dataclass(frozen=True)
+class OperatorSpec:
+    """One operator of a deployed file, for matching a runtime's own operators to the network.
+
+    ``name``: its name in the file; ``kind``: its type in ONNX's words (``Conv``, ``Relu`` …); ``node``: the exported
+    graph's node it came from ("" where unknown); ``reads``/``writes``: names of activations; ``shapes``: of the first
+    activation read and the first written, at the dense widths.
+    """
+
+    name: str
+    kind: str
+    node: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
 class NetworkSpec:
     """Groups, weighted layers, removable blocks and parameters of one traced network."""
 

@@ -23,7 +23,7 @@ from torch import nn
 from secateurs.errors import ExportError
 from secateurs.export.constants import Constants
 from secateurs.export.onnx import OPSET, quiet, with_batch
-from secateurs.network import NetworkSpec
+from secateurs.network import NetworkSpec, OperatorSpec
 from secateurs.structure.fold import batch_norm_pairs, fold_batch_norm
 
 Kept = Mapping[str, Mapping[int, Sequence[int]]]
@@ -74,6 +74,7 @@ class OnnxVariants:
         self._values = _values(graph.program.graph, self.node_names)
         self._constants = Constants(self._model, self.node_names, graph.spec, _parts(graph.program.graph))
         self._check_complete(module)
+        self.operators = _operators(self._model, self.node_names)
         self.dense_bytes: bytes = self._model.SerializeToString()
 
     @property
@@ -231,6 +232,25 @@ def _node_names(model: onnx.ModelProto, roots: Mapping[str, str]) -> dict[str, s
             names.update(dict.fromkeys(node.output, roots[fx]))
         del node.metadata_props[:]
     return names
+
+
+def _operators(model: onnx.ModelProto, node_names: Mapping[str, str]) -> tuple[OperatorSpec, ...]:
+    """The file's operators, with static shapes."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    shapes = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for group in (graph.value_info, graph.input, graph.output)
+        for value in group
+    }
+    found = []
+    for node in graph.node:
+        reads = tuple(value for value in node.input if value and value not in weights)
+        ends = (shapes.get(reads[0], ()) if reads else (), shapes.get(node.output[0], ()))
+        found.append(
+            OperatorSpec(node.name, node.op_type, node_names.get(node.output[0], ""), reads, tuple(node.output), ends)
+        )
+    return tuple(found)
 
 
 def _values(graph: torch.fx.Graph, node_names: Mapping[str, str]) -> dict[str, str]:

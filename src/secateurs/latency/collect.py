@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnx
 
 from secateurs.latency.design import Sample, dense
 from secateurs.latency.lock import measuring
@@ -20,12 +19,12 @@ from secateurs.latency.sites import SiteMap
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import Target, lower_half
 from secateurs.latency.turns import WARM_RUNS, Effort, clean_profile, round_robin
-from secateurs.network import NetworkSpec
+from secateurs.network import NetworkSpec, OperatorSpec
 from secateurs.progress import Progress, silent
 
 _BLOCK_BYTES = 400 << 20
 _BLOCK_SIZE = 12
-VERSION = 3
+VERSION = 4
 """Part of every stored signature: rises when what is measured changes."""
 
 
@@ -34,7 +33,7 @@ class Variants(Protocol):
 
     batch: int
     dense_bytes: bytes
-    node_names: dict[str, str]
+    operators: tuple[OperatorSpec, ...]
 
     def build(
         self, widths: np.ndarray, removed: frozenset[int] = frozenset(), rng: np.random.Generator | None = None
@@ -98,7 +97,7 @@ class Collector:
     ) -> None:
         self._spec, self._variants, self._target = spec, variants, target
         self._threads, self._store, self._progress, self._effort = threads, store, progress, effort
-        self.sites = SiteMap(onnx.load_model_from_string(variants.dense_bytes), variants.node_names, spec)
+        self.sites = SiteMap(variants.operators, spec)
         self.fingerprint = target.fingerprint(threads)
         self._anchor_ms = self._profiled_ms = math.inf
 

@@ -1,4 +1,4 @@
-"""Operators of the model file as cost sites, and the runtime's fused operators matched back to them.
+"""Operators of a deployed file as cost sites, and the runtime's fused operators matched back to them.
 
 A *site* is what a runtime may fuse into one operator: a weighted operator with the element-wise ones that follow it,
 or any other operator alone. Its cost depends on the lengths of its input's and its output's channel axis.
@@ -6,13 +6,11 @@ or any other operator alone. Its cost depends on the lengths of its input's and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import onnx
-
 from secateurs.latency.targets._base import Operation
-from secateurs.network import AxisSpec, LayerSpec, NetworkSpec
+from secateurs.network import AxisSpec, LayerSpec, NetworkSpec, OperatorSpec
 
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _POINTWISE = {
@@ -42,75 +40,49 @@ class SiteMap:
     """Sites of one model file.
 
     Args:
-        model: the dense ONNX file.
-        node_names: fx node name by ONNX value name.
+        operators: of the dense file, in execution order.
         spec: the network.
     """
 
-    def __init__(self, model: onnx.ModelProto, node_names: Mapping[str, str], spec: NetworkSpec) -> None:
-        self._names, self._spec = node_names, spec
+    def __init__(self, operators: Sequence[OperatorSpec], spec: NetworkSpec) -> None:
+        self._spec = spec
         self._layers = {layer.node: layer for layer in spec.layers}
-        self._constants = {tensor.name for tensor in model.graph.initializer}
-        self._shapes = _shapes(model)
-        anchors = self._anchors(model)
-        members: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            members.setdefault(anchors[node.output[0]], []).append(node)
-        self.sites: tuple[Site, ...] = tuple(self._site(nodes) for nodes in members.values())
+        self._axes: dict[str, AxisSpec | None] = {}
+        for operator in operators:
+            axis = spec.activation_axes.get(operator.node)
+            for value in operator.writes:
+                self._axes[value] = axis if axis is not None and axis.parts else None
+        anchors = _anchors(operators)
+        members: dict[str, list[OperatorSpec]] = {}
+        for operator in operators:
+            members.setdefault(anchors[operator.writes[0]], []).append(operator)
+        self.sites: tuple[Site, ...] = tuple(self._site(fused) for fused in members.values())
         position = {anchor: index for index, anchor in enumerate(members)}
-        # Some runtimes speak of nodes, some of values.
-        self._of_name = {node.name: position[anchors[node.output[0]]] for node in model.graph.node if node.name}
+        # Some runtimes speak of operators, some of values.
+        self._of_name = {operator.name: position[anchors[operator.writes[0]]] for operator in operators}
         self._of_name |= {value: position[anchor] for value, anchor in anchors.items()}
 
-    def _anchors(self, model: onnx.ModelProto) -> dict[str, str]:
-        """First output value of the site's first node, for every value that a node produces."""
-        anchors: dict[str, str] = {}
-        order: dict[str, int] = {}
-        weighted: set[str] = set()
-        for index, node in enumerate(model.graph.node):
-            first = node.output[0]
-            order[first] = index
-            feeding = [anchors[value] for value in node.input if value in anchors]
-            owner = first
-            if node.op_type in _POINTWISE and feeding:
-                # An Add of two branches is fused into the branch that is computed last.
-                candidates = [anchor for anchor in feeding if anchor in weighted] or feeding
-                owner = max(candidates, key=lambda anchor: order[anchor])
-            elif node.op_type in _WEIGHTED:
-                weighted.add(first)
-            for value in node.output:
-                anchors[value] = owner
-        return anchors
+    def _layer(self, fused: Sequence[OperatorSpec]) -> LayerSpec | None:
+        return next((self._layers[operator.node] for operator in fused if operator.node in self._layers), None)
 
-    def _layer(self, nodes: Sequence[onnx.NodeProto]) -> LayerSpec | None:
-        for node in nodes:
-            layer = self._layers.get(self._names.get(node.output[0], ""))
-            if layer is not None:
-                return layer
-        return None
-
-    def _axis(self, value: str) -> AxisSpec | None:
-        axis = self._spec.activation_axes.get(self._names.get(value, ""))
-        return axis if axis is not None and axis.parts else None
-
-    def _site(self, nodes: Sequence[onnx.NodeProto]) -> Site:
-        first = nodes[0]
-        kinds = tuple(node.op_type for node in nodes)
-        shapes = tuple("x".join(map(str, self._shapes.get(value, ()))) for value in (first.input[0], first.output[0]))
-        layer = self._layer(nodes)
+    def _site(self, fused: Sequence[OperatorSpec]) -> Site:
+        first = fused[0]
+        kinds = tuple(operator.kind for operator in fused)
+        shapes = tuple("x".join(map(str, shape)) for shape in first.shapes)
+        layer = self._layer(fused)
         if layer is not None:
             inputs = layer.inputs if layer.inputs.parts and layer.kind != "depthwise" else None
             outputs = layer.outputs if layer.outputs.parts else None
             detail = (layer.kind, layer.kernel_elements, layer.stride, layer.groups)
             return Site(layer.name, inputs, outputs, layer.blocks, (*kinds, *shapes, *detail))
-        outputs = next((axis for node in nodes if (axis := self._axis(node.output[0])) is not None), None)
-        sources = [self._axis(value) for value in first.input if value not in self._constants]
+        written = [self._axes[operator.writes[0]] for operator in fused]
+        outputs = next((axis for axis in written if axis is not None), None)
+        sources = [self._axes.get(value) for value in first.reads]
         inputs = next((axis for axis in sources if axis is not None), None)
         if inputs == outputs or (outputs is not None and len(sources) > 1):
             inputs = None
-        fx = self._names.get(first.output[0], first.output[0])
-        blocks = self._spec.node_blocks.get(fx, ())
-        return Site(fx, inputs, outputs, blocks, (*kinds, *shapes))
+        blocks = self._spec.node_blocks.get(first.node, ())
+        return Site(first.node or first.name, inputs, outputs, blocks, (*kinds, *shapes))
 
     def attribute(self, operations: Sequence[Operation]) -> tuple[list[float], list[int], float]:
         """Time in ms and number of operators per site, and the ms that belong to no site (a fixed cost)."""
@@ -125,11 +97,21 @@ class SiteMap:
         return ms, counts, loose
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Static shapes by value name."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    for group in (inferred.graph.value_info, inferred.graph.input, inferred.graph.output):
-        for value in group:
-            shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-    return shapes
+def _anchors(operators: Sequence[OperatorSpec]) -> dict[str, str]:
+    """First value written by the first operator of the site, for every value written."""
+    anchors: dict[str, str] = {}
+    order: dict[str, int] = {}
+    weighted: set[str] = set()
+    for index, operator in enumerate(operators):
+        first = operator.writes[0]
+        order[first] = index
+        feeding = [anchors[value] for value in operator.reads if value in anchors]
+        owner = first
+        if operator.kind in _POINTWISE and feeding:
+            # An Add of two branches is fused into the branch that is computed last.
+            candidates = [anchor for anchor in feeding if anchor in weighted] or feeding
+            owner = max(candidates, key=lambda anchor: order[anchor])
+        elif operator.kind in _WEIGHTED:
+            weighted.add(first)
+        anchors.update(dict.fromkeys(operator.writes, owner))
+    return anchors

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from secateurs.latency.targets import Operation
-from secateurs.network import AxisSpec, BlockSpec, GroupSpec, LayerSpec, NetworkSpec
+from secateurs.network import AxisSpec, BlockSpec, GroupSpec, LayerSpec, NetworkSpec, OperatorSpec
 
 
 class FakeWorker:
@@ -129,7 +129,10 @@ class FakeVariants:
 
     def __init__(self, spec: NetworkSpec) -> None:
         self._spec, self.batch = spec, 1
-        self.node_names = {f"v{i}": f"conv_{i}" for i in range(len(spec.layers))}
+        self.operators = tuple(
+            OperatorSpec(f"n{i}", "Conv", f"conv_{i}", (f"v{i - 1}" if i else "x",), (f"v{i}",), ((1, 3), (1, 3)))
+            for i in range(len(spec.layers))
+        )
         self.built = 0
         self.dense_bytes = self.build(spec.dense_widths)
 
