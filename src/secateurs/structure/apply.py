@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,8 +109,9 @@ def sliced_copy(
     The large tensors are never copied whole: the copy is told what stands in their place.
 
     Raises:
-        StructureError: the module cannot be copied.
+        StructureError: the module cannot be copied, or an index list is damaged.
     """
+    _require_sound(model, slices)
     replaced: dict[int, object] = {}
     factors = {scale.parameter: scale for scale in scales}
     for name in dict.fromkeys((*slices, *factors)):
@@ -125,6 +127,30 @@ def sliced_copy(
         if not any(path == gone or path.startswith(gone + ".") for gone in bypassed):
             sync_sizes(small.get_submodule(path))
     return small
+
+
+def _require_sound(model: nn.Module, slices: Mapping[str, Mapping[int, Sequence[int]]]) -> None:
+    """Index lists ascend and are the same for every name of a tied tensor.
+
+    Some permutations change no output at all (a key's bias, a bias before a normalisation), so the check cannot see
+    them.
+    """
+    first: dict[int, str] = {}
+    for name, axes in slices.items():
+        path, _, leaf = name.rpartition(".")
+        tensor = getattr(model.get_submodule(path), leaf)
+        for dim, kept in axes.items():
+            if any(b <= a for a, b in itertools.pairwise((-1, *kept, tensor.shape[int(dim)]))):
+                raise StructureError(
+                    f"The index list of {name} along dimension {dim} does not ascend from 0 to {tensor.shape[int(dim)] - 1}: "
+                    "the plan is damaged. Make the plan again."
+                )
+        other = first.setdefault(id(tensor), name)
+        if slices[other] != axes:
+            raise StructureError(
+                f"{name} and {other} are one tensor, but the plan cuts them differently: the plan is damaged. "
+                "Make the plan again."
+            )
 
 
 def deep_copy(model: nn.Module, replaced: dict[int, object]) -> nn.Module:

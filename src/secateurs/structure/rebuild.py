@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,12 @@ def rebuild(model: nn.Module, plan: Plan, example: Any = None, *, check: bool = 
     graph = trace(model, inputs, grid=str(plan.provenance.get("grid", "auto")))
     if check:
         check_plan(model, plan, inputs, graph=graph)
-    return build(graph, graph.cut(plan.groups, plan.blocks_removed), model, str(plan.rebuild))
+    return build(graph, cut_of(graph, plan), model, str(plan.rebuild))
+
+
+def cut_of(graph: Graph, plan: Plan) -> Cut:
+    """What a plan means in a traced network: the plan's own index lists, so that damage to them shows in the check."""
+    return dataclasses.replace(graph.cut(plan.groups, plan.blocks_removed), slices=plan.slices)
 
 
 def build(graph: Graph, resolved: Cut, model: nn.Module, reason: str) -> nn.Module:

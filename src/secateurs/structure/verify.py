@@ -170,10 +170,10 @@ def check_plan(
 def _carried_out(dense: nn.Module, plan: Plan, graph: Graph | None) -> nn.Module:
     if plan.rebuild is None:
         return cut_copy(dense, plan)
-    from secateurs.structure.rebuild import build
+    from secateurs.structure.rebuild import build, cut_of
 
     assert graph is not None
-    return build(graph, graph.cut(plan.groups, plan.blocks_removed), dense, plan.rebuild).double().eval()
+    return build(graph, cut_of(graph, plan), dense, plan.rebuild).double().eval()
 
 
 def first_difference(
