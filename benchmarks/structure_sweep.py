@@ -22,12 +22,14 @@ ROWS = ROOT / "benchmarks" / "results" / "structure_sweep.csv"
 COLUMNS = (
     "network", "convolutional", "input", "parameters", "outcome", "oracle", "error", "groups", "blocks", "removable",
     "removed", "removed_least", "barriers", "largest_pin", "export_s", "analysis_s", "recipe_s", "apply_s", "own_class",
-    "rebuild_reason", "other_batch", "trains", "onnx_error", "mutations", "caught", "missed", "peak_mb", "detail", "torch",
+    "rebuild_reason", "other_batch", "trains", "onnx_error", "mutations", "caught", "missed", "run_mutations", "run_missed", "peak_mb", "detail", "torch",
     "timm", "device",
 )  # fmt: skip
 SEEDS = 3
 SHARE = 0.4
-MUTATIONS = 12
+MUTATIONS = 100
+RUN_MUTATIONS = 4
+"""Damaged plans that only the outputs can give away (each costs two runs of the network in float64)."""
 
 
 def main() -> None:
@@ -189,6 +191,8 @@ def _analyse_and_cut(entry: Any, row: dict[str, Any]) -> None:
     _use(first, example, row)
     tried, missed = uncaught(model, plans[0], example, MUTATIONS, graph=graph)
     row.update(mutations=tried, caught=tried - len(missed), missed=" ".join(missed))
+    tried, missed = uncaught(model, plans[0], example, RUN_MUTATIONS, graph=graph, by_running=True)
+    row.update(run_mutations=tried, run_missed=" ".join(missed))
 
 
 def _use(small: Any, example: Any, row: dict[str, Any]) -> None:
@@ -273,6 +277,9 @@ def figures(rows: dict[str, dict[str, Any]]) -> list[str]:
         f"other batch {yes(right, 'other_batch')}, trains {yes(right, 'trains')}, ONNX {exported}/{len(right)}",
         f"mutations caught {sum(int(r['caught']) for r in right)}/{sum(int(r['mutations']) for r in right)}; networks "
         f"with a miss: {', '.join(r['network'] + ' ' + r['missed'] for r in right if r['missed']) or 'none'}",
+        f"by the outputs alone {sum(int(r['run_mutations']) - len(r['run_missed'].split()) for r in right)}/"
+        f"{sum(int(r['run_mutations']) for r in right)}: "
+        f"{', '.join(r['network'] + ' ' + r['run_missed'] for r in right if r['run_missed']) or 'none missed'}",
         f"median seconds: export {median('export_s')}, analysis {median('analysis_s')}, recipe {median('recipe_s')}, "
         f"apply {median('apply_s')}; slowest analysis {max((float(r['analysis_s']) for r in right), default=0)}",
     ]

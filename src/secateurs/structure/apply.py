@@ -111,7 +111,7 @@ def sliced_copy(
     Raises:
         StructureError: the module cannot be copied, or an index list is damaged.
     """
-    _require_sound(model, slices)
+    require_sound(model, slices)
     replaced: dict[int, object] = {}
     factors = {scale.parameter: scale for scale in scales}
     for name in dict.fromkeys((*slices, *factors)):
@@ -129,11 +129,14 @@ def sliced_copy(
     return small
 
 
-def _require_sound(model: nn.Module, slices: Mapping[str, Mapping[int, Sequence[int]]]) -> None:
-    """Index lists ascend and are the same for every name of a tied tensor.
+def require_sound(model: nn.Module, slices: Mapping[str, Mapping[int, Sequence[int]]]) -> None:
+    """Nothing, if index lists ascend and are the same for every name of a tied tensor.
 
-    Some permutations change no output at all (a key's bias, a bias before a normalisation), so the check cannot see
-    them.
+    Some permutations change no output at all (a key's bias, a bias before a normalisation), so that running the
+    network cannot show them.
+
+    Raises:
+        StructureError: naming the first damaged list.
     """
     first: dict[int, str] = {}
     for name, axes in slices.items():

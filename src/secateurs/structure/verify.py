@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from secateurs.errors import StructureError
 from secateurs.plan import Plan
-from secateurs.structure.apply import cut_copy, deep_copy
+from secateurs.structure.apply import cut_copy, deep_copy, require_sound
 from secateurs.structure.graph import Graph
 from secateurs.structure.precision import Float64
 from secateurs.structure.trace import evaluating, quiet, split_example, trace
@@ -139,6 +139,7 @@ def check_plan(
         graph = trace(model, (args, kwargs), grid=str(plan.provenance.get("grid", "auto")))
     if graph is not None and needs_graph:
         args, kwargs = graph.program.example_inputs  # the batch that the graph was traced with
+    require_sound(model, plan.slices)
     inputs, keywords = random_inputs(args, kwargs, seed)
     dense = scratch(model, seed)
     with torch.no_grad(), quiet(), Float64():
