@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,22 @@ from secateurs.network import NetworkSpec
 
 _FOLDS = 3
 _RIDGE = 0.02
+_FEWEST_IN_BLOCK, _BLOCK_TOLERANCE = 5, 0.035
 
 
 @dataclass(frozen=True)
 class Table:
-    """Observations as arrays: widths [n, groups], totals [n] (drift removed), times and operators [n, sites]."""
+    """Observations as arrays: widths [n, groups], totals [n] (drift removed), times and operators [n, sites].
+
+    ``block`` [n] tells which networks were measured together.
+    """
 
     widths: np.ndarray
     removed: tuple[frozenset[int], ...]
     total_ms: np.ndarray
     site_ms: np.ndarray
     site_ops: np.ndarray
+    block: np.ndarray
     dense_ms: float
     noise: float
 
@@ -43,6 +48,7 @@ class Table:
             total_ms=np.array([entry.total_ms for entry in observations]) * drift,
             site_ms=np.array([entry.site_ms for entry in observations]) * drift[:, None],
             site_ops=np.array([entry.site_ops for entry in observations], dtype=np.float64),
+            block=np.unique(anchors, return_inverse=True)[1].ravel(),
             dense_ms=dense_ms,
             noise=float(np.median(np.abs(drift - 1))),
         )
@@ -55,9 +61,15 @@ class Table:
             total_ms=self.total_ms[rows],
             site_ms=self.site_ms[rows],
             site_ops=self.site_ops[rows],
+            block=self.block[rows],
             dense_ms=self.dense_ms,
             noise=self.noise,
         )
+
+    def scaled(self, factors: np.ndarray) -> Table:
+        """Every time multiplied by its block's factor [blocks]."""
+        own = factors[self.block]
+        return replace(self, total_ms=self.total_ms * own, site_ms=self.site_ms * own[:, None])
 
 
 @dataclass(frozen=True)
@@ -107,23 +119,42 @@ def fit(
         )
     table = Table.of(observations)
     order = np.random.default_rng(seed).permutation(len(table.total_ms))
-    predicted = np.zeros(len(order))
+    predicted, measured = np.zeros(len(order)), np.zeros(len(order))
     for fold in range(_FOLDS):
         held = order[fold::_FOLDS]
-        rest = np.setdiff1d(order, held)
-        part = _fit(sites, table.subset(rest), seed)
-        predicted[held] = _predict(part, table.subset(held))
-    error = ModelError.of(predicted, table.total_ms)
+        seen = table.subset(np.setdiff1d(order, held))
+        factors = _block_factors(sites, seen, int(table.block.max()) + 1, seed)
+        predicted[held] = _predict(_fit(sites, seen.scaled(factors), seed), table.subset(held))
+        measured[held] = table.scaled(factors).total_ms[held]
+    error = ModelError.of(predicted, measured)
+    table = table.scaled(_block_factors(sites, table, int(table.block.max()) + 1, seed))
     return _fit(sites, table, seed).model(spec, table, error, target, batch)
 
 
-def _fit(sites: Sequence[Site], table: Table, seed: int) -> Fit:
+def _block_factors(sites: Sequence[Site], table: Table, blocks: int, seed: int) -> np.ndarray:
+    """Factor [blocks] that brings the times of a block to the level of the others.
+
+    The dense network's own time tells a block's drift, but one disturbed measurement of it would spoil the block; a
+    dozen networks tell it better. Small deviations are left alone: they are the rough model's own.
+    """
+    rough = _predict(_fit(sites, table, seed, trees=False), table)
+    factors = np.ones(blocks)
+    for block in range(blocks):
+        rows = table.block == block
+        if rows.sum() >= _FEWEST_IN_BLOCK:
+            factor = float(np.median(rough[rows] / table.total_ms[rows]))
+            if abs(factor - 1) > _BLOCK_TOLERANCE:
+                factors[block] = factor
+    return factors
+
+
+def _fit(sites: Sequence[Site], table: Table, seed: int, *, trees: bool = True) -> Fit:
     """Clean the profile's overhead away, learn one curve per signature, calibrate their sum on whole runs."""
     base_ms, per_ms, per_op = _overhead(table)
     ms = per_ms * table.site_ms + per_op * table.site_ops
     kinds = {signature: index for index, signature in enumerate(dict.fromkeys(site.signature for site in sites))}
     gone = _gone(sites, table.removed)
-    curves = tuple(_curve(sites, kind, ms, gone, table.widths, seed) for kind in kinds)
+    curves = tuple(_curve(sites, kind, ms, gone, table.widths, seed, trees) for kind in kinds)
     costs = []
     for index, site in enumerate(sites):
         left = np.maximum(ms[gone[:, index], index], 0)
@@ -159,7 +190,13 @@ def _lengths(site: Site, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _curve(
-    sites: Sequence[Site], kind: tuple[str | int, ...], ms: np.ndarray, gone: np.ndarray, widths: np.ndarray, seed: int
+    sites: Sequence[Site],
+    kind: tuple[str | int, ...],
+    ms: np.ndarray,
+    gone: np.ndarray,
+    widths: np.ndarray,
+    seed: int,
+    trees: bool,
 ) -> Curve:
     inputs, outputs, times = [], [], []
     for index, site in enumerate(sites):
@@ -169,7 +206,7 @@ def _curve(
             inputs.append(first)
             outputs.append(second)
             times.append(ms[there, index])
-    return Curve.fit(np.concatenate(inputs), np.concatenate(outputs), np.concatenate(times), seed)
+    return Curve.fit(np.concatenate(inputs), np.concatenate(outputs), np.concatenate(times), seed, trees=trees)
 
 
 def _parts(fitted: Fit, table: Table) -> tuple[np.ndarray, np.ndarray]:

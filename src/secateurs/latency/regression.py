@@ -129,8 +129,10 @@ class Curve:
     """Correction of the logarithm."""
 
     @classmethod
-    def fit(cls, inputs: np.ndarray, outputs: np.ndarray, ms: np.ndarray, seed: int = 0) -> Curve:
-        """The curve through measured points [n]."""
+    def fit(
+        cls, inputs: np.ndarray, outputs: np.ndarray, ms: np.ndarray, seed: int = 0, *, trees: bool = True
+    ) -> Curve:
+        """The curve through measured points [n]; without ``trees`` the staircase alone, which is much quicker."""
         if len(ms) > _MOST_ROWS:
             chosen = np.random.default_rng(seed).choice(len(ms), _MOST_ROWS, replace=False)
             inputs, outputs, ms = inputs[chosen], outputs[chosen], ms[chosen]
@@ -142,7 +144,7 @@ class Curve:
         solution, _ = nnls(basis / scale * importance[:, None], ms * importance, maxiter=50 * basis.shape[1])
         weights = solution / scale
         rough = np.maximum(basis @ weights, _FLOOR_MS)
-        if len(ms) < _ENOUGH_FOR_TREES:
+        if not trees or len(ms) < _ENOUGH_FOR_TREES:
             return cls(weights)
         wanted = np.clip(np.log(ms / rough), -1.5, 1.5)
         return cls(weights, Forest.fit(_features(inputs, outputs), wanted, ms * importance, seed))
