@@ -283,16 +283,24 @@ def _owned(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def example_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Shapes and types of an example as JSON values: ``[[shape, dtype], …]``, keyword inputs last with their name."""
-    found: list[Any] = []
-    for item in args:
-        found.append(
-            [list(item.shape), str(item.dtype).removeprefix("torch.")] if isinstance(item, torch.Tensor) else None
-        )
+    """Shapes and types of an example as JSON values: ``[[shape, dtype], …]``, keyword inputs last with their name.
+
+    Inside an input, lists and dictionaries stand as ``{"list": […]}`` and ``{"dict": {…}}``; other values as themselves.
+    """
+    found: list[Any] = [_shape_of(item) for item in args]
     for name, item in kwargs.items():
-        if isinstance(item, torch.Tensor):
-            found.append([list(item.shape), str(item.dtype).removeprefix("torch."), name])
+        found.append([*_shape_of(item), name] if isinstance(item, torch.Tensor) else {"keyword": name, "is": _shape_of(item)})
     return tuple(found)
+
+
+def _shape_of(item: Any) -> Any:
+    if isinstance(item, torch.Tensor):
+        return [list(item.shape), str(item.dtype).removeprefix("torch.")]
+    if isinstance(item, (tuple, list)):
+        return {"list": [_shape_of(entry) for entry in item]}
+    if isinstance(item, dict):
+        return {"dict": {str(key): _shape_of(entry) for key, entry in item.items()}}
+    return item if isinstance(item, (bool, int, float, str)) else None
 
 
 __all__ = ["Barrier", "Graph", "concrete_shape", "example_shapes"]

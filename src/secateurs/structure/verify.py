@@ -83,12 +83,23 @@ def stored_example(plan: Plan) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for entry in plan.example_shapes:
-        tensor = None if entry is None else torch.zeros(tuple(entry[0]), dtype=getattr(torch, entry[1]))
-        if entry is not None and len(entry) == 3:
-            kwargs[entry[2]] = tensor
+        if isinstance(entry, dict) and "keyword" in entry:
+            kwargs[entry["keyword"]] = _from_shape(entry["is"])
+        elif isinstance(entry, (list, tuple)) and len(entry) == 3:
+            kwargs[entry[2]] = _from_shape(entry[:2])
         else:
-            args.append(tensor)
+            args.append(_from_shape(entry))
     return tuple(args), kwargs
+
+
+def _from_shape(entry: Any) -> Any:
+    if isinstance(entry, (list, tuple)):
+        return torch.zeros(tuple(entry[0]), dtype=getattr(torch, entry[1]))
+    if isinstance(entry, dict):
+        if "list" in entry:
+            return [_from_shape(item) for item in entry["list"]]
+        return {key: _from_shape(item) for key, item in entry["dict"].items()}
+    return entry
 
 
 def tensors_of(output: Any) -> list[torch.Tensor]:
