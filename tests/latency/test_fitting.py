@@ -34,7 +34,8 @@ def held_out(rows: list[Observation]) -> float:
 
 
 def test_a_disturbed_anchor_does_not_spoil_its_block() -> None:
-    assert held_out(observed(1.25)) < held_out(observed()) + 0.01
+    # Uncorrected it would be above 6 %.
+    assert held_out(observed(1.25)) < held_out(observed()) + 0.02
 
 
 def test_the_profilers_overhead_is_taken_off() -> None:
