@@ -143,10 +143,13 @@ class Elimination:
         scopes: dict[int, Scope] = {index: piece.scope for index, piece in enumerate(self.pieces)}
         buckets: list[Bucket] = []
         left = set(range(len(self.sizes)))
+        weights: dict[int, float] = {}
         while left:
-            weights = {v: self._weight(v, scopes) for v in left}
+            for v in left - weights.keys():
+                weights[v] = self._weight(v, scopes)
             variable = min(left, key=lambda v: (weights[v], v))
             touching = [item for item, scope in scopes.items() if variable in scope]
+            touched = {v for item in touching for v in scopes[item]}
             if weights[variable] > largest and len(touching) > 1:
                 left.add(self._copy(variable, touching, scopes, buckets, largest))
                 touching = [item for item in touching if variable in scopes[item]]
@@ -159,6 +162,8 @@ class Elimination:
             if rest:
                 scopes[-len(buckets)] = rest
             left.discard(variable)
+            for v in touched:
+                weights.pop(v, None)
         return buckets
 
     def _weight(self, variable: int, scopes: dict[int, Scope]) -> float:

@@ -39,9 +39,18 @@ class Dual:
 
 
 def relax(problem: Problem, *, breakpoints: int = 256) -> Elimination:
-    """The problem ready for :func:`solve_dual`, with intermediate tables of bearable size."""
-    tables = tabulate(problem, breakpoints=breakpoints, optimistic=True)
-    for bits in (20, 18, 16):
+    """The problem ready for :func:`solve_dual`, with intermediate tables of bearable size.
+
+    Long sums are rounded more coarsely before variables are copied.
+    """
+    for points in (breakpoints, breakpoints // 2, breakpoints // 4, breakpoints // 8):
+        tables = tabulate(problem, breakpoints=points, optimistic=True)
+        if sum(s.high.size * tables.variables[s.total].size for s in tables.sums) > ENTRIES_AT_MOST:
+            continue
+        elimination = Elimination(tables, largest=1 << 20)
+        if elimination.entries <= ENTRIES_AT_MOST and not elimination.split:
+            return elimination
+    for bits in (18, 16):
         elimination = Elimination(tables, largest=1 << bits)
         if elimination.entries <= ENTRIES_AT_MOST:
             break
