@@ -12,10 +12,19 @@ from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.network import AxisSpec, BlockSpec, GroupSpec, NetworkSpec
 from secateurs.search.exact import Effort, solve_exact
 from secateurs.search.knapsack import Knapsack
-from secateurs.search.problem import Constraint, Problem
+from secateurs.search.labels import TooManyLabels, best_labels
+from secateurs.search.lagrangian import relax, solve_dual
+from secateurs.search.problem import Constraint, Problem, widths_of
 from secateurs.search.reach import fastest
 from secateurs.search.splamp import SpLamp
-from secateurs.testing.problems import Table, brute_force, enumerate_all, random_problem
+from secateurs.testing.problems import (
+    Table,
+    brute_force,
+    enumerate_all,
+    random_problem,
+    resnet50_like,
+    staircase_problem,
+)
 
 TIGHT = Effort(gap=1e-9)
 KINDS = ("linear", "staircase", "rough")
@@ -47,6 +56,54 @@ def test_equals_brute_force(seed: int) -> None:
             tightness=(0.0, 0.2, 0.5, 0.8)[seed // 2 % 4],
         )
     )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_label_lists_and_highs_agree(seed: int) -> None:
+    problem = staircase_problem(seed, groups=7, units=40, most=9)
+    lists = solve_exact(problem, TIGHT)
+    program = solve_exact(problem, Effort(gap=1e-9, method="milp"))
+    assert lists.value == pytest.approx(program.value, rel=1e-8)
+    assert bool(problem.fits(lists.widths, lists.removed))
+    assert bool(problem.fits(program.widths, program.removed))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_highs_alone_equals_brute_force(seed: int) -> None:
+    problem = random_problem(seed, kind=KINDS[seed % 3], constraints=1 + seed % 2, tightness=(0.2, 0.5, 0.8)[seed % 3])
+    best = brute_force(problem)
+    assert best is not None
+    assert solve_exact(problem, Effort(gap=1e-9, method="milp")).value == pytest.approx(best, abs=1e-6)
+
+
+def test_beam_finds_legal_networks_and_admits_what_it_cut() -> None:
+    problem = resnet50_like(most=8)
+    elimination = relax(problem)
+    price = float(solve_dual(elimination).prices[0])
+    narrow = best_labels(elimination, [price], 0.0, beam=2)
+    whole = best_labels(elimination, [price, 0.5 * price], narrow.value - 1e-6)
+    assert not narrow.complete
+    assert whole.complete
+    assert narrow.states is not None
+    assert whole.states is not None
+    assert narrow.value <= whole.value
+    assert whole.value == pytest.approx(solve_exact(problem, TIGHT).value)
+    assert bool(problem.fits(widths_of(problem, narrow.states), narrow.removed))
+
+
+def test_label_lists_give_up_in_time() -> None:
+    problem = resnet50_like(most=8)
+    with pytest.raises(TooManyLabels):
+        best_labels(relax(problem), [1.0], 0.0, until=0.0)
+    assert solve_exact(problem, Effort(seconds=1.0)).value > 0
+
+
+def test_a_network_of_real_size_is_solved_to_the_optimum() -> None:
+    problem = resnet50_like(most=16, removable=True, latency_ratio=0.5)
+    found = solve_exact(problem)
+    assert found.gap is not None
+    assert found.gap <= 1e-5
+    assert 0.99 * problem.limits[0] < found.predicted["latency"] <= problem.limits[0]
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -223,7 +223,7 @@ class _Pass:
             value = loss(self.model(*positional), targets.to(device) if isinstance(targets, Tensor) else targets)
         if not bool(torch.isfinite(value)):
             raise DataError(
-                f"The loss of calibration batch {self.batches + 1} is {float(value)}. Check inputs and labels."
+                f"The loss of calibration batch {self.batches + 1} is {float(value.detach())}. Check inputs and labels."
             )
         if needs_gradient:
             self._backward(value * count, count, probes)

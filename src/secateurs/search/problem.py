@@ -14,7 +14,7 @@ from secateurs.cost import CostModel
 from secateurs.errors import PlanError
 from secateurs.network import NetworkSpec
 from secateurs.progress import Progress, silent
-from secateurs.search.options import reachable_lengths
+from secateurs.search.lookup import Lookup
 
 SLACK = 1e-9
 """Relative tolerance with which a cost counts as within its limit (rounding of sums, nothing else)."""
@@ -211,7 +211,7 @@ class Problem:
 
     @cached_property
     def _lookup(self) -> Lookup:
-        return Lookup(self)
+        return Lookup(self.options, tuple(constraint.model for constraint in self.constraints))
 
     def fits(self, widths: np.ndarray, removed: Collection[int] | np.ndarray = ()) -> np.ndarray:
         """Whether every cost is within its limit, bool [...]."""
@@ -273,50 +273,3 @@ def widths_of(problem: Problem, states: np.ndarray) -> np.ndarray:
         [options[int(s) % len(options)] for s, options in zip(states, problem.options, strict=True)],
         dtype=np.int64,
     )
-
-
-class Lookup:
-    """Costs of many candidates at once, from one table per term over the legal lengths of its axes."""
-
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-        self._tables: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray] | None] = {}
-
-    def costs(self, widths: np.ndarray, gone: np.ndarray) -> np.ndarray:
-        """Costs [n, constraints] of widths [n, groups] with blocks gone, bool [n, blocks]."""
-        result = np.empty((len(widths), len(self._problem.constraints)))
-        for column, constraint in enumerate(self._problem.constraints):
-            total = np.full(len(widths), constraint.model.offset, dtype=np.float64)
-            for index, term in enumerate(constraint.model.terms):
-                cost = self._term(column, index, widths)
-                if term.blocks:
-                    cost = np.where(gone[:, list(term.blocks)].any(axis=1), 0.0, cost)
-                total = total + cost
-            result[:, column] = total
-        return result
-
-    def _term(self, column: int, index: int, widths: np.ndarray) -> np.ndarray:
-        term = self._problem.constraints[column].model.terms[index]
-        if (column, index) not in self._tables:
-            self._tables[column, index] = self._fill(column, index)
-        stored = self._tables[column, index]
-        if stored is None:
-            return term.evaluate(widths)
-        lengths_in, lengths_out, table = stored
-        zero = np.zeros(len(widths), dtype=np.int64)
-        here = zero if term.inputs is None else term.inputs.length(widths)
-        there = zero if term.outputs is None else term.outputs.length(widths)
-        row = np.minimum(np.searchsorted(lengths_in, here), len(lengths_in) - 1)
-        col = np.minimum(np.searchsorted(lengths_out, there), len(lengths_out) - 1)
-        if np.array_equal(lengths_in[row], here) and np.array_equal(lengths_out[col], there):
-            return table[row, col]
-        return term.evaluate(widths)
-
-    def _fill(self, column: int, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        term = self._problem.constraints[column].model.terms[index]
-        lengths_in = reachable_lengths(term.inputs, self._problem.options)
-        lengths_out = reachable_lengths(term.outputs, self._problem.options)
-        if len(lengths_in) * len(lengths_out) > 1 << 18:
-            return None
-        table = np.asarray(term.cost(lengths_in[:, None], lengths_out[None, :]), dtype=np.float64)
-        return lengths_in, lengths_out, np.broadcast_to(table, (len(lengths_in), len(lengths_out)))

@@ -1,0 +1,189 @@
+"""Every registered criterion on a small traced network, SP-LAMP's laws, and a user's own function."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateurs.errors import PlanError
+from secateurs.importance.context import KINDS, Context, needs
+from secateurs.importance.random import score as random_score
+from secateurs.importance.splamp import layer_adaptive
+from secateurs.importance.statistics import Statistics, context_for, gather
+from secateurs.importance.values import curve, keep, order, scores
+from secateurs.importance.weights import filters
+from secateurs.registry import names
+from secateurs.structure.graph import Graph
+from secateurs.structure.trace import trace
+
+
+class Small(nn.Module):
+    """A stem, one residual block, one depthwise pair and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.stem_bn = nn.BatchNorm2d(6)
+        self.inner = nn.Conv2d(6, 5, 3, padding=1, bias=False)
+        self.inner_bn = nn.BatchNorm2d(5)
+        self.outer = nn.Conv2d(5, 6, 3, padding=1, bias=False)
+        self.outer_bn = nn.BatchNorm2d(6)
+        self.depthwise = nn.Conv2d(6, 6, 3, groups=6, bias=False)
+        self.depthwise_bn = nn.BatchNorm2d(6)
+        self.wide = nn.Conv2d(6, 8, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem_bn(self.stem(x)))
+        y = torch.relu_(self.inner_bn(self.inner(x)))
+        y = self.outer_bn(self.outer(y))
+        y += x
+        y = torch.relu(self.depthwise_bn(self.depthwise(torch.relu_(y))))
+        return self.head(self.wide(y).mean((2, 3)))
+
+
+def randomised(seed: int = 0) -> Small:
+    generator = torch.Generator().manual_seed(seed)
+    model = Small().eval()
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.dtype.is_floating_point:
+                noise = torch.rand(tensor.shape, generator=generator)
+                tensor.copy_(noise + 0.5 if "running_var" in name else noise - 0.4)
+    return model
+
+
+def batches(count: int = 3, size: int = 4) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(7)
+    return [
+        (torch.randn(size, 3, 7, 7, generator=generator), torch.randint(0, 4, (size,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return trace(randomised(), torch.randn(2, 3, 7, 7))
+
+
+@pytest.fixture(scope="module")
+def statistics(graph: Graph) -> Statistics:
+    return gather(graph, batches(), KINDS)
+
+
+@pytest.mark.parametrize("criterion", names("criteria"))
+def test_contract(graph: Graph, statistics: Statistics, criterion: str) -> None:
+    context = Context(seed=3, statistics=statistics)
+    if criterion == "bn_scale":
+        with pytest.raises(PlanError, match="bn_scale needs a batch norm"):
+            scores(graph, criterion, context)
+        return
+    found = scores(graph, criterion, context)
+    again = scores(graph, criterion, context)
+    for group in graph.groups:
+        assert found[group.name].dtype == np.float64
+        assert np.all(found[group.name] >= 0)
+        assert np.array_equal(found[group.name], again[group.name])
+        assert len(np.unique(found[group.name])) > 1
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "taylor_bn", "fisher", "obd", "activation", "reconstruction", "obs"])
+def test_criteria_over_data_ask_for_data(graph: Graph, criterion: str) -> None:
+    with pytest.raises(PlanError, match="needs calibration data"):
+        scores(graph, criterion)
+    with pytest.raises(PlanError, match="statistics; the pass gathered"):
+        scores(graph, criterion, Context(statistics=Statistics(frozenset(), 1, 0.0)))
+
+
+def test_splamp_laws() -> None:
+    mass = np.array([0.5, 4.0, 1.0, 2.0])
+    found = layer_adaptive(mass)
+    assert found.max() == 1.0
+    assert found[1] == 1.0
+    assert np.all(np.diff(found[np.argsort(-mass)]) < 0)
+    assert found == pytest.approx([0.5 / 7.5, 1.0, 1.0 / 7.0, 2.0 / 6.0])
+    assert layer_adaptive(7.3e20 * mass) == pytest.approx(found, rel=1e-12)
+    assert layer_adaptive(np.full(5, 0.3)) == pytest.approx(1 / np.arange(1, 6))
+    assert layer_adaptive(np.zeros(3)) == pytest.approx(1 / np.arange(1, 4))
+
+
+def test_splamp_reads_folded_filters_of_all_coupled_layers(graph: Graph) -> None:
+    model = graph.model
+    assert isinstance(model, Small)
+    mass = np.zeros(6)
+    for conv, norm in (
+        (model.stem, model.stem_bn),
+        (model.outer, model.outer_bn),
+        (model.depthwise, model.depthwise_bn),
+    ):
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        mass += (conv.weight * scale[:, None, None, None]).detach().double().square().sum((1, 2, 3)).numpy()
+    name = next(g.name for g in graph.groups if g.units == 6)
+    assert scores(graph, "splamp")[name] == pytest.approx(layer_adaptive(mass), rel=1e-6)
+    assert scores(graph, "l2_folded")[name] == pytest.approx(np.sqrt(mass), rel=1e-6)
+
+
+def test_splamp_does_not_see_a_rescaling_that_the_batch_norm_undoes() -> None:
+    model, rescaled = randomised(), randomised()
+    with torch.no_grad():
+        rescaled.stem.weight *= 3.0
+        rescaled.stem_bn.running_mean *= 3.0
+        rescaled.stem_bn.running_var.copy_(9.0 * (model.stem_bn.running_var + 1e-5) - 1e-5)
+    example = torch.randn(2, 3, 7, 7)
+    first, second = (scores(trace(m, example), "splamp") for m in (model, rescaled))
+    for name, found in first.items():
+        assert second[name] == pytest.approx(found, rel=1e-5)
+
+
+def test_unfolded_filters_are_the_weights(graph: Graph) -> None:
+    name = next(g.name for g in graph.groups if g.units == 5)
+    ((view, matrix),) = filters(graph, name, folded=False)
+    assert view.layer == "inner"
+    assert isinstance(graph.model, Small)
+    assert torch.equal(matrix, graph.model.inner.weight.detach().double().flatten(1))
+
+
+def test_random_depends_on_seed_and_group_only(graph: Graph) -> None:
+    first, second = (g.name for g in graph.groups if g.units in (5, 6))
+    assert np.array_equal(random_score(graph, first, Context(1)), random_score(graph, first, Context(1)))
+    assert not np.array_equal(random_score(graph, first, Context(1)), random_score(graph, first, Context(2)))
+    assert not np.array_equal(random_score(graph, first, Context(1))[:5], random_score(graph, second, Context(1))[:5])
+
+
+def test_a_function_of_ones_own(graph: Graph) -> None:
+    @needs("outputs")
+    def mine(graph: Graph, group: str, context: Context) -> np.ndarray:
+        return context.gathered("mine", "outputs").outputs[group].square
+
+    context = context_for(graph, mine, batches())
+    assert context.statistics is not None
+    assert context.statistics.kinds == {"outputs"}
+    found = scores(graph, mine, context)
+    assert set(found) == {group.name for group in graph.groups}
+
+
+def test_context_gathers_only_what_is_needed(graph: Graph) -> None:
+    assert context_for(graph, "splamp", batches()).statistics is None
+    assert context_for(graph, "fisher", None).statistics is None
+    with pytest.raises(PlanError, match="'weather' are unknown"):
+        needs("weather")
+
+
+@pytest.mark.parametrize(("wrong", "match"), [(np.zeros(3), "shape"), (np.full(6, np.nan), "not finite")])
+def test_wrong_scores_are_refused(graph: Graph, wrong: np.ndarray, match: str) -> None:
+    def mine(graph: Graph, group: str, context: Context) -> np.ndarray:
+        units = next(g.units for g in graph.groups if g.name == group)
+        return wrong if len(wrong) == 3 else np.full(units, np.nan)
+
+    with pytest.raises(PlanError, match=match):
+        scores(graph, mine)
+
+
+def test_values_and_kept_units() -> None:
+    found = np.array([0.5, 2.0, 0.5, 1.0])
+    assert order(found).tolist() == [1, 3, 0, 2]
+    assert curve(found).tolist() == [0.0, 2.0, 3.0, 3.5, 4.0]
+    assert keep(found, 3) == (0, 1, 3)
+    assert keep(found, 4) == (0, 1, 2, 3)
