@@ -59,17 +59,17 @@ def profile(
         TargetError: the runtime is missing, failed, or the machine is too disturbed to measure.
         ExportError: the network cannot be exported for the target.
     """
-    from secateurs.export.variants import OnnxVariants
+    from secateurs.export.artifacts import variants
     from secateurs.latency import model
     from secateurs.latency.store import Store
 
     opened = open_target(target)
     with progress.task("export for the latency model"):
-        variants = OnnxVariants(graph, batch)
+        built = variants(opened.artifact, graph, batch)
     kept = store if isinstance(store, Store) else Store(store, progress=progress)
     return model.profile(
         graph.spec,
-        variants,
+        built,
         opened,
         threads=threads,
         store=kept,

@@ -43,6 +43,8 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "targets": {
         "onnxruntime-cpu": "secateurs.latency.targets.onnxruntime:OnnxRuntimeCpu",
         "openvino-cpu": "secateurs.latency.targets.openvino:OpenVinoCpu",
+        "torch-cpu": "secateurs.latency.targets.torch:TorchCpu",
+        "torch-compile-cpu": "secateurs.latency.targets.torch:TorchCompileCpu",
     },
 }
 

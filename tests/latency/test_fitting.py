@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from secateurs.errors import TargetError
 from secateurs.latency.collect import Observation
 from secateurs.latency.design import space_filling
 from secateurs.latency.fitting import fit
+from secateurs.latency.predictor import LatencyModel
 from secateurs.latency.sites import SiteMap
 from secateurs.testing.latency import FakeVariants, network, staircase_costs
 
@@ -42,6 +45,15 @@ def test_the_profilers_overhead_is_taken_off() -> None:
     model = fit(SPEC, SITES, observed(profiled_overhead_ms=0.03), target={}, batch=1)
     widths = np.array([48, 32, 64, 16])
     assert model.predict(widths) == pytest.approx(sum(staircase_costs(VARIANTS.build(widths)).values()) + 0.1, rel=0.05)
+
+
+def test_without_a_profiler_whole_runs_must_do() -> None:
+    rows = [replace(row, site_ms=(), site_ops=()) for row in observed()]
+    model = fit(SPEC, SITES, rows, target={}, batch=1)
+    assert model.error.mean_abs < 0.06
+    assert model.error.spearman > 0.97
+    again = LatencyModel.from_json(model.to_json())
+    assert again.predict([48, 32, 64, 16]) == model.predict([48, 32, 64, 16])
 
 
 def test_too_few_networks_are_refused() -> None:

@@ -32,7 +32,7 @@ Kept = Mapping[str, Mapping[int, Sequence[int]]]
 
 _SPLIT_OUTPUT = re.compile(r"_split_\d+$")
 """The exporter tells no origin of a Split, but names its outputs after the node."""
-_DISSOLVED = ("batch_norm", "dropout", "clone", "contiguous", "detach", "alias", "identity")
+DISSOLVED = ("batch_norm", "dropout", "clone", "contiguous", "detach", "alias", "identity")
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,10 @@ class OnnxVariants:
             rng: draws which units stay; None keeps the first ones.
         """
         spec = self.spec
-        kept = {}
-        for group, width in zip(spec.groups, np.asarray(widths).tolist(), strict=True):
-            if rng is None:
-                kept[group.name] = tuple(range(width))
-            else:
-                kept[group.name] = tuple(sorted(rng.choice(group.units, width, replace=False).tolist()))
-        cut = self._graph.cut(kept, tuple(spec.blocks[index].name for index in sorted(removed)))
-        slices = self._with_folded_biases(cut.slices)
+        cut = self._graph.cut(
+            kept_units(spec, widths, rng), tuple(spec.blocks[index].name for index in sorted(removed))
+        )
+        slices = folded_slices(cut.slices, self._pairs)
         model = onnx.ModelProto()
         model.CopyFrom(self._shell())
         nodes = list(self._model.graph.node)
@@ -123,15 +119,6 @@ class OnnxVariants:
         shell.graph.input.extend(self._model.graph.input)
         shell.graph.output.extend(self._model.graph.output)
         return shell
-
-    def _with_folded_biases(self, slices: Kept) -> dict[str, Mapping[int, Sequence[int]]]:
-        """``slices`` with those of the biases that folding created."""
-        whole = dict(slices)
-        for weight, norm in self._pairs.items():
-            statistic = slices.get(f"{norm}.running_mean")
-            if statistic is not None:
-                whole.setdefault(weight.removesuffix("weight") + "bias", statistic)
-        return whole
 
     def _sliced(self, tensor: onnx.TensorProto, slices: Kept) -> onnx.TensorProto:
         origin = self._origins.get(tensor.name)
@@ -157,7 +144,7 @@ class OnnxVariants:
             ExportError: one was not.
         """
         least = {group.name: tuple(range(group.min_units)) for group in self.spec.groups}
-        slices = self._with_folded_biases(self._graph.cut(least).slices)
+        slices = folded_slices(self._graph.cut(least).slices, self._pairs)
         present = dict(module.named_parameters()) | dict(module.named_buffers())
         found = {origin.parameter for origin in self._origins.values()}
         for name, axes in slices.items():
@@ -170,6 +157,27 @@ class OnnxVariants:
                     f"so files of other widths cannot be made by slicing. The exporter computed something from it; "
                     f"choose a target that runs PyTorch itself."
                 )
+
+
+def kept_units(
+    spec: NetworkSpec, widths: np.ndarray, rng: np.random.Generator | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Kept units per group: the first ``widths[g]``, or drawn by ``rng``."""
+    kept = {}
+    for group, width in zip(spec.groups, np.asarray(widths).tolist(), strict=True):
+        chosen = range(width) if rng is None else sorted(rng.choice(group.units, width, replace=False).tolist())
+        kept[group.name] = tuple(chosen)
+    return kept
+
+
+def folded_slices(slices: Kept, pairs: Mapping[str, str]) -> dict[str, Mapping[int, Sequence[int]]]:
+    """``slices`` with those of the biases that folding created; ``pairs``: weight name to batch normalisation."""
+    whole = dict(slices)
+    for weight, norm in pairs.items():
+        statistic = slices.get(f"{norm}.running_mean")
+        if statistic is not None:
+            whole.setdefault(weight.removesuffix("weight") + "bias", statistic)
+    return whole
 
 
 def _redrawn(module: nn.Module) -> nn.Module:
@@ -261,7 +269,7 @@ def _values(graph: torch.fx.Graph, node_names: Mapping[str, str]) -> dict[str, s
             continue
         if node.op == "placeholder":
             values[node.name] = node.name
-        elif any(word in str(node.target) for word in _DISSOLVED) and node.all_input_nodes:
+        elif any(word in str(node.target) for word in DISSOLVED) and node.all_input_nodes:
             source = values.get(node.all_input_nodes[0].name)
             if source is not None:
                 values[node.name] = source

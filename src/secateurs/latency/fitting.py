@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 
 from secateurs.errors import TargetError
 from secateurs.latency.collect import Observation
 from secateurs.latency.predictor import LatencyModel, ModelError, SiteCost
-from secateurs.latency.regression import Curve
+from secateurs.latency.regression import Curve, basis
 from secateurs.latency.sites import Site
 from secateurs.network import NetworkSpec
 
 _FOLDS = 3
 _RIDGE = 0.02
+_TOTALS_RIDGE = 1e-4
 _FEWEST_IN_BLOCK, _BLOCK_TOLERANCE = 5, 0.035
 
 
@@ -46,7 +48,7 @@ class Table:
             widths=np.array([entry.widths for entry in observations], dtype=np.int64),
             removed=tuple(frozenset(entry.removed) for entry in observations),
             total_ms=np.array([entry.total_ms for entry in observations]) * drift,
-            site_ms=np.array([entry.site_ms for entry in observations]) * drift[:, None],
+            site_ms=np.array([entry.site_ms for entry in observations], dtype=np.float64) * drift[:, None],
             site_ops=np.array([entry.site_ops for entry in observations], dtype=np.float64),
             block=np.unique(anchors, return_inverse=True)[1].ravel(),
             dense_ms=dense_ms,
@@ -150,6 +152,8 @@ def _block_factors(sites: Sequence[Site], table: Table, blocks: int, seed: int) 
 
 def _fit(sites: Sequence[Site], table: Table, seed: int, *, trees: bool = True) -> Fit:
     """Clean the profile's overhead away, learn one curve per signature, calibrate their sum on whole runs."""
+    if table.site_ms.shape[1] == 0:
+        return _fit_totals(sites, table)
     base_ms, per_ms, per_op = _overhead(table)
     ms = per_ms * table.site_ms + per_op * table.site_ops
     kinds = {signature: index for index, signature in enumerate(dict.fromkeys(site.signature for site in sites))}
@@ -160,6 +164,31 @@ def _fit(sites: Sequence[Site], table: Table, seed: int, *, trees: bool = True) 
         left = np.maximum(ms[gone[:, index], index], 0)
         costs.append(SiteCost(site, kinds[site.signature], 1.0, float(left.mean()) if len(left) else 0.0))
     return _calibrated(Fit(base_ms, tuple(costs), curves), table)
+
+
+def _fit_totals(sites: Sequence[Site], table: Table) -> Fit:
+    """Curves from whole-network latencies alone, for runtimes without a profiler.
+
+    One non-negative regression on the staircase functions of all sites at once, summed over sites that do the same
+    work; a little ridge keeps functions that go up together from trading places.
+    """
+    kinds = {signature: index for index, signature in enumerate(dict.fromkeys(site.signature for site in sites))}
+    gone = _gone(sites, table.removed)
+    blocks: list[np.ndarray] = [np.zeros((0, 0))] * len(kinds)
+    for index, site in enumerate(sites):
+        columns = np.where(gone[:, index, None], 0.0, basis(*_lengths(site, table.widths)))
+        held = blocks[kinds[site.signature]]
+        blocks[kinds[site.signature]] = columns if held.size == 0 else held + columns
+    width = blocks[0].shape[1]
+    matrix = np.concatenate([*blocks, np.ones((len(table.total_ms), 1))], axis=1) / table.total_ms[:, None]
+    scale = np.maximum(matrix.max(axis=0), 1e-12)
+    ridge = np.sqrt(_TOTALS_RIDGE) * np.eye(matrix.shape[1])
+    wanted = np.concatenate([np.ones(len(matrix)), np.zeros(matrix.shape[1])])
+    solution, _ = nnls(np.concatenate([matrix / scale, ridge]), wanted, maxiter=20 * matrix.shape[1])
+    weights = solution / scale
+    curves = tuple(Curve(weights[start * width : (start + 1) * width]) for start in range(len(kinds)))
+    costs = tuple(SiteCost(site, kinds[site.signature]) for site in sites)
+    return Fit(float(weights[-1]), costs, curves)
 
 
 def _overhead(table: Table) -> tuple[float, float, float]:

@@ -28,7 +28,7 @@ def _axis_basis(length: np.ndarray) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def _basis(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+def basis(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     """Products of both axes' staircases [n, k*k]."""
     return (_axis_basis(inputs)[:, :, None] * _axis_basis(outputs)[:, None, :]).reshape(len(inputs), -1)
 
@@ -137,13 +137,13 @@ class Curve:
             chosen = np.random.default_rng(seed).choice(len(ms), _MOST_ROWS, replace=False)
             inputs, outputs, ms = inputs[chosen], outputs[chosen], ms[chosen]
         ms = np.maximum(ms, _FLOOR_MS)
-        basis = _basis(inputs, outputs)
+        columns = basis(inputs, outputs)
         # Between relative and absolute error: small networks matter, but so do the large operators.
         importance = 1.0 / np.sqrt(ms * (ms + np.median(ms)))
-        scale = np.maximum(basis.max(axis=0), 1e-12)
-        solution, _ = nnls(basis / scale * importance[:, None], ms * importance, maxiter=50 * basis.shape[1])
+        scale = np.maximum(columns.max(axis=0), 1e-12)
+        solution, _ = nnls(columns / scale * importance[:, None], ms * importance, maxiter=50 * columns.shape[1])
         weights = solution / scale
-        rough = np.maximum(basis @ weights, _FLOOR_MS)
+        rough = np.maximum(columns @ weights, _FLOOR_MS)
         if not trees or len(ms) < _ENOUGH_FOR_TREES:
             return cls(weights)
         wanted = np.clip(np.log(ms / rough), -1.5, 1.5)
@@ -156,7 +156,7 @@ class Curve:
         span = int(outputs.max(initial=0)) + 1
         codes, back = np.unique(inputs.ravel() * span + outputs.ravel(), return_inverse=True)
         first, second = codes // span, codes % span
-        times = np.maximum(_basis(first, second) @ self.weights, _FLOOR_MS)
+        times = np.maximum(basis(first, second) @ self.weights, _FLOOR_MS)
         if self.forest is not None:
             times = times * np.exp(self.forest.predict(_features(first, second)))
         return np.asarray(times[back.ravel()].reshape(shape))

@@ -1,0 +1,132 @@
+"""PyTorch inside a worker process. Self-contained: torch only.
+
+A file is an exported program (``.pt2``), or a JSON patch ``{"base": program, "slices", "constants", "bypassed"}`` that
+makes a narrower network of one: parameters are sliced, integer arguments replaced, removed blocks rewired.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+import warnings
+from typing import Any
+
+import torch
+
+warnings.simplefilter("ignore")
+_BASES: dict[str, torch.fx.GraphModule] = {}
+
+
+def describe() -> dict[str, Any]:
+    """Runtime name and version."""
+    return {"runtime": f"torch {torch.__version__}"}
+
+
+def _program(path: str) -> torch.fx.GraphModule:
+    return torch.export.load(path).module(check_guards=False)
+
+
+def _attribute(module: torch.nn.Module, name: str) -> Any:
+    owner, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(owner), leaf)
+
+
+def _patched(patch: dict[str, Any]) -> torch.fx.GraphModule:
+    """The base program at the patch's widths."""
+    base = _BASES.get(patch["base"])
+    if base is None:
+        base = _BASES[patch["base"]] = _program(patch["base"])
+    graph = copy.deepcopy(base.graph)
+    tensors: dict[str, Any] = {}
+    nodes = {node.name: node for node in graph.nodes}
+    for gone, instead in patch["bypassed"].items():
+        nodes[gone].replace_all_uses_with(nodes[instead])
+    for name, changes in patch["constants"].items():
+        if name in nodes:
+            _set_arguments(nodes[name], changes)
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target not in tensors:
+            tensors[node.target] = _sliced(_attribute(base, node.target), patch["slices"].get(node.target, {}))
+    return torch.fx.GraphModule(tensors, graph)
+
+
+def _sliced(tensor: Any, slices: dict[str, Any]) -> Any:
+    if not slices:
+        return tensor
+    for dim, kept in slices.items():
+        if isinstance(kept, dict):
+            tensor = tensor.narrow(int(dim), kept["start"], kept["length"])
+        else:
+            tensor = tensor.index_select(int(dim), torch.tensor(kept))
+    return torch.nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
+
+
+def _set_arguments(node: torch.fx.Node, changes: dict[str, Any]) -> None:
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    arguments, keywords = list(node.args), dict(node.kwargs)
+    for name, value in changes.items():
+        position = names.index(name)
+        if position < len(arguments):
+            arguments[position] = value
+        else:
+            keywords[name] = value
+    node.args, node.kwargs = tuple(arguments), keywords
+
+
+class _Timed(torch.fx.Interpreter):
+    """Runs a graph node by node and notes how long each operator took."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.times: dict[str, list[float]] = {}
+        self._node = ""
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        self._node = n.name
+        return super().run_node(n)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        start = time.perf_counter_ns()
+        result = target(*args, **kwargs)
+        self.times.setdefault(self._node, []).append((time.perf_counter_ns() - start) / 1e3)
+        return result
+
+
+class Session:
+    """One program with its input."""
+
+    def __init__(self, path: str, settings: dict[str, Any]) -> None:
+        torch.set_num_threads(int(settings["threads"]))
+        with open(path, "rb") as file:
+            patch = json.loads(file.read()) if file.read(1) == b"{" and file.seek(0) == 0 else None
+        self._module = _program(path) if patch is None else _patched(patch)
+        generator = torch.Generator().manual_seed(0)
+        self._inputs = []
+        for node in self._module.graph.nodes:
+            if node.op == "placeholder":
+                value = node.meta["val"]
+                drawn = torch.randn(tuple(value.shape), generator=generator)
+                self._inputs.append(drawn.to(value.dtype))
+        self._timed = _Timed(self._module) if settings.get("profile") else None
+        self._run: Any = torch.compile(self._module) if settings.get("compile") else self._module
+
+    def run(self) -> None:
+        """One inference."""
+        with torch.inference_mode():
+            if self._timed is not None:
+                self._timed.run(*self._inputs)
+            else:
+                self._run(*self._inputs)
+
+    def profile(self) -> dict[str, Any]:
+        """Times in µs per node and run. Later runs are not profiled."""
+        times = {} if self._timed is None else self._timed.times
+        self._timed = None
+        return {"nodes_us": times}
+
+
+def load(path: str, settings: dict[str, Any]) -> Session:
+    """The program at ``path``; settings: ``threads``, ``compile``, ``profile``."""
+    return Session(path, settings)
