@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import csv
 import json
@@ -21,9 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "benchmarks" / "results" / "structure_sweep.csv"
 COLUMNS = (
     "network", "convolutional", "input", "parameters", "outcome", "oracle", "error", "groups", "blocks", "removable",
-    "removed", "removed_least", "barriers", "largest_pin", "export_s", "analysis_s", "recipe_s", "apply_s", "own_class",
-    "rebuild_reason", "other_batch", "trains", "onnx_error", "mutations", "caught", "missed", "run_mutations", "run_missed", "peak_mb", "detail", "torch",
-    "timm", "device",
+    "removed", "removed_least", "barriers", "largest_pin", "export_s", "analysis_s", "recipe_s", "apply_s",
+    "own_class", "rebuild_reason", "other_batch", "trains", "onnx_error", "mutations", "caught", "missed",
+    "run_mutations", "run_missed", "peak_mb", "detail", "torch", "timm", "device",
 )  # fmt: skip
 SEEDS = 3
 SHARE = 0.4
@@ -268,9 +269,10 @@ def figures(rows: dict[str, dict[str, Any]]) -> list[str]:
 
     exported = sum(not str(row["onnx_error"]).startswith(("Export", "Secateurs")) for row in right)
     lowest = sorted(right, key=lambda row: float(row["removed"]))[:5]
-    outcomes = {name: sum(row["outcome"] == name for row in everything) for name in {r["outcome"] for r in everything}}
+    outcomes = dict(collections.Counter(row["outcome"] for row in everything))
+    judged = sum(row["oracle"] == "interpreter" for row in right)
     return [
-        f"networks {len(everything)}: {outcomes}; by interpreter {sum(row['oracle'] == 'interpreter' for row in right)}",
+        f"networks {len(everything)}: {outcomes}; by interpreter {judged}",
         f"removed at 40 %: convolutional {mean(pure, 'removed'):.3f}, other {mean(rest, 'removed'):.3f}; lowest "
         + ", ".join(f"{row['network']} {row['removed']}" for row in lowest),
         f"own class: convolutional {yes(pure, 'own_class')}, other {yes(rest, 'own_class')}",

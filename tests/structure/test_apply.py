@@ -17,7 +17,15 @@ from secateurs.structure import apply, check_plan, trace
 from secateurs.testing.structure import call_with, judge, random_cut, redrawn, tensors
 
 TRAITS = load_all()
-VARIED = ("residual_projection", "padded_shortcut", "shuffle_unit", "transformer_fused", "grouped_residual", "recurrent_lstm", "dict_input")
+VARIED = (
+    "residual_projection",
+    "padded_shortcut",
+    "shuffle_unit",
+    "transformer_fused",
+    "grouped_residual",
+    "recurrent_lstm",
+    "dict_input",
+)
 
 
 @pytest.fixture
@@ -71,7 +79,9 @@ def test_users_class_and_names_stay(model: nn.Module) -> None:
     assert sum(p.numel() for p in small.parameters()) < 0.5 * sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["residual_projection", "padded_shortcut", "transformer_fused", "separate_projections"])
+@pytest.mark.parametrize(
+    "name", ["residual_projection", "padded_shortcut", "transformer_fused", "separate_projections"]
+)
 def test_small_trains_and_takes_other_batch_sizes(name: str) -> None:
     torch.manual_seed(0)
     dense, example = TRAITS[name].build().eval(), TRAITS[name].example()
@@ -167,11 +177,11 @@ def test_damaged_plans_are_refused(model: nn.Module) -> None:
     plan = plan_of(trace(model, image()))
     kept = plan.slices["stem.0.weight"][0]
     swapped = {**plan.slices, "stem.0.weight": {0: (kept[1], kept[0], *kept[2:])}}
-    with pytest.raises(StructureError, match=r"stem\.0\.weight along dimension 0 does not ascend"):
+    with pytest.raises(StructureError, match=r"stem\.0\.weight along dimension 0 does not ascend between"):
         apply(model, plan.model_copy(update={"slices": swapped}), image())
     others = tuple(i for i in range(16) if i not in kept) + kept
     moved = {**plan.slices, "stem.0.weight": {0: tuple(sorted(others[: len(kept)]))}}
-    with pytest.raises(StructureError, match="computes something else.*stem"):
+    with pytest.raises(StructureError, match=r"computes something else.*stem"):
         apply(model, plan.model_copy(update={"slices": moved}), image())
     shorter = {**plan.slices, "stem.0.weight": {0: kept[1:]}}
     with pytest.raises(StructureError, match="does not run"):
@@ -201,7 +211,9 @@ def test_ties_stay_tied(name: str) -> None:
 
 def test_padded_shortcuts_keep_the_users_class_where_the_padding_is_an_attribute() -> None:
     torch.manual_seed(0)
-    dense = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), PaddedResidual(8, 16), PaddedResidual(16, 32), nn.Flatten(), nn.Linear(288, 5))
+    dense = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), PaddedResidual(8, 16), PaddedResidual(16, 32), nn.Flatten(), nn.Linear(288, 5)
+    )
     graph = trace(dense, image())
     stage = {group.name: group.units for group in graph.groups}
     assert stage["0:out"] == 8  # the stem's units run through both stages

@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 TRAITS: dict[str, Trait] = {}
-FAMILIES = ("traits_channels", "traits_layers", "traits_attention", "traits_parameters", "traits_forms", "traits_blocks")
+FAMILIES = (
+    "traits_channels", "traits_movement", "traits_layers", "traits_attention", "traits_heads", "traits_parameters",
+    "traits_recurrent", "traits_forms", "traits_blocks",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

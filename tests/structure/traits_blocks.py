@@ -12,7 +12,11 @@ from traits import Head, conv, image, trait
 class InvertedResidual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.expand, self.deep, self.project, self.head = conv(3, 12), conv(12, 36, 1), conv(36, 36, 3, groups=36), nn.Conv2d(36, 12, 1), Head(12)
+        self.stem = conv(3, 12)
+        self.expand = conv(12, 36, 1)
+        self.deep = conv(36, 36, 3, groups=36)
+        self.project = nn.Conv2d(36, 12, 1)
+        self.head = Head(12)
         self.down, self.up = nn.Conv2d(36, 8, 1), nn.Conv2d(8, 36, 1)
 
     def forward(self, x):
@@ -28,7 +32,10 @@ class GhostModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.primary, self.cheap, self.b, self.head = conv(3, 12), conv(12, 12, 3, groups=12), conv(23, 16), Head(16)
+        self.primary = conv(3, 12)
+        self.cheap = conv(12, 12, 3, groups=12)
+        self.b = conv(23, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         x = self.primary(x)
@@ -41,7 +48,11 @@ class ParallelBranches(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.wide, self.narrow, self.same, self.head = conv(3, 16), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), Head(16)
+        self.stem = conv(3, 16)
+        self.wide = nn.Conv2d(16, 16, 3, padding=1)
+        self.narrow = nn.Conv2d(16, 16, 1)
+        self.same = nn.BatchNorm2d(16)
+        self.head = Head(16)
 
     def forward(self, x):
         x = self.stem(x)
@@ -52,7 +63,12 @@ class ParallelBranches(nn.Module):
 class Inception(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.a, self.b, self.c, self.d, self.head = conv(3, 16), conv(16, 8, 1), conv(16, 12), conv(16, 6, 5), conv(16, 6, 1), Head(32)
+        self.stem = conv(3, 16)
+        self.a = conv(16, 8, 1)
+        self.b = conv(16, 12)
+        self.c = conv(16, 6, 5)
+        self.d = conv(16, 6, 1)
+        self.head = Head(32)
 
     def forward(self, x):
         x = self.stem(x)
@@ -65,7 +81,12 @@ class ExchangeUnits(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.down, self.up, self.ha, self.hb = conv(3, 12), conv(3, 20, 3, 2), nn.Conv2d(12, 20, 3, 2, 1), nn.Conv2d(20, 12, 1), Head(12), Head(20)
+        self.a = conv(3, 12)
+        self.b = conv(3, 20, 3, 2)
+        self.down = nn.Conv2d(12, 20, 3, 2, 1)
+        self.up = nn.Conv2d(20, 12, 1)
+        self.ha = Head(12)
+        self.hb = Head(20)
 
     def forward(self, x):
         a, b = self.a(x), self.b(x)
@@ -78,7 +99,12 @@ class ExchangeUnits(nn.Module):
 class ConvNextBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.deep, self.norm, self.up, self.down, self.head = nn.Conv2d(3, 12, 2, 2), nn.Conv2d(12, 12, 7, padding=3, groups=12), nn.LayerNorm(12), nn.Linear(12, 48), nn.Linear(48, 12), Head(12)
+        self.stem = nn.Conv2d(3, 12, 2, 2)
+        self.deep = nn.Conv2d(12, 12, 7, padding=3, groups=12)
+        self.norm = nn.LayerNorm(12)
+        self.up = nn.Linear(12, 48)
+        self.down = nn.Linear(48, 12)
+        self.head = Head(12)
         self.gamma = nn.Parameter(1e-6 * torch.ones(12))
 
     def forward(self, x):
@@ -93,7 +119,11 @@ class GlobalResponse(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.up, self.down, self.b, self.head = conv(3, 16), nn.Linear(16, 32), nn.Linear(32, 16), conv(16, 16), Head(16)
+        self.stem = conv(3, 16)
+        self.up = nn.Linear(16, 32)
+        self.down = nn.Linear(32, 16)
+        self.b = conv(16, 16)
+        self.head = Head(16)
         self.gamma, self.beta = nn.Parameter(torch.zeros(32)), nn.Parameter(torch.zeros(32))
 
     def forward(self, x):
@@ -109,7 +139,10 @@ class PoolMixer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm, self.b, self.head = conv(3, 16), nn.GroupNorm(1, 16), conv(16, 16), Head(16)
+        self.stem = conv(3, 16)
+        self.norm = nn.GroupNorm(1, 16)
+        self.b = conv(16, 16)
+        self.head = Head(16)
         self.scale = nn.Parameter(1e-5 * torch.ones(16))
 
     def forward(self, x):
@@ -125,7 +158,11 @@ class StarBlock(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.a, self.b, self.mix, self.head = conv(3, 12), nn.Conv2d(12, 36, 1), nn.Conv2d(12, 36, 1), nn.Conv2d(36, 12, 1), Head(12)
+        self.stem = conv(3, 12)
+        self.a = nn.Conv2d(12, 36, 1)
+        self.b = nn.Conv2d(12, 36, 1)
+        self.mix = nn.Conv2d(36, 12, 1)
+        self.head = Head(12)
 
     def forward(self, x):
         x = self.stem(x)
@@ -136,7 +173,12 @@ class StarBlock(nn.Module):
 class EarlyExits(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.one, self.two, self.three = conv(3, 16), conv(16, 20, 3, 2), conv(20, 24), Head(16), Head(20), Head(24)
+        self.a = conv(3, 16)
+        self.b = conv(16, 20, 3, 2)
+        self.c = conv(20, 24)
+        self.one = Head(16)
+        self.two = Head(20)
+        self.three = Head(24)
 
     def forward(self, x):
         a = self.a(x)
@@ -161,7 +203,12 @@ class FocalModulation(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.f, self.near, self.far, self.h, self.head = conv(3, 16), nn.Conv2d(16, 35, 1), conv(16, 16, 3, groups=16), conv(16, 16, 5, groups=16), nn.Conv2d(16, 16, 1), Head(16)
+        self.stem = conv(3, 16)
+        self.f = nn.Conv2d(16, 35, 1)
+        self.near = conv(16, 16, 3, groups=16)
+        self.far = conv(16, 16, 5, groups=16)
+        self.h = nn.Conv2d(16, 16, 1)
+        self.head = Head(16)
 
     def forward(self, x):
         query, context, gates = torch.split(self.f(self.stem(x)), (16, 16, 3), 1)
@@ -179,7 +226,11 @@ class MobileVit(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.qkv, self.proj, self.back, self.head = conv(3, 16), nn.Linear(16, 48), nn.Linear(16, 16), conv(32, 16), Head(16)
+        self.stem = conv(3, 16)
+        self.qkv = nn.Linear(16, 48)
+        self.proj = nn.Linear(16, 16)
+        self.back = conv(32, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         x = self.stem(x)
@@ -197,7 +248,12 @@ class GatedSpace(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch, self.up, self.norm, self.space, self.down, self.out = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 48), nn.LayerNorm(24), nn.Linear(9, 9), nn.Linear(24, 16), nn.Linear(16, 5)
+        self.patch = nn.Conv2d(3, 16, 4, 4)
+        self.up = nn.Linear(16, 48)
+        self.norm = nn.LayerNorm(24)
+        self.space = nn.Linear(9, 9)
+        self.down = nn.Linear(24, 16)
+        self.out = nn.Linear(16, 5)
 
     def forward(self, x):
         x = self.patch(x).flatten(2).transpose(1, 2)
@@ -212,7 +268,12 @@ class AxialMix(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.rows, self.columns, self.channels, self.weigh, self.out = conv(3, 16, 3, 2), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(16, 16), nn.Linear(16, 48), nn.Linear(16, 5)
+        self.stem = conv(3, 16, 3, 2)
+        self.rows = nn.Linear(6, 6)
+        self.columns = nn.Linear(6, 6)
+        self.channels = nn.Linear(16, 16)
+        self.weigh = nn.Linear(16, 48)
+        self.out = nn.Linear(16, 5)
 
     def forward(self, x):
         x = self.stem(x).permute(0, 2, 3, 1)
@@ -229,8 +290,14 @@ class SelectiveState(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inp, self.deep, self.dt, self.bc, self.out = nn.Linear(16, 48), nn.Conv1d(24, 24, 3, padding=2, groups=24), nn.Linear(24, 24), nn.Linear(24, 8), nn.Linear(24, 16)
-        self.decay, self.skip, self.head = nn.Parameter(torch.rand(24, 4)), nn.Parameter(torch.ones(24)), nn.Linear(16, 5)
+        self.inp = nn.Linear(16, 48)
+        self.deep = nn.Conv1d(24, 24, 3, padding=2, groups=24)
+        self.dt = nn.Linear(24, 24)
+        self.bc = nn.Linear(24, 8)
+        self.out = nn.Linear(24, 16)
+        self.decay = nn.Parameter(torch.rand(24, 4))
+        self.skip = nn.Parameter(torch.ones(24))
+        self.head = nn.Linear(16, 5)
 
     def forward(self, x):
         u, gate = self.inp(x).chunk(2, -1)
@@ -239,7 +306,9 @@ class SelectiveState(nn.Module):
         b, c = self.bc(u).chunk(2, -1)
         state, results = u.new_zeros(u.size(0), 24, 4), []
         for t in range(3):
-            state = state * torch.exp(-step[:, t, :, None] * self.decay) + (step[:, t] * u[:, t])[..., None] * b[:, t, None]
+            state = (
+                state * torch.exp(-step[:, t, :, None] * self.decay) + (step[:, t] * u[:, t])[..., None] * b[:, t, None]
+            )
             results.append((state * c[:, t, None]).sum(-1))
         y = torch.stack(results, 1) + self.skip * u[:, :3]
         return self.head(self.out(y * F.silu(gate[:, :3])).mean(1))

@@ -55,7 +55,10 @@ class TwoInputs(nn.Module):
 class DictOutput(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.main, self.aux = conv(3, 16), conv(16, 16), Head(16), nn.Conv2d(16, 2, 1)
+        self.a = conv(3, 16)
+        self.b = conv(16, 16)
+        self.main = Head(16)
+        self.aux = nn.Conv2d(16, 2, 1)
 
     def forward(self, x):
         x = self.a(x)
@@ -68,7 +71,10 @@ class FeatureOutput(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 16), conv(16, 16), conv(16, 16), Head(16)
+        self.a = conv(3, 16)
+        self.b = conv(16, 16)
+        self.c = conv(16, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         feature = self.b(self.a(x))
@@ -86,7 +92,10 @@ class Pair(NamedTuple):
 class NamedOutput(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.one, self.two = conv(3, 16), conv(16, 16), Head(16), Head(16, 2)
+        self.a = conv(3, 16)
+        self.b = conv(16, 16)
+        self.one = Head(16)
+        self.two = Head(16, 2)
 
     def forward(self, x):
         x = self.b(self.a(x))
@@ -108,7 +117,10 @@ torch.export.register_dataclass(Result, serialized_type_name="traits.Result")
 class DataclassOutput(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.head, self.fc = conv(3, 16), conv(16, 16), Head(16), nn.Conv2d(16, 3, 1)
+        self.a = conv(3, 16)
+        self.b = conv(16, 16)
+        self.head = Head(16)
+        self.fc = nn.Conv2d(16, 3, 1)
 
     def forward(self, x):
         x = self.b(self.a(x))
@@ -130,7 +142,9 @@ class OptionalInput(nn.Module):
 class ConstantLoop(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.layers, self.head = conv(3, 16), nn.ModuleList(conv(16, 16) for _ in range(3)), Head(16)
+        self.stem = conv(3, 16)
+        self.layers = nn.ModuleList(conv(16, 16) for _ in range(3))
+        self.head = Head(16)
         self.scales = nn.ParameterList(nn.Parameter(torch.ones(16, 1, 1)) for _ in range(3))
 
     def forward(self, x):
@@ -144,7 +158,10 @@ class ConstantLoop(nn.Module):
 class InPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1), Head(16)
+        self.a = nn.Conv2d(3, 16, 3, padding=1)
+        self.b = nn.Conv2d(16, 16, 3, padding=1)
+        self.c = nn.Conv2d(16, 16, 1)
+        self.head = Head(16)
 
     def forward(self, x):
         x = self.a(x)
@@ -161,7 +178,10 @@ class InPlaceSlice(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 16), conv(3, 6), conv(16, 16), Head(16)
+        self.a = conv(3, 16)
+        self.b = conv(3, 6)
+        self.c = conv(16, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         y = self.a(x)
@@ -175,7 +195,10 @@ class FilledBuffer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 6), conv(3, 10), conv(16, 16), Head(16)
+        self.a = conv(3, 6)
+        self.b = conv(3, 10)
+        self.c = conv(16, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         y = torch.zeros(x.size(0), 16, x.size(2), x.size(3), dtype=x.dtype, device=x.device)
@@ -188,7 +211,10 @@ class FilledBuffer(nn.Module):
 class DropoutAndDepth(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.drop, self.head = conv(3, 16), conv(16, 16), nn.Dropout2d(0.2), nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(16, 5))
+        self.a = conv(3, 16)
+        self.b = conv(16, 16)
+        self.drop = nn.Dropout2d(0.2)
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(16, 5))
 
     def forward(self, x):
         x = self.a(x)
@@ -202,7 +228,10 @@ class DropoutAndDepth(nn.Module):
 class MaskedValues(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(3, 16, 3), conv(16, 16), Head(16)
+        self.a = nn.Conv2d(3, 16, 3)
+        self.b = nn.Conv2d(3, 16, 3)
+        self.c = conv(16, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         a, b = self.a(x), self.b(x)
@@ -216,7 +245,10 @@ class BroadcastGate(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.gate, self.b, self.head = conv(3, 16), nn.Conv2d(16, 1, 1), conv(16, 16), Head(16)
+        self.a = conv(3, 16)
+        self.gate = nn.Conv2d(16, 1, 1)
+        self.b = conv(16, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         x = self.a(x)
@@ -278,7 +310,10 @@ class CoordinateChannels(nn.Module):
 class MeanOverChannels(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 16), conv(16, 24), conv(25, 16), Head(16)
+        self.a = conv(3, 16)
+        self.b = conv(16, 24)
+        self.c = conv(25, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         x = self.b(self.a(x))
@@ -289,7 +324,10 @@ class MeanOverChannels(nn.Module):
 class NormaliseChannels(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 24), conv(24, 16), conv(16, 16), Head(16)
+        self.a = conv(3, 24)
+        self.b = conv(24, 16)
+        self.c = conv(16, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         return self.head(self.c(F.normalize(self.b(self.a(x)), dim=1)))
@@ -301,7 +339,10 @@ class SortedChannels(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 24), conv(24, 16), conv(16, 16), Head(16)
+        self.a = conv(3, 24)
+        self.b = conv(24, 16)
+        self.c = conv(16, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         return self.head(self.c(self.b(self.a(x)).sort(1).values))
@@ -311,7 +352,10 @@ class SortedChannels(nn.Module):
 class CumulativeChannels(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 24), conv(24, 16), conv(16, 16), Head(16)
+        self.a = conv(3, 24)
+        self.b = conv(24, 16)
+        self.c = conv(16, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         return self.head(self.c(self.b(self.a(x)).cumsum(1)))
@@ -323,7 +367,10 @@ class FourierTokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = conv(3, 24), conv(24, 16), conv(16, 16), Head(16)
+        self.a = conv(3, 24)
+        self.b = conv(24, 16)
+        self.c = conv(16, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         return self.head(self.c(torch.fft.fft2(self.b(self.a(x)), dim=(1, 2)).real))
@@ -343,7 +390,10 @@ class TopFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.fc = conv(3, 24), conv(24, 16), nn.Linear(16, 24), nn.Linear(24, 5)
+        self.a = conv(3, 24)
+        self.b = conv(24, 16)
+        self.c = nn.Linear(16, 24)
+        self.fc = nn.Linear(24, 5)
 
     def forward(self, x):
         x = self.b(self.a(x)).flatten(2)

@@ -42,7 +42,11 @@ class GroupedOdd(nn.Sequential):
 class GroupedResidual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.a, self.b, self.c, self.head = conv(3, 16), conv(16, 32, 1), conv(32, 32, 3, groups=4), conv(32, 16, 1), Head(16)
+        self.stem = conv(3, 16)
+        self.a = conv(16, 32, 1)
+        self.b = conv(32, 32, 3, groups=4)
+        self.c = conv(32, 16, 1)
+        self.head = Head(16)
 
     def forward(self, x):
         x = self.stem(x)
@@ -62,8 +66,8 @@ class OneDimensional(nn.Sequential):
 class ThreeDimensional(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
-            nn.Conv3d(2, 12, 3, padding=1), nn.BatchNorm3d(12), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(12, 16, 3, padding=1),
-            nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(16, 5),
+            nn.Conv3d(2, 12, 3, padding=1), nn.BatchNorm3d(12), nn.ReLU(), nn.MaxPool3d(2),
+            nn.Conv3d(12, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(16, 5),
         )  # fmt: skip
 
 
@@ -95,7 +99,15 @@ class Dilated(nn.Sequential):
 @trait(least=0.15)
 class GroupNormPlain(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__(nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.GroupNorm(2, 24), nn.ReLU(), Head(24))
+        super().__init__(
+            nn.Conv2d(3, 16, 3),
+            nn.GroupNorm(4, 16),
+            nn.ReLU(),
+            nn.Conv2d(16, 24, 3),
+            nn.GroupNorm(2, 24),
+            nn.ReLU(),
+            Head(24),
+        )
 
 
 @trait(least=0.15)
@@ -108,7 +120,11 @@ class GroupNormOne(nn.Sequential):
 class GroupNormAfterConcat(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.norm, self.c, self.head = conv(3, 12), conv(3, 20), nn.GroupNorm(4, 32), conv(32, 16), Head(16)
+        self.a = conv(3, 12)
+        self.b = conv(3, 20)
+        self.norm = nn.GroupNorm(4, 32)
+        self.c = conv(32, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         return self.head(self.c(self.norm(torch.cat([self.a(x), self.b(x)], 1))))
@@ -120,7 +136,11 @@ class GroupNormUneven(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.norm, self.c, self.head = conv(3, 10), conv(3, 20), nn.GroupNorm(3, 30), conv(30, 16), Head(16)
+        self.a = conv(3, 10)
+        self.b = conv(3, 20)
+        self.norm = nn.GroupNorm(3, 30)
+        self.c = conv(30, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         return self.head(self.c(self.norm(torch.cat([self.a(x), self.b(x)], 1))))
@@ -130,10 +150,12 @@ class GroupNormUneven(nn.Module):
 class GroupNormResidual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.na, self.a, self.nb, self.b, self.head = (
-            nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(8, 16), nn.Conv2d(16, 24, 3, padding=1), nn.GroupNorm(8, 24),
-            nn.Conv2d(24, 16, 3, padding=1), Head(16),
-        )  # fmt: skip
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.na = nn.GroupNorm(8, 16)
+        self.a = nn.Conv2d(16, 24, 3, padding=1)
+        self.nb = nn.GroupNorm(8, 24)
+        self.b = nn.Conv2d(24, 16, 3, padding=1)
+        self.head = Head(16)
 
     def forward(self, x):
         x = self.stem(x)
@@ -145,7 +167,8 @@ class InstanceNorm(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
             nn.Conv2d(3, 16, 3), nn.InstanceNorm2d(16, affine=True), nn.ReLU(), nn.Conv2d(16, 24, 3),
-            nn.InstanceNorm2d(24), nn.ReLU(), nn.Conv2d(24, 12, 3), nn.InstanceNorm2d(12, track_running_stats=True), Head(12),
+            nn.InstanceNorm2d(24), nn.ReLU(), nn.Conv2d(24, 12, 3),
+            nn.InstanceNorm2d(12, track_running_stats=True), Head(12),
         )  # fmt: skip
 
 
@@ -160,7 +183,14 @@ class LocalResponse(nn.Sequential):
 @trait(image(2, 20))
 class LayerNormMlp(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__(nn.Linear(20, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, 24), nn.LayerNorm(24, elementwise_affine=False), nn.Linear(24, 5))
+        super().__init__(
+            nn.Linear(20, 32),
+            nn.LayerNorm(32),
+            nn.GELU(),
+            nn.Linear(32, 24),
+            nn.LayerNorm(24, elementwise_affine=False),
+            nn.Linear(24, 5),
+        )
 
 
 @trait(image(2, 20))
@@ -203,7 +233,10 @@ class LayerNormByHand(nn.Module):
 class LayerNormChannelsFirst(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.norm, self.b, self.head = nn.Conv2d(3, 16, 3), nn.LayerNorm(16), nn.Conv2d(16, 24, 3), Head(24)
+        self.a = nn.Conv2d(3, 16, 3)
+        self.norm = nn.LayerNorm(16)
+        self.b = nn.Conv2d(16, 24, 3)
+        self.head = Head(24)
 
     def forward(self, x):
         x = self.norm(self.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -216,7 +249,10 @@ class LayerNormWholeMap(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.norm, self.b, self.head = conv(3, 8), nn.LayerNorm([8, 12, 12]), conv(8, 16), Head(16)
+        self.a = conv(3, 8)
+        self.norm = nn.LayerNorm([8, 12, 12])
+        self.b = conv(8, 16)
+        self.head = Head(16)
 
     def forward(self, x):
         return self.head(self.b(self.norm(self.a(x))))
@@ -226,7 +262,10 @@ class LayerNormWholeMap(nn.Module):
 class WeightStandardised(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 24, 3), nn.Conv2d(24, 16, 3), Head(16)
+        self.a = nn.Conv2d(3, 16, 3)
+        self.b = nn.Conv2d(16, 24, 3)
+        self.c = nn.Conv2d(24, 16, 3)
+        self.head = Head(16)
 
     def standardised(self, layer, x):
         weight = layer.weight
@@ -244,20 +283,27 @@ class WeightStandardised(nn.Module):
 class WeightStandardisedByBatchNorm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 24, 3), nn.Conv2d(24, 16, 3), Head(16)
+        self.a = nn.Conv2d(3, 16, 3)
+        self.b = nn.Conv2d(16, 24, 3)
+        self.c = nn.Conv2d(24, 16, 3)
+        self.head = Head(16)
         self.gain = nn.Parameter(torch.ones(24))
 
     def forward(self, x):
         x = F.relu(self.a(x))
         weight = self.b.weight
-        flat = F.batch_norm(weight.reshape(1, weight.shape[0], -1), None, None, weight=self.gain, training=True, momentum=0.0)
+        flat = F.batch_norm(
+            weight.reshape(1, weight.shape[0], -1), None, None, weight=self.gain, training=True, momentum=0.0
+        )
         return self.head(self.c(F.relu(F.conv2d(x, flat.reshape_as(weight), self.b.bias))))
 
 
 @trait()
 class PReluEach(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__(nn.Conv2d(3, 16, 3), nn.PReLU(16), nn.Conv2d(16, 24, 3), nn.PReLU(), nn.Conv2d(24, 12, 3), Head(12))
+        super().__init__(
+            nn.Conv2d(3, 16, 3), nn.PReLU(16), nn.Conv2d(16, 24, 3), nn.PReLU(), nn.Conv2d(24, 12, 3), Head(12)
+        )
 
 
 @trait()
@@ -297,7 +343,7 @@ class WaveNet(nn.Module):
 
     def forward(self, x):
         x, total = self.start(x), 0
-        for filters, gate, mix, skip in zip(self.filters, self.gates, self.mixes, self.skips):
+        for filters, gate, mix, skip in zip(self.filters, self.gates, self.mixes, self.skips, strict=True):
             y = torch.tanh(filters(x)) * torch.sigmoid(gate(x))
             y = y[:, :, : x.size(2)]
             x, total = x + mix(y), total + skip(y)
@@ -310,7 +356,9 @@ class SpatialPyramid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.pooled, self.a = conv(3, 12), nn.Conv2d(12, 8, 1), nn.Conv2d(12, 8, 3, padding=2, dilation=2)
+        self.stem = conv(3, 12)
+        self.pooled = nn.Conv2d(12, 8, 1)
+        self.a = nn.Conv2d(12, 8, 3, padding=2, dilation=2)
         self.out = nn.Conv2d(28, 5, 1)
 
     def forward(self, x):
@@ -325,9 +373,12 @@ class EncoderDecoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.up, self.d, self.out = (
-            conv(3, 8), conv(8, 16), conv(16, 16), nn.ConvTranspose2d(16, 8, 2, 2), conv(16, 8), nn.Conv2d(8, 2, 1)
-        )  # fmt: skip
+        self.a = conv(3, 8)
+        self.b = conv(8, 16)
+        self.c = conv(16, 16)
+        self.up = nn.ConvTranspose2d(16, 8, 2, 2)
+        self.d = conv(16, 8)
+        self.out = nn.Conv2d(8, 2, 1)
 
     def forward(self, x):
         a = self.a(x)
@@ -344,7 +395,9 @@ class MixedPooling(nn.Module):
     def forward(self, x):
         x = F.lp_pool2d(self.a(x), 2, 2) + F.avg_pool2d(F.relu(self.a(x)), 3, 2, 1)
         x = self.b(x)
-        return self.fc(torch.cat([F.adaptive_max_pool2d(x, 1).flatten(1), F.adaptive_avg_pool2d(x, (1, 3)).flatten(1)], 1))
+        return self.fc(
+            torch.cat([F.adaptive_max_pool2d(x, 1).flatten(1), F.adaptive_avg_pool2d(x, (1, 3)).flatten(1)], 1)
+        )
 
 
 @trait(least=0.2)
@@ -375,7 +428,10 @@ class GridSample(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.theta, self.head = conv(3, 16), conv(16, 12), nn.Linear(16, 6), Head(12)
+        self.a = conv(3, 16)
+        self.b = conv(16, 12)
+        self.theta = nn.Linear(16, 6)
+        self.head = Head(12)
 
     def forward(self, x):
         x = self.a(x)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,7 +26,12 @@ class SharedHead(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.la, self.lb, self.tower, self.out = conv(3, 12, 3, 2), conv(12, 20, 3, 2), nn.Conv2d(12, 16, 1), nn.Conv2d(20, 16, 1), conv(16, 16), nn.Conv2d(16, 4, 1)
+        self.a = conv(3, 12, 3, 2)
+        self.b = conv(12, 20, 3, 2)
+        self.la = nn.Conv2d(12, 16, 1)
+        self.lb = nn.Conv2d(20, 16, 1)
+        self.tower = conv(16, 16)
+        self.out = nn.Conv2d(16, 4, 1)
 
     def forward(self, x):
         a = self.a(x)
@@ -42,7 +45,9 @@ class SharedHead(nn.Module):
 class TiedEmbedding(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.emb, self.mlp, self.out = nn.Embedding(30, 16), nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16)), nn.Linear(16, 30, bias=False)
+        self.emb = nn.Embedding(30, 16)
+        self.mlp = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16))
+        self.out = nn.Linear(16, 30, bias=False)
         self.out.weight = self.emb.weight
 
     def forward(self, tokens):
@@ -70,7 +75,10 @@ class TiedLayers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inp, self.a, self.b, self.out = nn.Linear(16, 12), nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 5)
+        self.inp = nn.Linear(16, 12)
+        self.a = nn.Linear(12, 12)
+        self.b = nn.Linear(12, 12)
+        self.out = nn.Linear(12, 5)
         self.b.weight = self.a.weight
 
     def forward(self, x):
@@ -93,7 +101,9 @@ class RawMatrix(nn.Module):
 class RawKernel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.w1, self.w2, self.b2 = nn.Parameter(torch.randn(12, 3, 3, 3)), nn.Parameter(torch.randn(16, 12, 3, 3)), nn.Parameter(torch.randn(16))
+        self.w1 = nn.Parameter(torch.randn(12, 3, 3, 3))
+        self.w2 = nn.Parameter(torch.randn(16, 12, 3, 3))
+        self.b2 = nn.Parameter(torch.randn(16))
         self.head = Head(16)
 
     def forward(self, x):
@@ -150,7 +160,9 @@ class PlaceEmbedding(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.head = conv(3, 16), conv(16, 16), Head(16)
-        self.whole, self.rows, self.columns = nn.Parameter(torch.randn(1, 16, 12, 12)), nn.Parameter(torch.randn(16, 12, 1)), nn.Parameter(torch.randn(1, 1, 12))
+        self.whole = nn.Parameter(torch.randn(1, 16, 12, 12))
+        self.rows = nn.Parameter(torch.randn(16, 12, 1))
+        self.columns = nn.Parameter(torch.randn(1, 1, 12))
 
     def forward(self, x):
         return self.head(self.b(self.a(x) + self.whole + self.rows * self.columns))
@@ -172,7 +184,9 @@ class WeightNorm(nn.Module):
 class WeightNormOld(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Linear(20, 16), torch.nn.utils.weight_norm(nn.Linear(16, 24)), nn.Linear(24, 5)
+        self.a = nn.Linear(20, 16)
+        self.b = torch.nn.utils.weight_norm(nn.Linear(16, 24))
+        self.c = nn.Linear(24, 5)
 
     def forward(self, x):
         return self.c(F.relu(self.b(F.relu(self.a(x)))))
@@ -182,7 +196,9 @@ class WeightNormOld(nn.Module):
 class SpectralNorm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.head = conv(3, 16), parametrizations.spectral_norm(nn.Conv2d(16, 24, 3)), Head(24)
+        self.a = conv(3, 16)
+        self.b = parametrizations.spectral_norm(nn.Conv2d(16, 24, 3))
+        self.head = Head(24)
 
     def forward(self, x):
         return self.head(F.relu(self.b(self.a(x))))
@@ -217,7 +233,10 @@ class Symmetric(nn.Module):
 class ParametrisedSymmetric(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.d = nn.Linear(16, 12), nn.Linear(12, 12), nn.Linear(12, 24), nn.Linear(24, 5)
+        self.a = nn.Linear(16, 12)
+        self.b = nn.Linear(12, 12)
+        self.c = nn.Linear(12, 24)
+        self.d = nn.Linear(24, 5)
         parametrize.register_parametrization(self.b, "weight", Symmetric())
 
     def forward(self, x):
@@ -230,7 +249,10 @@ class BranchesMerged(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.wide, self.narrow, self.head = conv(3, 12), nn.Parameter(torch.randn(16, 12, 3, 3)), nn.Parameter(torch.randn(16, 12, 1, 1)), Head(16)
+        self.a = conv(3, 12)
+        self.wide = nn.Parameter(torch.randn(16, 12, 3, 3))
+        self.narrow = nn.Parameter(torch.randn(16, 12, 1, 1))
+        self.head = Head(16)
 
     def forward(self, x):
         return self.head(F.conv2d(self.a(x), self.wide + F.pad(self.narrow, (1, 1, 1, 1)), padding=1))
@@ -242,7 +264,11 @@ class MixtureOfKernels(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.route, self.c, self.d, self.head = conv(3, 12), nn.Linear(12, 4), conv(16, 32), conv(32, 16), Head(16)
+        self.a = conv(3, 12)
+        self.route = nn.Linear(12, 4)
+        self.c = conv(16, 32)
+        self.d = conv(32, 16)
+        self.head = Head(16)
         self.kernels = nn.Parameter(torch.randn(4, 16 * 12 * 9))
 
     def forward(self, x):
@@ -251,157 +277,3 @@ class MixtureOfKernels(nn.Module):
         mixed = (self.route(x.mean((2, 3))).sigmoid() @ self.kernels).view(n * 16, 12, 3, 3)
         y = F.conv2d(x.reshape(1, n * c, h, w), mixed, padding=1, groups=n).view(n, 16, h, w)
         return self.head(self.d(self.c(y)))
-
-
-@trait(image(2, 7, 12), least=0.1)
-class RecurrentGru(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inp, self.gru, self.mid, self.out = nn.Linear(12, 24), nn.GRU(24, 10, batch_first=True), nn.Linear(10, 24), nn.Linear(24, 5)
-
-    def forward(self, x):
-        y, last = self.gru(F.relu(self.inp(x)))
-        return self.out(F.relu(self.mid(y[:, -1])))
-
-
-@trait(image(2, 7, 12), least=0.1)
-class RecurrentLstm(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inp, self.lstm, self.mid, self.out = nn.Linear(12, 24), nn.LSTM(24, 8, 2, batch_first=True, bidirectional=True), nn.Linear(16, 24), nn.Linear(24, 5)
-
-    def forward(self, x):
-        y, _ = self.lstm(F.relu(self.inp(x)))
-        return self.out(F.relu(self.mid(y.mean(1))))
-
-
-@trait(image(2, 4, 12), least=0.1)
-class RecurrentCell(nn.Module):
-    """A cell in a loop over time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inp, self.cell, self.out = nn.Linear(12, 20), nn.GRUCell(20, 10), nn.Linear(10, 5)
-
-    def forward(self, x):
-        state = torch.zeros(x.size(0), 10, dtype=x.dtype)
-        for t in range(x.size(1)):
-            state = self.cell(F.relu(self.inp(x[:, t])), state)
-        return self.out(state)
-
-
-@trait(image(2, 4, 12), least=0.1)
-class RecurrentByHand(nn.Module):
-    """A gated cell written out with linear layers and chunk."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inp, self.state, self.out = nn.Linear(12, 64), nn.Linear(16, 64), nn.Linear(16, 5)
-
-    def forward(self, x):
-        h, c = x.new_zeros(x.size(0), 16), x.new_zeros(x.size(0), 16)
-        for t in range(x.size(1)):
-            i, f, g, o = (self.inp(x[:, t]) + self.state(h)).chunk(4, 1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-        return self.out(h)
-
-
-@trait(lambda: torch.randint(0, 40, (2, 16)))
-class TextConvolution(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.emb, self.out = nn.Embedding(40, 16), nn.Linear(36, 5)
-        self.convs = nn.ModuleList(nn.Conv1d(16, 12, k) for k in (2, 3, 4))
-
-    def forward(self, tokens):
-        x = self.emb(tokens).transpose(1, 2)
-        return self.out(torch.cat([F.relu(layer(x)).amax(2) for layer in self.convs], 1))
-
-
-@trait(least=0.15)
-class BilinearPooling(nn.Module):
-    """Outer product of two feature maps, flattened: every classifier column belongs to two units."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.a, self.b, self.fc = conv(3, 12), conv(12, 8), conv(12, 6), nn.Linear(48, 5)
-
-    def forward(self, x):
-        x = self.stem(x)
-        pooled = torch.einsum("bchw,bdhw->bcd", self.a(x), self.b(x)) / 144
-        return self.fc(pooled.flatten(1))
-
-
-@trait(least=0.1)
-class BilinearSame(nn.Module):
-    """The Gram matrix of one feature map, with signed square roots."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.a, self.fc = conv(3, 12), conv(12, 8), nn.Linear(64, 5)
-
-    def forward(self, x):
-        y = self.a(self.stem(x)).flatten(2)
-        gram = (y @ y.transpose(1, 2) / 144).flatten(1)
-        return self.fc(torch.sign(gram) * torch.sqrt(gram.abs() + 1e-5))
-
-
-@trait(lambda: (torch.randn(2, 12), torch.randn(2, 10)), least=0.2)
-class BilinearLayer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.mix, self.out = nn.Linear(12, 8), nn.Linear(10, 6), nn.Bilinear(8, 6, 12), nn.Linear(12, 5)
-
-    def forward(self, x, y):
-        return self.out(F.relu(self.mix(F.relu(self.a(x)), F.relu(self.b(y)))))
-
-
-@trait(image(2, 24), least=0.15)
-class PerHeadWeights(nn.Module):
-    """A separate map per head in one tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.heads, self.out = nn.Linear(24, 24), nn.Parameter(torch.randn(4, 6, 5)), nn.Linear(20, 5)
-
-    def forward(self, x):
-        y = F.relu(self.a(x)).view(-1, 4, 6)
-        return self.out(torch.einsum("bhd,hde->bhe", y, self.heads).flatten(1))
-
-
-@trait(image(2, 20), least=0.2)
-class ScaledByWidth(nn.Module):
-    """Python numbers derived from a width that is pruned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.width = 24
-        self.a, self.b, self.out = nn.Linear(20, self.width), nn.Linear(self.width, 16), nn.Linear(16, 5)
-
-    def forward(self, x):
-        x = self.a(x) * math.sqrt(self.width)
-        return self.out(F.relu(self.b(x / x.shape[-1])))
-
-
-@trait(image(2, 20), least=0.1)
-class CosineClassifier(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.prototypes = nn.Linear(20, 24), nn.Linear(24, 16), nn.Parameter(torch.randn(5, 16))
-
-    def forward(self, x):
-        return 10 * F.linear(F.normalize(self.b(F.relu(self.a(x))), dim=-1), F.normalize(self.prototypes, dim=-1))
-
-
-@trait(least=0.1)
-class PlainTensorAttribute(nn.Module):
-    """Tensors that are neither parameters nor buffers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.head = conv(3, 16), conv(16, 16), Head(16)
-        self.shift, self.gain = torch.randn(16, 1, 1), torch.randn(1, 16, 1, 1)
-
-    def forward(self, x):
-        return self.head(self.b(self.a(x) * self.gain + self.shift))

@@ -143,9 +143,10 @@ def require_sound(model: nn.Module, slices: Mapping[str, Mapping[int, Sequence[i
         path, _, leaf = name.rpartition(".")
         tensor = getattr(model.get_submodule(path), leaf)
         for dim, kept in axes.items():
-            if any(b <= a for a, b in itertools.pairwise((-1, *kept, tensor.shape[int(dim)]))):
+            size = tensor.shape[int(dim)]
+            if any(b <= a for a, b in itertools.pairwise((-1, *kept, size))):
                 raise StructureError(
-                    f"The index list of {name} along dimension {dim} does not ascend from 0 to {tensor.shape[int(dim)] - 1}: "
+                    f"The index list of {name} along dimension {dim} does not ascend between 0 and {size - 1}: "
                     "the plan is damaged. Make the plan again."
                 )
         other = first.setdefault(id(tensor), name)
@@ -166,7 +167,9 @@ def deep_copy(model: nn.Module, replaced: dict[int, object]) -> nn.Module:
         for value in vars(module).values():
             # Attributes such as the tensor that an old-style weight_norm computed cannot be copied with their gradient.
             if isinstance(value, torch.Tensor):
-                replaced.setdefault(id(value), value.detach().clone().requires_grad_(value.is_leaf and value.requires_grad))
+                replaced.setdefault(
+                    id(value), value.detach().clone().requires_grad_(value.is_leaf and value.requires_grad)
+                )
     try:
         return copy.deepcopy(model, replaced)
     except Exception as error:

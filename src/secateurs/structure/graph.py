@@ -285,11 +285,14 @@ def _owned(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def example_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """Shapes and types of an example as JSON values: ``[[shape, dtype], …]``, keyword inputs last with their name.
 
-    Inside an input, lists and dictionaries stand as ``{"list": […]}`` and ``{"dict": {…}}``; other values as themselves.
+    Inside an input, lists and dictionaries stand as ``{"list": […]}`` and ``{"dict": {…}}``; other values stand for
+    themselves.
     """
     found: list[Any] = [_shape_of(item) for item in args]
     for name, item in kwargs.items():
-        found.append([*_shape_of(item), name] if isinstance(item, torch.Tensor) else {"keyword": name, "is": _shape_of(item)})
+        found.append(
+            [*_shape_of(item), name] if isinstance(item, torch.Tensor) else {"keyword": name, "is": _shape_of(item)}
+        )
     return tuple(found)
 
 

@@ -148,7 +148,9 @@ def pins(graph: Graph, limit: int = 3) -> str:
     return "; ".join(named[:limit])
 
 
-def verdict(model: nn.Module, example: Any, *, share: float = 0.4, seed: int = 0, graph: Graph | None = None) -> Verdict:
+def verdict(
+    model: nn.Module, example: Any, *, share: float = 0.4, seed: int = 0, graph: Graph | None = None
+) -> Verdict:
     """Trace, remove ``share`` of every group at random, apply, and ask the judge."""
     try:
         graph = graph or trace(model, example)
@@ -212,8 +214,8 @@ def uncaught(
 def blind() -> Iterator[None]:
     """While active, damaged index lists are not recognised as such: only what the network computes can tell."""
     with (
-        unittest.mock.patch("secateurs.structure.apply.require_sound", lambda *_: None),
-        unittest.mock.patch("secateurs.structure.verify.require_sound", lambda *_: None),
+        unittest.mock.patch("secateurs.structure.apply.require_sound", return_value=None),
+        unittest.mock.patch("secateurs.structure.verify.require_sound", return_value=None),
     ):
         yield
 

@@ -2,7 +2,8 @@
 
 Every removed element of every parameter and buffer becomes NaN, and NaN means "not there": products and statistics
 run over what is there, an element-wise operator with something absent gives something absent. The judge sees ATen
-calls only. It knows nothing of ids, groups, rules or the exported graph, and shares no code with ``secateurs.structure``.
+calls only: it knows nothing of ids, groups, rules or the exported graph, and shares no code with
+``secateurs.structure``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _Operator = Callable[..., Any]
 _JUDGED: dict[str, Callable[..., Any]] = {}
 
 
-def dense_ignoring(model: nn.Module, plan: Plan, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> list[torch.Tensor]:
+def dense_ignoring(
+    model: nn.Module, plan: Plan, inputs: Sequence[Any], keywords: Mapping[str, Any]
+) -> list[torch.Tensor]:
     """Every output tensor of the dense ``model`` (float64) when the units that ``plan`` removes are absent.
 
     An element of an output that is NaN depends on a removed unit where none should be left.
@@ -120,7 +123,9 @@ def _convolution(
     result = func(_zeroed(value), _zeroed(weight), None, *rest)
     transposed, groups = rest[3], rest[5]
     if transposed:
-        spread = _there(weight).reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(dim=(1, 3)).reshape(-1)
+        spread = (
+            _there(weight).reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(dim=(1, 3)).reshape(-1)
+        )
     else:
         spread = _there(weight).flatten(1).sum(dim=1)
     lost = spread == 0
@@ -156,16 +161,9 @@ def _trilinear(
 @_judged("sum")
 def _sum(func: Any, value: torch.Tensor, dim: Any = None, keepdim: bool = False, **rest: Any) -> torch.Tensor:
     dims = list(range(value.dim())) if dim is None or dim == [] else dim
-    empty = value.isnan().all(dim=_one(dims), keepdim=keepdim) if isinstance(dims, int) else _all(value.isnan(), dims, keepdim)
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    empty = _there(value).sum(dim=dims, keepdim=keepdim) == 0
     return _zeroed(value).sum(dim=dims, keepdim=keepdim).masked_fill(empty, float("nan"))
-
-
-def _one(dims: Any) -> int:
-    return int(dims)
-
-
-def _all(mask: torch.Tensor, dims: Sequence[int], keepdim: bool) -> torch.Tensor:
-    return mask.to(torch.float64).amin(dim=list(dims), keepdim=keepdim) == 1
 
 
 @_judged("mean")
@@ -188,13 +186,13 @@ def _weight_norm(func: Any, direction: torch.Tensor, length: torch.Tensor, dim: 
 
 
 @_judged("var", "var_mean", "std", "std_mean")
-def _variance(
-    func: Any, value: torch.Tensor, dim: Any = None, *, correction: Any = 1, keepdim: bool = False
-) -> Any:
+def _variance(func: Any, value: torch.Tensor, dim: Any = None, *, correction: Any = 1, keepdim: bool = False) -> Any:
     dims = list(range(value.dim())) if dim is None or dim == [] else dim
     mean = value.nanmean(dim=dims, keepdim=True)
     count = _there(value).sum(dim=dims, keepdim=keepdim)
-    spread = ((value - mean) ** 2).nansum(dim=dims, keepdim=keepdim) / (count - (1 if correction is None else correction))
+    spread = ((value - mean) ** 2).nansum(dim=dims, keepdim=keepdim) / (
+        count - (1 if correction is None else correction)
+    )
     spread = spread.masked_fill(count == 0, float("nan"))
     name = str(func).split(".")[1]
     spread = spread.sqrt() if name.startswith("std") else spread
@@ -230,7 +228,12 @@ def _standardised(value: torch.Tensor, dims: Sequence[int], eps: float) -> torch
 
 @_judged("native_layer_norm")
 def _layer_norm(
-    func: Any, value: torch.Tensor, shape: Sequence[int], weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+    func: Any,
+    value: torch.Tensor,
+    shape: Sequence[int],
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
 ) -> Any:
     result = _standardised(value, range(value.dim() - len(shape), value.dim()), eps)
     result = result if weight is None else result * weight

@@ -12,22 +12,25 @@ from typing import Any
 import torch
 from torch import nn
 
-CONVOLUTIONAL = tuple(
-    """resnet18 resnet50 resnext50_32x4d seresnet50 res2net50_26w_4s resnetv2_50 densenet121 vgg11_bn mobilenetv1_100
-    mobilenetv2_100 mobilenetv3_large_100 mobilenetv4_conv_small efficientnet_b0 tf_efficientnetv2_b0 regnetx_002
-    regnety_002 repvgg_a0 convnext_atto ghostnet_100 repghostnet_050 dla34 nf_resnet26 cspresnet50 darknet53 mobileone_s0
-    legacy_xception resnest14d tinynet_e rexnet_100 ese_vovnet19b_dw lcnet_050 mnasnet_100 fbnetc_100 skresnet18
-    selecsls42b gcresnet33ts repvit_m1 hgnet_tiny starnet_s1 ecaresnet26t mixnet_s fasternet_t0 convmixer_768_32
-    inception_v3 hrnet_w18_small torchvision:shufflenet_v2_x1_0 torchvision:googlenet torchvision:squeezenet1_1
-    torchvision:fcn_resnet50 torchvision:lraspp_mobilenet_v3_large torchvision:resnet18_fpn""".split()
-)
+CONVOLUTIONAL = (
+    "resnet18", "resnet50", "resnext50_32x4d", "seresnet50", "res2net50_26w_4s", "resnetv2_50", "densenet121",
+    "vgg11_bn", "mobilenetv1_100", "mobilenetv2_100", "mobilenetv3_large_100", "mobilenetv4_conv_small",
+    "efficientnet_b0", "tf_efficientnetv2_b0", "regnetx_002", "regnety_002", "repvgg_a0", "convnext_atto",
+    "ghostnet_100", "repghostnet_050", "dla34", "nf_resnet26", "cspresnet50", "darknet53", "mobileone_s0",
+    "legacy_xception", "resnest14d", "tinynet_e", "rexnet_100", "ese_vovnet19b_dw", "lcnet_050", "mnasnet_100",
+    "fbnetc_100", "skresnet18", "selecsls42b", "gcresnet33ts", "repvit_m1", "hgnet_tiny", "starnet_s1",
+    "ecaresnet26t", "mixnet_s", "fasternet_t0", "convmixer_768_32", "inception_v3", "hrnet_w18_small",
+    "torchvision:shufflenet_v2_x1_0", "torchvision:googlenet", "torchvision:squeezenet1_1",
+    "torchvision:fcn_resnet50", "torchvision:lraspp_mobilenet_v3_large", "torchvision:resnet18_fpn",
+)  # fmt: skip
 """Networks of convolutions, gates and pooling."""
 
-OTHER = tuple(
-    """fastvit_t8 poolformer_s12 efficientvit_b0 mambaout_femto mobilevit_xxs edgenext_xx_small pvt_v2_b0
-    vit_tiny_patch16_224 deit_tiny_distilled_patch16_224 swin_tiny_patch4_window7_224 coatnet_0_224 levit_128s
-    mixer_s32_224 cait_xxs24_224 xcit_nano_12_p16_224 tiny_vit_5m_224 botnet26t_256 hiera_tiny_224""".split()
-)
+OTHER = (
+    "fastvit_t8", "poolformer_s12", "efficientvit_b0", "mambaout_femto", "mobilevit_xxs", "edgenext_xx_small",
+    "pvt_v2_b0", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224",
+    "coatnet_0_224", "levit_128s", "mixer_s32_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "tiny_vit_5m_224",
+    "botnet26t_256", "hiera_tiny_224",
+)  # fmt: skip
 """Networks with attention or token mixing, and hybrids."""
 
 ZOO = (*CONVOLUTIONAL, *OTHER)
@@ -57,7 +60,7 @@ class Entry:
 
 @functools.cache
 def allow_torchvision_without_operators() -> torch.library.Library:
-    """The schemas that ``import torchvision`` expects where its compiled operators are missing; keep the result alive."""
+    """The schemas that ``import torchvision`` expects where its compiled operators are missing; keep it alive."""
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):
