@@ -596,6 +596,15 @@ int secateurs_sparse_conv_f32(const secateurs_conv* conv, const float* input, co
   }
 }
 
+int secateurs_sparse_convs_f32(const secateurs_call* calls, int count, int* done) {
+  for (*done = 0; *done < count; ++*done) {
+    const secateurs_call& c = calls[*done];
+    const int status = secateurs_sparse_conv_f32(c.conv, c.input, c.weights, c.masks, c.starts, c.bias, c.residual, c.output);
+    if (status != SECATEURS_OK) return status;
+  }
+  return SECATEURS_OK;
+}
+
 int secateurs_time_conv_f32(const secateurs_conv* conv, const float* input, const float* weights, const uint16_t* masks,
                             const int32_t* starts, const float* bias, const float* residual, float* output, int runs,
                             double* milliseconds) {

@@ -68,7 +68,20 @@ SECATEURS_API int secateurs_sparse_conv_f32(const secateurs_conv* conv, const fl
                                             const uint16_t* masks, const int32_t* starts, const float* bias,
                                             const float* residual, float* output);
 
-/* The same, `runs` times; *milliseconds gets the fastest run's wall time. For choosing between kernels. */
+/* Several convolutions one after the other, without going back to the caller in between. *done gets how many ran. */
+typedef struct secateurs_call {
+  const secateurs_conv* conv;
+  const float* input;
+  const float* weights;
+  const uint16_t* masks;
+  const int32_t* starts;
+  const float* bias;
+  const float* residual;
+  float* output;
+} secateurs_call;
+SECATEURS_API int secateurs_sparse_convs_f32(const secateurs_call* calls, int count, int* done);
+
+/* One convolution `runs` times; *milliseconds gets the fastest run's wall time. For choosing between kernels. */
 SECATEURS_API int secateurs_time_conv_f32(const secateurs_conv* conv, const float* input, const float* weights,
                                           const uint16_t* masks, const int32_t* starts, const float* bias,
                                           const float* residual, float* output, int runs, double* milliseconds);

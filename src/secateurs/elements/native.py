@@ -1,0 +1,244 @@
+"""The compiled kernels: found, loaded by path, and, in a source checkout, built on demand.
+
+Run ``python -m secateurs.elements.native`` to build them and to see which instruction set they use here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+from secateurs.errors import TargetUnavailableError
+
+ABI_VERSION = 1
+ACTIVATIONS = ("none", "relu", "relu6", "silu")
+SOURCES = Path(__file__).parent / "kernels"
+LIBRARY = "_secateurs_kernels.dll" if sys.platform == "win32" else "_secateurs_kernels.so"
+STATUS = {
+    1: "the shapes do not fit together",
+    2: "the pattern does not fit the weights",
+    3: "out of memory",
+    4: "a tensor is missing or has the wrong layout",
+}
+
+_SIZES = (
+    *("batch", "in_channels", "in_height", "in_width", "out_channels", "out_height", "out_width"),
+    *("kernel_height", "kernel_width", "stride_height", "stride_width", "pad_top", "pad_left"),
+    *("dilation_height", "dilation_width", "groups", "block", "activation", "threads", "reserved"),
+)
+_STRIDES = (
+    *("in_stride_batch", "in_stride_channel", "in_stride_row", "in_stride_column"),
+    *("out_stride_batch", "out_stride_row", "out_stride_column"),
+    *("residual_stride_batch", "residual_stride_row", "residual_stride_column"),
+)
+_FILES = ("sparse_conv", "dispatch", "pool", "plain", "avx2", "avx512", "neon")
+_FLAGS = {"avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"]}
+
+
+class ConvArguments(ctypes.Structure):
+    """``secateurs_conv`` of ``sparse_conv.h``."""
+
+    _fields_ = [(name, ctypes.c_int32) for name in _SIZES] + [(name, ctypes.c_int64) for name in _STRIDES]
+
+
+class Call(ctypes.Structure):
+    """``secateurs_call`` of ``sparse_conv.h``."""
+
+    _fields_ = [("conv", ctypes.POINTER(ConvArguments))] + [
+        (name, ctypes.c_void_p) for name in ("input", "weights", "masks", "starts", "bias", "residual", "output")
+    ]
+
+
+class Kernels:
+    """The loaded library. ``conv``: the raw convolution call, which returns a status code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.handle = ctypes.CDLL(str(path))
+        version = self.handle.secateurs_abi_version()
+        if version != ABI_VERSION:
+            raise OSError(f"{path} has ABI {version}, this package needs {ABI_VERSION}")
+        pointers = [ctypes.c_void_p] * 8
+        self.conv = self.handle.secateurs_sparse_conv_f32
+        self.conv.argtypes = pointers
+        self.conv.restype = ctypes.c_int
+        self.convs = self.handle.secateurs_sparse_convs_f32
+        self.convs.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int)]
+        self.handle.secateurs_time_conv_f32.argtypes = [*pointers, ctypes.c_int, ctypes.POINTER(ctypes.c_double)]
+        self.handle.secateurs_isa.restype = ctypes.c_char_p
+        self.handle.secateurs_set_isa.argtypes = [ctypes.c_char_p]
+        self.handle.secateurs_fma_peak.argtypes = [ctypes.c_double]
+        self.handle.secateurs_fma_peak.restype = ctypes.c_double
+
+    @property
+    def isa(self) -> str:
+        """Instruction set in use: ``avx512``, ``avx2``, ``neon`` or ``plain``."""
+        return self.handle.secateurs_isa().decode()
+
+    def use_isa(self, name: str | None) -> None:
+        """Force an instruction set; None goes back to the best (``SECATEURS_ISA`` sets it from outside).
+
+        Raises:
+            TargetUnavailableError: this machine or this build lacks it.
+        """
+        if self.handle.secateurs_set_isa((name or "").encode()):
+            raise TargetUnavailableError(
+                f"Instruction set {name!r} is not available on this {platform.machine()} machine. "
+                f"Choose another, or leave the choice to the library."
+            )
+
+    def fma_peak(self, milliseconds: float = 20.0) -> float:
+        """Multiply-adds per second, times two, that one core reaches in registers right now."""
+        return self.handle.secateurs_fma_peak(milliseconds)
+
+    def tiles(self) -> list[tuple[str, tuple[int, int, int, int, bool]]]:
+        """The microkernel table in use: name and (filters, rows, columns, channels per pixel, prefetches)."""
+        found = []
+        name, shape = ctypes.create_string_buffer(64), (ctypes.c_int32 * 5)()
+        for index in range(self.handle.secateurs_tile_count()):
+            self.handle.secateurs_tile(index, name, len(name), shape)
+            filters, rows, columns, inner, ahead = shape
+            found.append((name.value.decode(), (filters, rows, columns, inner, bool(ahead))))
+        return found
+
+    def limit_tiles(self, rows: int = 0, columns: int = 0) -> None:
+        """Use no tile higher or wider than this; 0 lifts the limit. For tests and benchmarks."""
+        self.handle.secateurs_limit_tiles(rows, columns)
+
+    def poison_scratch(self, on: bool) -> None:
+        """Fill scratch memory with NaN before every use, so that reading what was not written shows."""
+        self.handle.secateurs_poison_scratch(int(on))
+
+
+def build(folder: Path | None = None, *, compiler: str | None = None, extra: tuple[str, ...] = ()) -> Path:
+    """Path of the library, compiled from the sources beside this file into ``folder`` (default: a cache folder).
+
+    The file's name carries a digest of sources and flags: what is built already is not built again.
+
+    Raises:
+        TargetUnavailableError: no C++ compiler, or it fails (the message shows its first complaint).
+    """
+    compiler = (
+        compiler or os.environ.get("CXX") or next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
+    )
+    if compiler is None:
+        raise TargetUnavailableError("No C++ compiler was found (g++, clang++ or $CXX). Install one.")
+    sources = sorted(p for p in SOURCES.iterdir() if p.suffix in (".h", ".cpp"))
+    digest = hashlib.sha256("".join([compiler, *extra, *(p.read_text() for p in sources)]).encode()).hexdigest()[:16]
+    folder = (folder or _build_folder()) / digest
+    library = folder / LIBRARY
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    base = [compiler, "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", *extra]
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    token = f"{os.getpid()}"
+    objects = []
+    for name in _FILES:
+        objects.append(str(folder / f"{name}.{token}.o"))
+        flags = _FLAGS.get(name, []) if x86 else []
+        _compile([*base, *flags, "-c", str(SOURCES / f"{name}.cpp"), "-o", objects[-1]])
+    # Two processes may build at once: each links under its own name, and the last rename wins.
+    temporary = folder / f"{LIBRARY}.{token}"
+    _compile([*base, "-shared", *objects, "-o", str(temporary), "-pthread"])
+    os.replace(temporary, library)
+    for path in objects:
+        os.unlink(path)
+    return library
+
+
+def _compile(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:300])
+        raise TargetUnavailableError(
+            f"The kernels do not compile: {complaint} ({' '.join(command[:1])}). "
+            f"A compiler with C++17 is needed: g++ 9 or clang 10 and later."
+        )
+
+
+def _build_folder() -> Path:
+    root = SOURCES.parents[3]
+    if (root / "pyproject.toml").exists():
+        return root / "build" / "kernels"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "secateurs" / "kernels"
+
+
+def _candidates() -> tuple[Path | None, str]:
+    """The library to load, or None and the reason."""
+    named = os.environ.get("SECATEURS_KERNELS")
+    if named:
+        return Path(named), ""
+    packaged = SOURCES.parent / LIBRARY
+    if packaged.exists():
+        return packaged, ""
+    if (SOURCES / "sparse_conv.cpp").exists():
+        try:
+            return build(), ""
+        except TargetUnavailableError as error:
+            return None, str(error)
+    return None, f"this installation of secateurs was made without a compiler, {LIBRARY} is missing"
+
+
+@functools.lru_cache(maxsize=1)
+def _load() -> tuple[Kernels | None, str]:
+    path, reason = _candidates()
+    if path is None:
+        return None, reason
+    try:
+        return Kernels(path), ""
+    except (OSError, AttributeError) as error:
+        return None, f"{path} cannot be loaded: {error}"
+
+
+def kernels() -> Kernels | None:
+    """The library, or None where it is missing (:func:`missing` says why; a warning was given once)."""
+    found, reason = _load()
+    if found is None:
+        _warn(reason)
+    return found
+
+
+def missing() -> str | None:
+    """Why the compiled kernels are not there, or None where they are."""
+    return _load()[1] or None
+
+
+@functools.lru_cache(maxsize=1)
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"Sparse convolutions run the slow reference: {reason}. "
+        f"Install a C++ compiler and run 'python -m secateurs.elements.native'.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def require() -> Kernels:
+    """The library.
+
+    Raises:
+        TargetUnavailableError: it is missing.
+    """
+    found, reason = _load()
+    if found is None:
+        raise TargetUnavailableError(
+            f"The compiled sparse convolution is not there: {reason}. Install a C++ compiler and reinstall secateurs."
+        )
+    return found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(build(Path(sys.argv[1])))
+    else:
+        library = require()
+        print(f"{library.path}\ninstruction set: {library.isa}, {len(library.tiles())} microkernels")
