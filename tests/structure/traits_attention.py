@@ -41,7 +41,7 @@ class SqueezeExciteLinear(nn.Module):
         return self.head(self.b(x * self.gate(F.adaptive_avg_pool2d(x, 1).view(n, c)).view(n, c, 1, 1)))
 
 
-@trait(least=0.05)
+@trait()
 class ChannelConvolution(nn.Module):
     """ECA: a 1-D convolution runs over the channels."""
 

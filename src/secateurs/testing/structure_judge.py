@@ -119,7 +119,14 @@ def _added(
 def _convolution(
     func: Any, value: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *rest: Any
 ) -> torch.Tensor:
-    """Absent are the channels without a single weight; borders that see padding only are there."""
+    """Absent are the channels without a single weight; borders that see padding only are there.
+
+    A kernel that slides over units (channel attention) slides over those that are there.
+    """
+    if value.dim() == 3 and value.shape[1] == 1 and _holes(value):
+        there = (~value[0, 0].isnan()).nonzero().squeeze(1)
+        narrow = func(value.index_select(2, there), weight, bias, *rest)
+        return torch.full_like(value, float("nan")).index_copy(2, there, narrow)
     result = func(_zeroed(value), _zeroed(weight), None, *rest)
     transposed, groups = rest[3], rest[5]
     if transposed:

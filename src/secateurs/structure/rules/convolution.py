@@ -23,8 +23,10 @@ def convolution(call: Call) -> Any:
     channel = len(value.shape) - rank - 1
     transposed = "transpose" in str(call.node.target) or bool(call.get("transposed", False))
     groups = int(call["groups"])
-    call.pin_dims(value, [d for d in range(len(value.shape)) if d > channel], "a convolution runs over this axis")
     call.pin_dims(weight, range(2, len(weight.shape)), "it is a kernel position")
+    if rank == 1 and _over_units(call, value, channel, transposed):
+        return value.with_shape(call.shape, range(len(value.shape)))
+    call.pin_dims(value, [d for d in range(len(value.shape)) if d > channel], "a convolution runs over this axis")
     if groups == 1:
         rows, columns = (1, 0) if transposed else (0, 1)
         out = _plain(call, value, weight, channel, rows, columns)
@@ -35,6 +37,18 @@ def convolution(call: Call) -> Any:
         out = call.align([out, call["bias"].along(0)], "has a bias that stays") if len(call["bias"].shape) else out
     kept = tuple(f for f in value.factors if f.dim < channel)
     return Value(call.shape, kept + tuple(Factor(channel, ids) for ids in out))
+
+
+def _over_units(call: Call, value: Value, channel: int, transposed: bool) -> bool:
+    """Channel attention: one kernel slides over the units themselves, and every unit gets a value (ECA).
+
+    A unit's neighbours change when units go, as a statistic over units does.
+    """
+    alone = value.shape[channel] == 1 and call.shape[channel] == 1
+    if transposed or not alone or not value.along(channel + 1) or call.shape[-1] != value.shape[-1]:
+        return False
+    call.analysis.statistics.add(call.node.name)
+    return True
 
 
 def _plain(call: Call, value: Value, weight: Value, channel: int, rows: int, columns: int) -> list[np.ndarray]:
