@@ -37,6 +37,7 @@ class Worker:
         environment: variables to set on top of this process's own.
         timeout_s: longest wait for one answer before the runtime counts as hung.
         remote: files are sent through the pipe instead of being named by path.
+        first: sent to the process before anything else.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Worker:
         environment: Mapping[str, str] | None = None,
         timeout_s: float = 300.0,
         remote: bool = False,
+        first: bytes = b"",
     ) -> None:
         self._name, self._timeout_s, self._remote = name, timeout_s, remote
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
@@ -66,6 +68,8 @@ class Worker:
                 f"{name}: the worker process could not be started ({error}). Command: {' '.join(command)}. "
                 f"Check that this program exists."
             ) from error
+        if first:
+            self._send_bytes(first)
         threading.Thread(target=self._listen, daemon=True).start()
         try:
             self.about = self._receive(timeout_s)
@@ -111,17 +115,23 @@ class Worker:
         text = self._errors.read().decode("utf-8", "replace").strip()
         return f"Its last words: {text!r}." if text else "It left no message."
 
+    def _send_bytes(self, data: bytes) -> bool:
+        """Whether the process took it; it does not when it is gone, and then :meth:`_receive` says why."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+        except OSError:
+            return False
+        return True
+
     def ask(self, request: Mapping[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
         """The answer to one request.
 
         Raises:
             TargetError: the runtime failed, crashed or hung.
         """
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:
+        if not self._send_bytes(json.dumps(request).encode() + b"\n"):
             return self._receive(5.0)
         return self._receive(self._timeout_s if timeout_s is None else timeout_s)
 

@@ -10,7 +10,8 @@ __all__ = ["Operation", "Target", "lower_half", "open_target"]
 
 
 def open_target(text: str | Target) -> Target:
-    """The target that ``text`` names, ready to use: ``onnxruntime-cpu``, or with a precision ``openvino-cpu:bf16``.
+    """The target that ``text`` names, ready to use: ``onnxruntime-cpu``, with a precision ``openvino-cpu:bf16``,
+    or on another machine ``ssh://host/onnxruntime-cpu``.
 
     Raises:
         PlanError: unknown name or precision.
@@ -31,6 +32,10 @@ def make_target(text: str) -> Target:
     Raises:
         PlanError: unknown name or precision.
     """
+    if text.startswith("ssh:"):
+        from secateurs.latency.targets.ssh import SshTarget
+
+        return SshTarget.parse(text)
     name, _, precision = text.partition(":")
     kind = registry.load("targets", name)
     try:

@@ -29,6 +29,8 @@ class OnnxRuntimeCpu:
     artifact: str = field(default="onnx", init=False)
     precision: str = field(default="f32", init=False)
     profiles: bool = field(default=True, init=False)
+    engine: str = field(default="onnx_runtime", init=False)
+    package: str = field(default="onnxruntime", init=False)
 
     def available(self) -> str | None:
         """None, or why not."""
@@ -51,7 +53,7 @@ class OnnxRuntimeCpu:
         """A new worker process."""
         # OpenMP has no part in ONNX Runtime, but numpy's thread pool would start with the worker.
         quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        return Worker(self.name, local_command("onnx_runtime"), environment=quiet, timeout_s=self.timeout_s)
+        return Worker(self.name, local_command(self.engine), environment=quiet, timeout_s=self.timeout_s)
 
     def settings(self, *, threads: int, batch: int, profile: bool) -> dict[str, Any]:
         """Settings of the worker's engine."""

@@ -25,6 +25,8 @@ class OpenVinoCpu:
     timeout_s: float = field(default=300.0, kw_only=True)
     artifact: str = field(default="onnx", init=False)
     profiles: bool = field(default=True, init=False)
+    engine: str = field(default="open_vino", init=False)
+    package: str = field(default="openvino", init=False)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -58,7 +60,7 @@ class OpenVinoCpu:
     def start(self) -> Worker:
         """A new worker process."""
         quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OPENVINO_TELEMETRY": "0"}
-        return Worker(self.name, local_command("open_vino"), environment=quiet, timeout_s=self.timeout_s)
+        return Worker(self.name, local_command(self.engine), environment=quiet, timeout_s=self.timeout_s)
 
     def settings(self, *, threads: int, batch: int, profile: bool) -> dict[str, Any]:
         """Settings of the worker's engine."""
@@ -74,7 +76,7 @@ class OpenVinoCpu:
 
 
 def _candidates(name: str, graph: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Names of the model file for an executed node, likeliest first: what it was made of, then what feeds it."""
+    """Names of the model file for an executed node, likeliest first: what it was made of, what feeds it, what reads it."""
     found: list[str] = []
     frontier, seen = [name], set[str]()
     while frontier and len(seen) < _REACH:
@@ -85,4 +87,8 @@ def _candidates(name: str, graph: Mapping[str, Mapping[str, Any]]) -> tuple[str,
         node = graph.get(current, {"names": [current], "reads": []})
         found.extend(node["names"])
         frontier.extend(node["reads"])
+    # A layout change of the network's input belongs to who reads it.
+    for reader in graph.values():
+        if name in reader["reads"]:
+            found.extend(reader["names"])
     return tuple(dict.fromkeys(found))

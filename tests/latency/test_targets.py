@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from secateurs import registry
+from secateurs.errors import PlanError, TargetError, TargetUnavailableError
+from secateurs.latency.sites import SiteMap
+from secateurs.latency.targets import Target, make_target, open_target
+from secateurs.latency.targets.ssh import SshTarget
+from secateurs.latency.timing import Protocol, compare
+from secateurs.network import OperatorSpec
+from secateurs.testing.latency import network
+
+
+@pytest.mark.parametrize("name", registry.names("targets"))
+def test_every_target_says_what_it_is(name: str) -> None:
+    target = make_target(name)
+    assert isinstance(target, Target)
+    assert target.name == name
+    reason = target.available()
+    assert reason is None or len(reason) > 10
+    if reason is None:
+        print_ = target.fingerprint(2)
+        assert print_["threads"] == 2
+        assert {"target", "device", "runtime", "precision"} <= set(print_)
+
+
+def test_precision_is_part_of_the_name() -> None:
+    assert make_target("openvino-cpu:bf16").precision == "bf16"
+    assert make_target("openvino-cpu:bf16").name == "openvino-cpu:bf16"
+    with pytest.raises(PlanError, match="f64"):
+        make_target("openvino-cpu:f64")
+    with pytest.raises(PlanError, match="no precision"):
+        make_target("torch-cpu:f16")
+    with pytest.raises(PlanError, match="Unknown target"):
+        make_target("abacus")
+
+
+def chain() -> tuple[bytes, tuple[OperatorSpec, ...]]:
+    """Conv, Relu, Conv, Add, Relu with 32 channels, and its operators."""
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.standard_normal((32, c, 3, 3)).astype(np.float32), f"w{i}")
+        for i, c in enumerate((3, 32))
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], name="n_a", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["b"], name="n_b"),
+        helper.make_node("Conv", ["b", "w1"], ["c"], name="n_c", pads=[1] * 4),
+        helper.make_node("Add", ["c", "b"], ["d"], name="n_d"),
+        helper.make_node("Relu", ["d"], ["y"], name="n_y"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 16, 16])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32, 16, 16])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y], weights), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+    onnx.checker.check_model(model)
+    operators = tuple(
+        OperatorSpec(
+            node.name, node.op_type, "", tuple(v for v in node.input if v[0] != "w"), tuple(node.output), ((), ())
+        )
+        for node in nodes
+    )
+    return model.SerializeToString(), operators
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cpu", "openvino-cpu"])
+def test_fused_operators_are_matched_back(name: str, tmp_path: Path) -> None:
+    target = make_target(name)
+    if target.available() is not None:
+        pytest.skip(str(target.available()))
+    content, operators = chain()
+    file = tmp_path / "m.onnx"
+    file.write_bytes(content)
+    sites = SiteMap(operators, network())
+    assert [site.signature[:2] for site in sites.sites] == [("Conv", "Relu"), ("Conv", "Add")]
+    with target.start() as worker:
+        worker.load("m", file, target.settings(threads=1, batch=1, profile=True))
+        worker.run(["m"], runs=5)
+        ms, counts, loose = sites.attribute(target.operations(worker.profile("m")))
+        assert len(worker.run(["m"], runs=3)["times_ms"]["m"]) == 3
+    assert loose == 0
+    assert all(value > 0 for value in ms)
+    assert all(count >= 1 for count in counts)
+
+
+@pytest.fixture
+def loopback(tmp_path: Path) -> SshTarget:
+    """An 'ssh' that drops the options and runs the command here, as the remote shell would."""
+    client = tmp_path / "ssh"
+    client.write_text('#!/bin/sh\nwhile [ "$1" != "--" ]; do shift; done\nshift\nshift\nexec sh -c "$*"\n')
+    client.chmod(client.stat().st_mode | stat.S_IXUSR)
+    return SshTarget("there", make_target("onnxruntime-cpu"), python=sys.executable, client=str(client))
+
+
+def test_another_machine(loopback: SshTarget) -> None:
+    assert loopback.available() is None
+    assert loopback.fingerprint(1)["target"] == "onnxruntime-cpu"
+    assert loopback.fingerprint(1)["host"]
+    content, _ = chain()
+    found = compare(loopback, {"dense": content}, protocol=Protocol(turns=6, runs_per_turn=2, refuse=5.0))
+    assert found["dense"].latency_ms > 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ssh://host", "ssh:///onnxruntime-cpu", "ssh://-oProxyCommand=x/onnxruntime-cpu", "ssh://a b/onnxruntime-cpu"],
+)
+def test_a_wrong_address_is_told(text: str) -> None:
+    with pytest.raises(PlanError, match="not understood"):
+        make_target(text)
+
+
+def test_addresses_are_read() -> None:
+    target = make_target("ssh://pi@board.local:2222/openvino-cpu:f16")
+    assert isinstance(target, SshTarget)
+    assert (target.user, target.host, target.port, target.precision) == ("pi", "board.local", 2222, "f16")
+    assert target.name == "ssh://pi@board.local:2222/openvino-cpu:f16"
+    command = target._command("x")
+    assert "StrictHostKeyChecking=yes" in command
+    assert command[command.index("--") + 1] == "board.local"
+    with pytest.raises(PlanError, match="another machine yet"):
+        make_target("ssh://host/torch-cpu")
+
+
+def test_an_unreachable_machine_is_told(tmp_path: Path) -> None:
+    client = tmp_path / "ssh"
+    client.write_text("#!/bin/sh\necho 'Host key verification failed.' >&2\nexit 255\n")
+    client.chmod(0o755)
+    target = SshTarget("nowhere", make_target("onnxruntime-cpu"), client=str(client))
+    with pytest.raises(TargetUnavailableError, match="Host key verification failed"):
+        open_target(target)
+    with pytest.raises(TargetError, match="exit code 255"):
+        target.start()
+
+
+def test_a_missing_client_is_told() -> None:
+    target = SshTarget("host", make_target("onnxruntime-cpu"), client=f"no-such-client-{os.getpid()}")
+    assert "not installed here" in str(target.available())
