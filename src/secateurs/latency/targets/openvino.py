@@ -76,7 +76,7 @@ class OpenVinoCpu:
 
 
 def _candidates(name: str, graph: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Names of the model file for an executed node, likeliest first: what it was made of, what feeds it, what reads it."""
+    """Names of the model file for an executed node, likeliest first: its parts, what feeds it, what reads it."""
     found: list[str] = []
     frontier, seen = [name], set[str]()
     while frontier and len(seen) < _REACH:
