@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from secateurs.errors import ExportError, InfeasibleBudgetError
-from secateurs.export.onnx import ExportReport, export_onnx
+from secateurs.errors import InfeasibleBudgetError
+from secateurs.export.artifacts import export_artifact
+from secateurs.export.onnx import ExportReport
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import Target
 from secateurs.latency.timing import Protocol, compare
@@ -57,9 +58,7 @@ class Bench:
         Raises:
             ExportError: it cannot be exported, or computes something else.
         """
-        if self.target.artifact != "onnx":
-            raise ExportError(f"No exporter writes {self.target.artifact!r} files for target {self.target.name}.")
-        return export_onnx(module, self.example, path, batch=self.batch)
+        return export_artifact(self.target.artifact, module, self.example, path, batch=self.batch)
 
     def dense_ms(self) -> float:
         """Latency of the dense file now."""
@@ -77,11 +76,15 @@ class Bench:
         held = store.get(fingerprint, signature)
         if held is not None:
             return Measurement(**held)
-        with self._scratch() as path:
-            self.export(module, path)
-            measured = self._compare({"dense": self.dense, "pruned": path}, QUICK)["pruned"]
+        measured = self.export_and_compare(module)
         store.put(fingerprint, {signature: asdict(measured)})
         return measured
+
+    def export_and_compare(self, module: nn.Module) -> Measurement:
+        """Latency of a module beside dense, whatever the store knows."""
+        with self._scratch() as path:
+            self.export(module, path)
+            return self._compare({"dense": self.dense, "pruned": path}, QUICK)["pruned"]
 
     def final(self) -> dict[str, Measurement]:
         """Latencies of ``dense`` and ``pruned`` from one interleaved run of the deployed files."""

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -23,6 +24,7 @@ from secateurs.data import Data, accuracy
 from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.latency.model import LatencyModel
 from secateurs.latency.store import Store
+from secateurs.latency.targets._base import processor_name
 from secateurs.models import Loaded
 from secateurs.outcome import Facts, make_record
 from secateurs.plan import Measurement, Plan
@@ -30,7 +32,9 @@ from secateurs.planning import Choice, Planner, name_of, target_label
 from secateurs.profiling import open_target, profile
 from secateurs.progress import Progress, silent
 from secateurs.recover.batch_norm import reestimate
+from secateurs.recover.checkpoint import digest
 from secateurs.recover.finetune import finetune
+from secateurs.recover.precision import fastest_mode
 from secateurs.recover.recipe import Recipe
 from secateurs.report import Record, render, wording
 from secateurs.run_folder import RunFolder
@@ -297,7 +301,15 @@ class Job:
         if settings.epochs == 0:
             notes = ["No fine-tuning was done (--epochs 0)."]
             return {"accuracy": facts["accuracy_recalibrated"], "tune_notes": notes}
-        recipe = Recipe(epochs=settings.epochs, lr=settings.lr, batch=settings.train_batch, seed=settings.seed)
+        mode = self._stage("mode", lambda: self._training_mode(small))
+        recipe = Recipe(
+            epochs=settings.epochs,
+            lr=settings.lr,
+            batch=settings.train_batch,
+            precision=mode["precision"],
+            layout=mode["layout"],
+            seed=settings.seed,
+        )
         with self._timed("finetune"):
             tuned = finetune(
                 small,
@@ -317,6 +329,22 @@ class Job:
                 "history": [asdict(epoch) for epoch in tuned.epochs],
             },
         )
+
+    def _training_mode(self, small: nn.Module) -> Facts:
+        """Number format and memory layout that train fastest here.
+
+        The choice is kept in the store: another run of the same network trains in the same way, to the same bits.
+        """
+        settings, store = self.settings, Store(self.store, progress=self.progress)
+        device = {"device": processor_name(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+        signature = f"training-mode/1/{digest(small)}/b{settings.train_batch}/{settings.precision}"
+        held = store.get(device, signature)
+        if held is None:
+            with self._timed("finetune"), self.progress.task("choose number format"):
+                inputs, _ = next(iter(self.data.train.batches(settings.train_batch)))
+                held = asdict(fastest_mode(small, self.loaded.module, inputs, precision=settings.precision))
+            store.put(device, {signature: held})
+        return held
 
     def _deploy(self, small: nn.Module) -> Facts:
         """The files to deploy, and their measurement beside dense."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STRATEGY = "knapsack"
 DEFAULT_CRITERION = "splamp"
-DEFAULT_CRITERION_WITH_DATA = "taylor"
+DEFAULT_CRITERION_WITH_DATA = "fisher"
 
 
 @dataclass(frozen=True)

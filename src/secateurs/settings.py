@@ -17,9 +17,10 @@ class Settings:
     """Settings of one run.
 
     ``latency``: the budget (``60%``, ``3.2ms``, ``2x``); ``criterion``: None takes the strategy's own or the default;
-    ``threads``/``batch``: of the measured runtime; ``epochs``: of fine-tuning (0: none); ``lr``: its peak rate (None:
-    the recipe's choice); ``min_width``, ``blocks``: which networks are legal; ``keep``/``barrier``: patterns of what
-    stays whole and of what is not pruned through.
+    ``threads``/``batch``: of the measured runtime; ``epochs``: of fine-tuning (0: none), ``lr``: its peak rate (None:
+    the recipe's choice), ``train_batch`` and ``precision`` (``auto``, ``fp32``, ``bf16``): also of fine-tuning;
+    ``min_width``, ``blocks``: which networks are legal; ``keep``/``barrier``: patterns of what stays whole and of what
+    is not pruned through.
     """
 
     latency: str
@@ -32,6 +33,7 @@ class Settings:
     epochs: int = 1
     lr: float | None = None
     train_batch: int = 128
+    precision: str = "auto"
     min_width: int = 1
     blocks: bool = True
     keep: tuple[str, ...] = ()

@@ -37,6 +37,9 @@ def verb(
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="Epochs of fine-tuning; 0 for none.")] = 1,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate [by the network's kind].")] = None,
     train_batch: Annotated[int, typer.Option("--train-batch", min=1, help="Batch size of fine-tuning.")] = 128,
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="auto|fp32|bf16", help="Of fine-tuning; auto takes the faster one.")
+    ] = "auto",
     classes: o.Classes = "all",
     shape: o.Input = None,
     normalize: o.Normalize = None,
@@ -79,6 +82,7 @@ def verb(
         "epochs": epochs,
         "lr": lr,
         "train_batch": train_batch,
+        "precision": precision,
         "min_width": min_width,
         "blocks": blocks,
         "keep": keep or [],

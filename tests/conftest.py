@@ -1,0 +1,55 @@
+"""Shared by every test: its own store of measurements, one thread, and a target that needs no clock."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from secateurs import registry
+from secateurs.testing.latency import FakeTarget
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests never read or write the user's table of measurements."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SECATEURS_STORE", str(tmp_path_factory.getbasetemp() / "store.sqlite3"))
+        yield
+
+
+def weight_costs(content: bytes) -> dict[str, float]:
+    """Per convolution and linear layer 5 µs and 20 ns per weight: needs nothing but the file."""
+    graph = onnx.load_model_from_string(content).graph
+    sizes = {tensor.name: int(torch.Size(tensor.dims).numel()) for tensor in graph.initializer}
+    kinds = ("Conv", "Gemm", "MatMul")
+    return {n.output[0]: 0.005 + 2e-5 * sizes.get(n.input[1], 0) for n in graph.node if n.op_type in kinds}
+
+
+def make_fake_target() -> FakeTarget:
+    """A target whose latency is exact and follows from the file's weights."""
+    return FakeTarget(weight_costs, base_ms=0.02)
+
+
+@pytest.fixture(scope="session")
+def fake_target() -> Iterator[str]:
+    """The name of a registered target that measures by formula."""
+    module = types.ModuleType("secateurs_fake_target")
+    module.make = make_fake_target  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "secateurs_fake_target", module)
+        patch.setitem(registry._BUILT_IN["targets"], "fake", "secateurs_fake_target:make")
+        yield "fake"
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A path for a run that does not exist yet."""
+    return tmp_path / "run"

@@ -1,0 +1,230 @@
+"""The main job on a target without a clock: files, figures, resuming, budgets out of reach."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import secateurs as sc
+from secateurs import job as job_module
+from secateurs.data import Data, open_data
+from secateurs.latency import model
+from secateurs.models import Loaded, load
+from secateurs.pruning import Place, run
+from secateurs.report import Record
+from secateurs.settings import Settings
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_samples() -> Iterator[None]:
+    """The fake target is exact, so a small design is enough."""
+    real = model.profile
+
+    def profile(*args, **kwargs):  # type: ignore[no-untyped-def]
+        return real(*args, **{**kwargs, "samples": 30})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "profile", profile)
+        yield
+
+
+@pytest.fixture(scope="module")
+def network() -> Loaded:
+    """The demo's network; what its weights are does not matter here."""
+    return load("digits-resnet", seed=3)
+
+
+@pytest.fixture(scope="module")
+def settings(fake_target: str) -> Settings:
+    return Settings(latency="60%", target=fake_target, epochs=1, train_batch=16, criterion="splamp", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def finished(network: Loaded, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> sc.Result:
+    return run(network, _digits(network), settings, Place(tmp_path_factory.mktemp("finished") / "run"))
+
+
+def _digits(network: Loaded) -> Data:
+    """A few of the digits: what is learnt does not matter here."""
+    data = open_data("digits", network)
+    few = {part: getattr(data, part).take(64) for part in ("train", "calibration", "validation", "test")}
+    return replace(data, **few)
+
+
+def test_a_run_leaves_every_file_and_keeps_its_promise(finished: sc.Result, network: Loaded) -> None:
+    run_folder = finished.folder
+    names = {path.name for path in run_folder.iterdir()}
+    wanted = {
+        "plan.json",
+        "model.safetensors",
+        "model.onnx",
+        "result.json",
+        "report.html",
+        "events.jsonl",
+        "dense.onnx",
+    }
+    assert wanted <= names
+    assert not [name for name in names if name.startswith(".") or name.endswith(".tmp")]
+    record = Record.load(run_folder / "result.json")
+    assert record == finished.record
+    assert record.pruned_within_budget
+    assert record.budget_used >= 0.94
+    assert record.speedup >= 1 / 0.6
+    assert record.pruned.macs < record.dense.macs
+    assert record.pruned.params == sum(p.numel() for p in finished.module.parameters())
+    assert record.structure_check_rel_error <= 1e-6
+    assert record.export_max_rel_error <= 1e-4
+    assert record.dense.params == sum(p.numel() for p in network.module.parameters())
+
+
+def test_the_saved_parts_make_the_same_network(finished: sc.Result, network: Loaded) -> None:
+    run_folder = finished.folder
+    plan = sc.Plan.load(run_folder / "plan.json")
+    again = sc.apply(network.module, plan, network.example()).eval()
+    again.load_state_dict(load_file(run_folder / "model.safetensors"))
+    image = torch.randn(1, *network.input_shape)
+    with torch.no_grad():
+        expected = finished.module(image)
+        assert torch.equal(again(image), expected)
+    session = onnxruntime.InferenceSession(run_folder / "model.onnx", providers=["CPUExecutionProvider"])
+    [found] = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    assert float(abs(torch.from_numpy(found) - expected).max()) <= 1e-4 * float(expected.abs().max())
+
+
+def test_the_plan_says_where_it_comes_from(finished: sc.Result) -> None:
+    facts = finished.plan.provenance
+    assert facts["strategy"] == "knapsack"
+    assert facts["criterion"] == "splamp"
+    assert facts["budget"] == "60%"
+    assert facts["source"]["model"] == "digits-resnet"
+    assert facts["predicted_ms"] > 0
+    assert "torch" in facts["versions"]
+
+
+def test_a_killed_run_resumes_to_the_same_result(
+    network: Loaded, settings: Settings, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = _digits(network)
+    real = job_module.finetune
+
+    def killed(student, *args, **kwargs):  # type: ignore[no-untyped-def]
+        seen = 0
+
+        class Task:
+            def __enter__(self):  # type: ignore[no-untyped-def]
+                return self
+
+            def __exit__(self, *details: object) -> None:
+                pass
+
+            def advance(self, steps: int = 1, note: str = "") -> None:
+                nonlocal seen
+                seen += steps
+                if seen >= 2:
+                    raise KeyboardInterrupt
+
+        class Progress:
+            def task(self, name: str, total: int | None = None) -> Task:
+                return Task()
+
+            def say(self, message: str) -> None:
+                pass
+
+        return real(student, *args, **{**kwargs, "progress": Progress()})
+
+    monkeypatch.setattr(job_module, "finetune", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(network, data, settings, Place(run_folder))
+    assert (run_folder / "plan.json").exists()
+    assert not (run_folder / "result.json").exists()
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy)
+    before = (run_folder / "plan.json").read_bytes()
+
+    monkeypatch.setattr(job_module, "finetune", real)
+    monkeypatch.setattr(job_module, "trace", None)  # a resumed run has a plan: it must not trace or plan again
+    first = run(network, data, settings, Place(run_folder, resume=True))
+    shutil.rmtree(copy / "checkpoints")  # the copy trains from the start: the uninterrupted run
+    second = run(network, data, settings, Place(copy, resume=True))
+    assert (run_folder / "plan.json").read_bytes() == before
+    for name, tensor in first.module.state_dict().items():
+        assert torch.equal(tensor, second.module.state_dict()[name]), name
+    assert first.record.pruned.accuracy == second.record.pruned.accuracy
+
+
+def test_a_finished_run_is_only_read_again(
+    finished: sc.Result, network: Loaded, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_module, "finetune", None)
+    monkeypatch.setattr(job_module, "trace", None)
+    again = run(network, _digits(network), settings, Place(finished.folder, resume=True))
+    assert again.record == finished.record
+    for name, tensor in finished.module.state_dict().items():
+        assert torch.equal(tensor, again.module.state_dict()[name])
+
+
+def test_resume_with_other_settings_is_refused(finished: sc.Result, network: Loaded, settings: Settings) -> None:
+    run_folder, other = finished.folder, replace(settings, latency="50%")
+    with pytest.raises(sc.DataError, match=r"latency '60%', now it is '50%'"):
+        run(network, _digits(network), other, Place(run_folder, resume=True))
+    with pytest.raises(sc.DataError, match="a finished run"):
+        run(network, _digits(network), other, Place(run_folder))
+
+
+def test_a_second_run_measures_nothing_and_plans_the_same(
+    finished: sc.Result, network: Loaded, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_module.Bench, "export_and_compare", None)
+    other = replace(settings, epochs=0)
+    again = run(network, _digits(network), other, Place(tmp_path / "again"))
+    assert again.plan.groups == finished.plan.groups
+    assert again.record.rounds == finished.record.rounds
+
+
+def test_a_budget_out_of_reach_names_the_fastest_measured_point(
+    network: Loaded, settings: Settings, run_folder: Path
+) -> None:
+    tight = replace(settings, latency="0.03ms")
+    with pytest.raises(sc.InfeasibleBudgetError, match=r"when measured, \d+\.\d% of dense") as caught:
+        run(network, _digits(network), tight, Place(run_folder))
+    assert caught.value.exit_code == 3
+    assert caught.value.details["measured_ms"] > 0.03
+    assert "ms)" in str(caught.value)
+    assert not (run_folder / "plan.json").exists()
+
+
+def test_a_budget_above_dense_is_refused(network: Loaded, settings: Settings, run_folder: Path) -> None:
+    loose = replace(settings, latency="500ms")
+    with pytest.raises(sc.PlanError, match="nothing to prune"):
+        run(network, _digits(network), loose, Place(run_folder))
+
+
+def test_from_python_with_loaders_and_no_folder(fake_target: str) -> None:
+    model = load("digits-resnet", seed=3).module
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(96, 3, 32, 32, generator=generator), torch.arange(96) % 10
+    batches = [(images[start : start + 32], labels[start : start + 32]) for start in (0, 32, 64)]
+    result = sc.prune(model, images[:1], data=(batches, batches), target=fake_target, latency=0.7, epochs=0)
+    assert result.record.pruned_within_budget
+    assert result.record.pruned.accuracy == result.record.pruned.accuracy_recalibrated
+    assert any("No fine-tuning" in note for note in result.record.notes)
+    assert not result.folder.exists()
+    assert result.module(images[:2]).shape == (2, 10)
+    assert json.loads(result.record.to_json())["speedup"] > 1
+
+
+def test_python_says_what_is_missing(network: Loaded) -> None:
+    with pytest.raises(sc.PlanError, match="latency="):
+        sc.prune(network.module, network.example(), data="digits")
+    with pytest.raises(sc.DataError, match="channels, height, width"):
+        sc.prune(network.module, torch.zeros(1, 5), data="digits", latency="50%")
+    with pytest.raises(sc.DataError, match="data= is a int"):
+        sc.prune(network.module, network.example(), data=3, latency="50%")  # type: ignore[arg-type]
