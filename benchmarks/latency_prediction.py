@@ -37,6 +37,7 @@ from secateurs.latency.store import Store
 from secateurs.latency.targets import Target, lower_half, open_target
 from secateurs.models import load
 from secateurs.network import LayerSpec, NetworkSpec
+from secateurs.progress import silent
 from secateurs.structure import Graph, trace
 
 RESULTS = Path(__file__).parent / "results" / "latency_prediction.csv"
@@ -100,7 +101,8 @@ def solver(setting: Setting, model: LatencyModel, count: int) -> list[Sample]:
 def measure(setting: Setting, samples: Sequence[Sample], dense_ms: float) -> tuple[list[Observation], np.ndarray]:
     """Observations, and latencies in ms [n] with the clock's drift against the table removed."""
     collector = Collector(setting.spec, setting.variants, setting.target, threads=setting.threads, store=setting.store)
-    seen = collector.measure(samples)
+    with silent.task("measure", len(samples)) as task:
+        seen = collector.measure(samples, task)
     return seen, np.array([entry.total_ms * dense_ms / entry.anchor_ms for entry in seen])
 
 

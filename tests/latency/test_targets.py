@@ -125,6 +125,7 @@ def test_addresses_are_read() -> None:
     assert isinstance(target, SshTarget)
     assert (target.user, target.host, target.port, target.precision) == ("pi", "board.local", 2222, "f16")
     assert target.name == "ssh://pi@board.local:2222/openvino-cpu:f16"
+    assert make_target("ssh://a/onnxruntime-cpu?python=/opt/venv/bin/python").python == "/opt/venv/bin/python"
     command = target._command("x")
     assert "StrictHostKeyChecking=yes" in command
     assert command[command.index("--") + 1] == "board.local"

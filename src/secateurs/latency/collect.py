@@ -20,11 +20,11 @@ from secateurs.latency.store import Store
 from secateurs.latency.targets._base import Target, lower_half
 from secateurs.latency.turns import WARM_RUNS, Effort, clean_profile, round_robin
 from secateurs.network import NetworkSpec, OperatorSpec
-from secateurs.progress import Progress, silent
+from secateurs.progress import Progress, Task, silent
 
 _BLOCK_BYTES = 400 << 20
 _BLOCK_SIZE = 12
-VERSION = 4
+VERSION = 5
 """Part of every stored signature: rises when what is measured changes."""
 
 
@@ -104,8 +104,8 @@ class Collector:
     def _signature(self, sample: Sample) -> str:
         return f"variant/{VERSION}/{self._spec.fingerprint}/b{self._variants.batch}/{sample.key}"
 
-    def measure(self, samples: Sequence[Sample], name: str = "profile") -> list[Observation]:
-        """Observations of ``samples`` in their order; only those not in the store are run."""
+    def measure(self, samples: Sequence[Sample], task: Task) -> list[Observation]:
+        """Observations of ``samples`` in their order; only those not in the store are run. ``task`` is advanced."""
         known: dict[Sample, Observation] = {}
         if self._store is not None:
             rows = self._store.find(self.fingerprint, self._signature(Sample(())))
@@ -114,9 +114,9 @@ class Collector:
                 if row is not None:
                     known[sample] = Observation.from_payload(row)
         missing = [sample for sample in dict.fromkeys(samples) if sample not in known]
+        task.advance(len(samples) - len(missing))
         if missing:
             with ExitStack() as stack:
-                task = stack.enter_context(self._progress.task(name, len(missing)))
                 worker = stack.enter_context(self._target.start())
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-variants-")))
                 for block in self._blocks(missing):

@@ -16,12 +16,13 @@ from secateurs.latency.steps import legal_widths
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import Target
 from secateurs.network import NetworkSpec
-from secateurs.progress import Progress, silent
+from secateurs.progress import Progress, Task, silent
 
 __all__ = ["LatencyModel", "ModelError", "Profiler", "legal_widths", "profile"]
 
-_CHUNK = 48
-_FIRST, _MOST = 2, 5
+_CHUNK = 24
+_FIRST, _STEP, _MOST = 4, 2, 10
+"""Portions before the first look at the error, between two looks, and at most."""
 _GOOD_MEAN, _GOOD_P95 = 0.018, 0.045
 _DOUBTFUL, _REFUSED = 0.05, 0.12
 
@@ -63,7 +64,11 @@ class Profiler:
 
     def measure(self, samples: Sequence[Sample], name: str = "profile") -> list[Observation]:
         """Observations of these samples, from now on part of :meth:`fit`."""
-        measured = self._collector.measure(samples, name)
+        with self._progress.task(name, len(samples)) as task:
+            return self._observe(samples, task)
+
+    def _observe(self, samples: Sequence[Sample], task: Task) -> list[Observation]:
+        measured = self._collector.measure(samples, task)
         self._observations.update(zip(samples, measured, strict=True))
         return measured
 
@@ -96,23 +101,26 @@ class Profiler:
             return self._judged(self.fit())
         signature = f"profile/{self._spec.fingerprint}/b{self._batch}/seed{self._seed}/v{_CHUNK}"
         earlier = self._store.get(self._collector.fingerprint, signature) if self._store else None
-        start, number, model = time.monotonic(), 0, None
-        while True:
-            self.measure(self.chunk(number))
-            number += 1
-            if earlier is not None and number < earlier["portions"]:
-                continue
-            if number < _FIRST and time.monotonic() - start < seconds:
-                continue
-            model = self.fit()
-            good = model.error.mean_abs <= _GOOD_MEAN and model.error.p95 <= _GOOD_P95
-            if (
-                earlier is not None
-                or good
-                or number >= _MOST
-                or time.monotonic() - start > seconds * number / (number + 1)
-            ):
-                break
+        number = 0
+        if earlier is not None:
+            number = int(earlier["portions"])
+            self.measure([sample for portion in range(number) for sample in self.chunk(portion)])
+        model = self.fit() if earlier is not None else None
+        start, wanted = time.monotonic(), _FIRST
+        while model is None:
+            with self._progress.task(
+                "profile" if number == 0 else "profile further", (wanted - number) * _CHUNK
+            ) as task:
+                late = False
+                while number < wanted and not late:
+                    self._observe(self.chunk(number), task)
+                    number += 1
+                    late = time.monotonic() - start > seconds * number / (number + 1)
+            candidate = self.fit()
+            good = candidate.error.mean_abs <= _GOOD_MEAN and candidate.error.p95 <= _GOOD_P95
+            if good or late or number >= _MOST:
+                model = candidate
+            wanted = number + _STEP
         if self._store is not None:
             self._store.put(self._collector.fingerprint, {signature: {"portions": number}})
         return self._judged(model)

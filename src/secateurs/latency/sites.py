@@ -73,7 +73,8 @@ class SiteMap:
         if layer is not None:
             inputs = layer.inputs if layer.inputs.parts and layer.kind != "depthwise" else None
             outputs = layer.outputs if layer.outputs.parts else None
-            detail = (layer.kind, layer.kernel_elements, layer.stride, layer.groups)
+            # A fixed side is told as length 0, so it must not be learnt together with sides that vary.
+            detail = (layer.kind, layer.kernel_elements, layer.stride, layer.groups, inputs is None, outputs is None)
             return Site(layer.name, inputs, outputs, layer.blocks, (*kinds, *shapes, *detail))
         written = [self._axes[operator.writes[0]] for operator in fused]
         outputs = next((axis for axis in written if axis is not None), None)
@@ -82,7 +83,8 @@ class SiteMap:
         if inputs == outputs or (outputs is not None and len(sources) > 1):
             inputs = None
         blocks = self._spec.node_blocks.get(first.node, ())
-        return Site(first.node or first.name, inputs, outputs, blocks, (*kinds, *shapes))
+        signature = (*kinds, *shapes, inputs is None, outputs is None)
+        return Site(first.node or first.name, inputs, outputs, blocks, signature)
 
     def attribute(self, operations: Sequence[Operation]) -> tuple[list[float], list[int], float]:
         """Time in ms and number of operators per site, and the ms that belong to no site (a fixed cost)."""

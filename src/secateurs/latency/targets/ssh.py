@@ -1,4 +1,4 @@
-"""Another machine, reached with the system's OpenSSH client: ``ssh://[user@]host[:port]/TARGET``.
+"""Another machine, reached with the system's OpenSSH client: ``ssh://[user@]host[:port]/TARGET[?python=PROGRAM]``.
 
 The remote machine needs Python 3.10 and the runtime, nothing of secateurs: the worker and the engine travel through
 the connection. Host keys are checked and no password is asked for, so the connection must work with keys alone.
@@ -21,7 +21,8 @@ from secateurs.latency.process import WORKER_FILE, Worker
 from secateurs.latency.targets._base import Operation
 
 _FORM = re.compile(
-    r"ssh://(?:(?P<user>[\w.-]+)@)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\])(?::(?P<port>\d+))?/(?P<target>.+)"
+    r"ssh://(?:(?P<user>[\w.-]+)@)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\])(?::(?P<port>\d+))?"
+    r"/(?P<target>[^?]+)(?:\?python=(?P<python>[\w./~-]+))?"
 )
 _OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=10")
 # Read the rest of the program from the connection: one line of base64, then the worker's own requests.
@@ -64,7 +65,7 @@ class SshTarget:
 
     @classmethod
     def parse(cls, text: str) -> SshTarget:
-        """Read ``ssh://[user@]host[:port]/TARGET``.
+        """Read ``ssh://[user@]host[:port]/TARGET``, with ``?python=PROGRAM`` where ``python3`` is not the right one.
 
         Raises:
             PlanError: not of this form, or a target that cannot run remotely.
@@ -84,7 +85,7 @@ class SshTarget:
                 f"as ssh://{match['host']}/onnxruntime-cpu."
             )
         port = int(match["port"]) if match["port"] else None
-        return cls(match["host"].strip("[]"), inner, match["user"], port)
+        return cls(match["host"].strip("[]"), inner, match["user"], port, match["python"] or "python3")
 
     @property
     def name(self) -> str:
