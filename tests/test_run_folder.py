@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from secateurs.errors import DataError
+from secateurs.errors import DataError, PlanError
 from secateurs.run_folder import RunFolder
 
 JOB = {"model": "cifar-resnet20", "latency": "50%", "seed": 0, "input": [1, 2]}
@@ -44,6 +44,23 @@ def test_a_taken_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="cannot be used"):
         RunFolder.create(tmp_path / "file", JOB)
+
+
+def test_a_run_that_fails_before_its_plan_leaves_the_folder_free(tmp_path: Path) -> None:
+    def fail(name: str) -> None:
+        with RunFolder.create(tmp_path / "run", JOB) as run:
+            run.write(name, "{}")
+            raise PlanError("out of reach")
+
+    with pytest.raises(PlanError):
+        fail("dense.onnx")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(PlanError):
+        fail("plan.json")
+    assert (tmp_path / "run" / "job.json").exists()
+    with pytest.raises(KeyboardInterrupt), RunFolder.create(tmp_path / "other", JOB):
+        raise KeyboardInterrupt
+    assert RunFolder.resume(tmp_path / "other").job == JOB
 
 
 def test_resume_refuses_other_settings_and_empty_folders(tmp_path: Path) -> None:
@@ -88,7 +105,7 @@ def test_no_write_permission_is_a_clear_message(tmp_path: Path) -> None:
 def test_a_full_disk_is_a_clear_message(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", JOB)
     (tmp_path / "run" / "events.jsonl").symlink_to("/dev/full")
-    with pytest.raises(DataError, match=r"No space left.*--resume"):
+    with pytest.raises(DataError, match=r"No space left.*start again"):
         run.record("trace", {})
 
 

@@ -34,6 +34,7 @@ from secateurs.progress import Progress, silent
 from secateurs.recover.batch_norm import reestimate
 from secateurs.recover.checkpoint import digest
 from secateurs.recover.finetune import finetune
+from secateurs.recover.least_squares import least_squares
 from secateurs.recover.precision import fastest_mode
 from secateurs.recover.recipe import Recipe
 from secateurs.report import Record, render, wording
@@ -43,6 +44,8 @@ from secateurs.structure import Graph, apply, trace
 from secateurs.structure.verify import check_plan
 
 CALIBRATION_BATCH = 128
+REFITTED, REFITTED_BATCH = 256, 64
+"""Images that layers are refitted on, and how many at once."""
 SCORED, SCORED_BATCH = 512, 64
 """Images that loss-aware criteria are gathered over, and how many at once."""
 REPAIRED = "repaired.safetensors"
@@ -92,7 +95,7 @@ class Job:
         facts: Facts = {**self._stage("dense", self._dense), **self._stage("plan", self._plan)}
         plan = Plan.load(self.folder.path / "plan.json")
         small = apply(self.loaded.module, plan, self.example, check=False).eval()
-        facts |= self._stage("repair", lambda: self._repair(small))
+        facts |= self._stage("repair", lambda: self._repair(small, plan))
         small.load_state_dict(load_file(self.folder.path / REPAIRED))
         facts |= self._tune(small, facts)
         facts |= self._stage("deploy", lambda: self._deploy(small))
@@ -281,18 +284,26 @@ class Job:
             )
         return notes
 
-    def _repair(self, small: nn.Module) -> Facts:
-        """Re-estimated statistics, and the accuracy before and after."""
+    def _repair(self, small: nn.Module, plan: Plan) -> Facts:
+        """Refitted weights and re-estimated statistics, and the accuracy before and after."""
         cut = self._test_accuracy(small)
+        changed, notes, calibration = False, [], self.data.calibration
         with self._timed("recover"):
-            batches = self.data.calibration.batches(CALIBRATION_BATCH, shuffle=False)
-            done = reestimate(small, batches, progress=self.progress)
-        recalibrated = self._test_accuracy(small) if done.layers else cut
+            if self.settings.repair == "least-squares":
+                batches = [inputs for inputs, _ in calibration.take(REFITTED).batches(REFITTED_BATCH)]
+                fitted = least_squares(self.loaded.module, small, plan, batches, progress=self.progress)
+                changed = bool(fitted.errors)
+                notes += [f"Not refitted: {name}, {reason}." for name, reason in fitted.skipped.items()][:5]
+            if self.settings.repair != "none":
+                done = reestimate(small, calibration.batches(CALIBRATION_BATCH), progress=self.progress)
+                changed = changed or done.layers > 0
         self.folder.write(REPAIRED, save(tensors(small)))
+        if not changed:
+            notes.append("The cut weights were not repaired.")
         return {
             "accuracy_cut": cut,
-            "accuracy_recalibrated": recalibrated,
-            "repair_notes": [] if done.layers else [done.note],
+            "accuracy_recalibrated": self._test_accuracy(small) if changed else cut,
+            "repair_notes": notes,
         }
 
     def _tune(self, small: nn.Module, facts: Facts) -> Facts:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from secateurs.errors import DataError
+from secateurs.errors import DataError, SecateursError
 from secateurs.plan import write_atomic
 
 SCHEMA = "secateurs.job/1"
@@ -56,6 +56,7 @@ class RunFolder:
     def __init__(self, path: Path, job: Mapping[str, Any]) -> None:
         self.path = path
         self.job = dict(job)
+        self.made_here = False
         self._lock: IO[bytes] | None = None
         self._done: dict[str, dict[str, Any]] = {}
 
@@ -68,11 +69,13 @@ class RunFolder:
         """
         folder = Path(path)
         check_free(folder)
+        fresh = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"Folder {folder} cannot be used ({error.strerror or error}). {_ADVICE}.") from error
         run = cls(folder, job)
+        run.made_here = fresh
         run.write("job.json", json.dumps({"schema": SCHEMA, **run.job}, indent=1) + "\n")
         return run
 
@@ -115,6 +118,17 @@ class RunFolder:
             self._lock = None
             with contextlib.suppress(OSError):
                 (self.path / ".lock").unlink()
+        if isinstance(error, SecateursError) and not (self.path / "plan.json").exists():
+            self._discard()
+
+    def _discard(self) -> None:
+        """Leave no trace of a run that failed before it had a plan: there is nothing to resume (measurements are in
+        the store), and the same folder should serve the next try."""
+        for entry in list(self.path.iterdir()):
+            self.remove(entry.name)
+        if self.made_here:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def _take_lock(self) -> IO[bytes] | None:
         try:
@@ -170,8 +184,8 @@ class RunFolder:
                 os.fsync(file.fileno())
         except OSError as error:
             raise DataError(
-                f"Cannot write {path} ({error.strerror or error}). Free space, then continue with "
-                f"'secateurs prune --resume -o {self.path}'."
+                f"Cannot write {path} ({error.strerror or error}). Free space, then start again (with --resume, where "
+                f"the folder has a plan.json)."
             ) from error
         self._done[event] = json.loads(line)["data"]
         return self._done[event]

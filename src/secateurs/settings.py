@@ -11,16 +11,23 @@ from secateurs.plan import Budget
 from secateurs.planning import DEFAULT_STRATEGY, Legal
 from secateurs.profiling import DEFAULT_TARGET
 
+REPAIRS = {
+    "least-squares": "every layer is refitted on calibration images, then batch-norm statistics are re-estimated",
+    "statistics": "batch-norm statistics are re-estimated on calibration images",
+    "none": "nothing",
+}
+DEFAULT_REPAIR = "least-squares"
+
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of one run.
 
     ``latency``: the budget (``60%``, ``3.2ms``, ``2x``); ``criterion``: None takes the strategy's own or the default;
-    ``threads``/``batch``: of the measured runtime; ``epochs``: of fine-tuning (0: none), ``lr``: its peak rate (None:
-    the recipe's choice), ``train_batch`` and ``precision`` (``auto``, ``fp32``, ``bf16``): also of fine-tuning;
-    ``min_width``, ``blocks``: which networks are legal; ``keep``/``barrier``: patterns of what stays whole and of what
-    is not pruned through.
+    ``threads``/``batch``: of the measured runtime; ``repair``: of the cut weights, one of :data:`REPAIRS`; ``epochs``:
+    of fine-tuning (0: none), ``lr``: its peak rate (None: the recipe's choice), ``train_batch`` and ``precision``
+    (``auto``, ``fp32``, ``bf16``): also of fine-tuning; ``min_width``, ``blocks``: which networks are legal;
+    ``keep``/``barrier``: patterns of what stays whole and of what is not pruned through.
     """
 
     latency: str
@@ -34,6 +41,7 @@ class Settings:
     lr: float | None = None
     train_batch: int = 128
     precision: str = "auto"
+    repair: str = DEFAULT_REPAIR
     min_width: int = 1
     blocks: bool = True
     keep: tuple[str, ...] = ()
@@ -41,6 +49,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         Budget.parse(self.latency)
+        if self.repair not in REPAIRS:
+            raise PlanError(f"Repair {self.repair!r} is unknown. Known: {', '.join(REPAIRS)}.")
         for name, least in (("threads", 1), ("batch", 1), ("epochs", 0), ("train_batch", 1), ("min_width", 1)):
             if getattr(self, name) < least:
                 raise PlanError(f"{name} is {getattr(self, name)}; it must be at least {least}.")

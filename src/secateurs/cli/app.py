@@ -5,7 +5,15 @@ from __future__ import annotations
 import typer
 
 from secateurs import __version__
-from secateurs.cli import apply, compare, doctor, export, ls, plan, profile, prune, report
+from secateurs.cli.apply import verb as apply
+from secateurs.cli.compare import verb as compare
+from secateurs.cli.doctor import verb as doctor
+from secateurs.cli.export import verb as export
+from secateurs.cli.ls import verb as ls
+from secateurs.cli.plan import verb as plan
+from secateurs.cli.profile import verb as profile
+from secateurs.cli.prune import verb as prune
+from secateurs.cli.report import verb as report
 
 HELP = """Prune a trained PyTorch network to a latency budget, measured on the runtime it will run on.
 
@@ -22,8 +30,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _verb in (ls, doctor, profile, plan, apply, prune, compare, export, report):
-    app.command(_verb.__name__.rpartition(".")[2])(_verb.verb)
+app.command("ls")(ls)
+app.command("doctor")(doctor)
+app.command("profile")(profile)
+app.command("plan")(plan)
+app.command("apply")(apply)
+app.command("prune")(prune)
+app.command("compare")(compare)
+app.command("export")(export)
+app.command("report")(report)
 
 
 def _show_version(wanted: bool) -> None:

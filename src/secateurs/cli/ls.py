@@ -43,11 +43,13 @@ def _rows(kind: str) -> list[dict[str, str | bool]]:
         return [{"kind": kind, "name": name, "available": True, "about": "built in"} for name in model_names()]
     if kind == "data":
         return [{"kind": kind, "name": form, "available": True, "about": about} for form, about in DATA_FORMS.items()]
+    from secateurs.latency.targets import make_target
+
     rows: list[dict[str, str | bool]] = []
     for name in names(kind):
         try:
             found = load(kind, name)
-            reason = found().available() if kind == "targets" else None
+            reason = make_target(name).available() if kind == "targets" else None
         except SecateursError as error:
             reason, found = str(error), None
         about = reason or _about(found)

@@ -40,6 +40,9 @@ def verb(
     precision: Annotated[
         str, typer.Option("--precision", metavar="auto|fp32|bf16", help="Of fine-tuning; auto takes the faster one.")
     ] = "auto",
+    repair: Annotated[
+        str, typer.Option("--repair", metavar="least-squares|statistics|none", help="Repair before fine-tuning.")
+    ] = "least-squares",
     classes: o.Classes = "all",
     shape: o.Input = None,
     normalize: o.Normalize = None,
@@ -83,6 +86,7 @@ def verb(
         "lr": lr,
         "train_batch": train_batch,
         "precision": precision,
+        "repair": repair,
         "min_width": min_width,
         "blocks": blocks,
         "keep": keep or [],

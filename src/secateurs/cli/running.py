@@ -51,7 +51,7 @@ def guarded(verb: Callable[P, None]) -> Callable[P, None]:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 verb(*args, **kwargs)
-        except typer.Exit:
+        except (typer.Exit, typer.BadParameter):
             raise
         except BrokenPipeError:
             _stop_writing()
