@@ -40,7 +40,7 @@ class Budget:
         hint = "Give a latency such as 3.2ms, a share of the dense latency such as 60%, or a speed-up such as 2x."
         if isinstance(text, (int, float)) and not isinstance(text, bool):
             text = f"{float(text) * 100!r}%"
-        match = re.fullmatch(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(ms|%|x)?\s*", text)
+        match = re.fullmatch(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(ms|%|x)?\s*", str(text))
         if match is None:
             raise PlanError(f"Latency budget {text!r} is not understood. {hint}")
         value, unit = float(match[1]), match[2]
