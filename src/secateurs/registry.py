@@ -20,6 +20,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "uniform": "secateurs.search.uniform:Uniform",
         "splamp": "secateurs.search.splamp:SpLamp",
         "knapsack": "secateurs.search.knapsack:Knapsack",
+        "global-rank": "secateurs.search.global_rank:GlobalRank",
         "greedy": "secateurs.search.greedy:Greedy",
         "halp": "secateurs.search.halp:Halp",
     },

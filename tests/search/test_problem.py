@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from secateurs.errors import PlanError
 from secateurs.network import AxisSpec, BlockSpec, GroupSpec, NetworkSpec
 from secateurs.search.options import legal_widths, reachable_lengths, right_ends
 from secateurs.search.problem import Constraint, Evaluation, Problem
+from secateurs.search.rows import FileRows, MemoryRows
 from secateurs.search.uniform import Uniform
 from secateurs.testing.problems import Staircase, Table, enumerate_all, random_problem
 
@@ -79,17 +80,6 @@ def test_wrong_problems_are_refused(change: dict[str, Any], match: str) -> None:
         Problem(small(), **{**given, **change})
 
 
-class Rows:
-    def __init__(self) -> None:
-        self.held: dict[str, Mapping[str, Any]] = {}
-
-    def get(self, key: str) -> Mapping[str, Any] | None:
-        return self.held.get(key)
-
-    def put(self, key: str, row: Mapping[str, Any]) -> None:
-        self.held[key] = row
-
-
 class Judge:
     identity = "judge-1"
 
@@ -101,16 +91,37 @@ class Judge:
         return Evaluation(0.5 + 0.01 * int(widths.sum()), 0.1, {"loss": 1.0})
 
 
-def test_evaluations_are_stored_and_reused() -> None:
-    judge, rows = Judge(), Rows()
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_evaluations_are_stored_and_reused(kind: str, tmp_path: Path) -> None:
+    judge = Judge()
+    rows = MemoryRows() if kind == "memory" else FileRows(tmp_path / "rows.sqlite3")
     options, values = (np.array([1, 4]), np.array([3, 6])), (np.arange(5.0), np.arange(7.0))
     problem = Problem(small(), options, values, evaluator=judge, rows=rows)
     first = problem.evaluate([4, 6])
     assert problem.evaluate(np.array([4, 6])) == first
     assert judge.calls == 1
-    assert next(iter(rows.held.values()))["widths"] == [4, 6]
+    assert next(iter(rows))["widths"] == [4, 6]
+    assert len(rows) == 1
     with pytest.raises(PlanError, match="--data"):
         replace(problem, evaluator=None).evaluate([4, 6])
+
+
+def test_stored_rows_outlive_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite3"
+    first = FileRows(path)
+    first.put("a", {"accuracy": 0.5, "seconds": 1.0, "details": {}})
+    first.put("a", {"accuracy": 0.9, "seconds": 1.0, "details": {}})
+    second = FileRows(path)
+    row = second.get("a")
+    assert row is not None
+    assert row["accuracy"] == 0.5
+    assert second.get("b") is None
+    first.close()
+    second.close()
+    other = tmp_path / "other"
+    other.write_text("not a database, certainly not one of ours")
+    with pytest.raises(PlanError, match="cannot be kept"):
+        FileRows(other)
 
 
 def test_legal_widths() -> None:

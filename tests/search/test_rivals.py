@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from secateurs.cost import CostModel, CostTerm
 from secateurs.errors import InfeasibleBudgetError, PlanError
+from secateurs.network import AxisSpec, GroupSpec, NetworkSpec
 from secateurs.search.exact import Effort, solve_exact
+from secateurs.search.global_rank import GlobalRank
 from secateurs.search.greedy import Greedy
 from secateurs.search.halp import Halp
-from secateurs.search.problem import Problem, Solution
+from secateurs.search.problem import Constraint, Problem, Solution, Strategy
 from secateurs.search.uniform import Uniform
-from secateurs.testing.problems import brute_force, random_problem, staircase_problem
+from secateurs.testing.problems import Table, brute_force, random_problem, staircase_problem
 
-RIVALS = (Greedy(), Halp(steps=4, buckets=400), Uniform())
+RIVALS: tuple[Strategy, ...] = (Greedy(), Halp(steps=4, buckets=400), Uniform(), GlobalRank())
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -28,7 +31,7 @@ def test_never_worse_than_any_rival_on_staircases(seed: int) -> None:
             assert found.value <= exact.value + 1e-9 * abs(exact.value), rival.name
 
 
-def attempt(rival: Greedy | Halp | Uniform, problem: Problem) -> Solution | None:
+def attempt(rival: Strategy, problem: Problem) -> Solution | None:
     try:
         return rival.solve(problem)
     except InfeasibleBudgetError:
@@ -56,6 +59,15 @@ def test_halp_equals_the_optimum_where_its_weak_points_do_not_matter() -> None:
 
 def test_rivals_need_a_budget() -> None:
     problem = random_problem(0)
-    for rival in (Greedy(), Halp()):
+    for rival in (Greedy(), Halp(), GlobalRank()):
         with pytest.raises(PlanError, match="needs a budget"):
             rival.solve(Problem(problem.spec, problem.options, problem.values))
+
+
+def test_global_rank_keeps_what_scores_above_one_threshold() -> None:
+    spec = NetworkSpec((GroupSpec("a", 3), GroupSpec("b", 3)), (), (), (), "x")
+    axes = [AxisSpec(0, ((g, 1),)) for g in range(2)]
+    model = CostModel("ms", 0.0, tuple(CostTerm("t", None, axis, Table(np.arange(4.0)[None, :])) for axis in axes))
+    values = (np.array([0.0, 9.0, 17.0, 24.0]), np.array([0.0, 8.5, 9.5, 10.0]))
+    problem = Problem(spec, (np.arange(1, 4),) * 2, values, (Constraint("ms", model, 4.0),))
+    assert GlobalRank().solve(problem).widths.tolist() == [3, 1]

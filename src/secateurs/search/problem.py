@@ -101,8 +101,13 @@ class Solution:
 class Strategy(Protocol):
     """A search. ``criterion``: the only criterion whose values it may be given, or None for any."""
 
-    name: str
-    criterion: str | None
+    @property
+    def name(self) -> str:
+        """The registered name."""
+
+    @property
+    def criterion(self) -> str | None:
+        """See above."""
 
     def solve(self, problem: Problem, *, seed: int = 0, progress: Progress = silent) -> Solution:
         """The chosen network; the same seed, problem and stored rows give the same one."""

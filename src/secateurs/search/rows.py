@@ -1,0 +1,96 @@
+"""Where evaluations of candidates are kept: in memory, or in a file that outlives a kill."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from secateurs.errors import PlanError
+
+
+class MemoryRows:
+    """Rows for one process only."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Mapping[str, Any]] = {}
+
+    def get(self, key: str) -> Mapping[str, Any] | None:
+        """The row stored under ``key``, or None."""
+        return self._held.get(key)
+
+    def put(self, key: str, row: Mapping[str, Any]) -> None:
+        """Store ``row``."""
+        self._held[key] = dict(row)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(list(self._held.values()))
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+class FileRows:
+    """Rows in a SQLite file (WAL): a row is on disk when :meth:`put` returns, several processes may share the file.
+
+    Args:
+        path: created where it does not exist.
+
+    Raises:
+        PlanError: the file cannot be opened, or is something else.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        try:
+            self._base = sqlite3.connect(self._path, timeout=60.0, isolation_level=None)
+            self._base.execute("PRAGMA journal_mode=WAL")
+            self._base.execute("PRAGMA synchronous=FULL")
+            self._base.execute(
+                "CREATE TABLE IF NOT EXISTS evaluations "
+                "(number INTEGER PRIMARY KEY, key TEXT UNIQUE, row TEXT NOT NULL)"
+            )
+        except sqlite3.Error as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: sqlite3.Error) -> PlanError:
+        return PlanError(
+            f"Evaluations cannot be kept in {self._path} ({error}). "
+            "Check that the folder can be written to and that the file is one of ours, or give another run folder."
+        )
+
+    def get(self, key: str) -> Mapping[str, Any] | None:
+        """The row stored under ``key``, or None.
+
+        Raises:
+            PlanError: the file cannot be read.
+        """
+        try:
+            found = self._base.execute("SELECT row FROM evaluations WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise self._refusal(error) from error
+        return None if found is None else json.loads(found[0])
+
+    def put(self, key: str, row: Mapping[str, Any]) -> None:
+        """Store ``row``; the first one stored under a key stays.
+
+        Raises:
+            PlanError: the disk is full or the file cannot be written.
+        """
+        try:
+            self._base.execute("INSERT OR IGNORE INTO evaluations (key, row) VALUES (?, ?)", (key, json.dumps(row)))
+        except sqlite3.Error as error:
+            raise self._refusal(error) from error
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """Every row in the order of storing."""
+        return iter([json.loads(r) for (r,) in self._base.execute("SELECT row FROM evaluations ORDER BY number")])
+
+    def __len__(self) -> int:
+        return int(self._base.execute("SELECT COUNT(*) FROM evaluations").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._base.close()
