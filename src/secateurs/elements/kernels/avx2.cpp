@@ -41,7 +41,10 @@ struct V8 {
     const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_mul_ps(y, _mm256_castsi256_ps(power));
   }
-  static Reg silu(Reg x) { return _mm256_div_ps(x, add(set(1.0f), exp(_mm256_sub_ps(zero(), x)))); }
+  static Reg silu(Reg x) {
+    x = max(set(-88.0f), x);  // below, the result is nearer to 0 than a float can tell
+    return _mm256_div_ps(x, add(set(1.0f), exp(_mm256_sub_ps(zero(), x))));
+  }
 };
 
 Tile table[64];

@@ -38,7 +38,10 @@ struct V16 {
     y = fma(y, _mm512_mul_ps(r, r), add(r, set(1.0f)));
     return _mm512_scalef_ps(y, n);
   }
-  static Reg silu(Reg x) { return _mm512_div_ps(x, add(set(1.0f), exp(_mm512_sub_ps(zero(), x)))); }
+  static Reg silu(Reg x) {
+    x = max(set(-88.0f), x);  // below, the result is nearer to 0 than a float can tell
+    return _mm512_div_ps(x, add(set(1.0f), exp(_mm512_sub_ps(zero(), x))));
+  }
 };
 
 // Blocks of eight filters: half a vector, but all 32 registers.

@@ -46,7 +46,10 @@ struct V4 {
     const int32x4_t power = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23);
     return vmulq_f32(y, vreinterpretq_f32_s32(power));
   }
-  static Reg silu(Reg x) { return vdivq_f32(x, add(set(1.0f), exp(vnegq_f32(x)))); }
+  static Reg silu(Reg x) {
+    x = max(set(-88.0f), x);  // below, the result is nearer to 0 than a float can tell
+    return vdivq_f32(x, add(set(1.0f), exp(vnegq_f32(x))));
+  }
 };
 
 Tile table[64];
