@@ -12,20 +12,25 @@ from secateurs.errors import DataError, PlanMismatchError
 from secateurs.plan import Plan
 from secateurs.progress import Progress, silent
 from secateurs.recover.lockstep import Lane, Weighted
+from secateurs.recover.normal_equations import NormalEquations
+from secateurs.recover.pairing import constant_of, surroundings_of
 from secateurs.recover.unfolding import Geometry, draw_positions, inputs_at, outputs_at
 
 
 @dataclass(frozen=True)
 class Settings:
-    """``damping``: pull towards the cut weights, as a share of the inputs' mean square; ``samples``: outputs per
-    layer and unknown that are looked at (more positions per image are drawn for larger layers); ``weights``: False
-    refits constants only (bias correction); ``residual``: a layer in front of an addition also makes up for what the
-    other summand lost; ``memory_bytes``: bound on live activations.
+    """How layers are refitted.
+
+    ``damping``: pull towards the cut weights, as a share of the inputs' mean square; ``samples``: outputs looked at
+    per layer and unknown; ``positions``: fewest positions per image; ``sweeps``: further solutions that mind the
+    activation behind the layer; ``weights``: False refits constants only (bias correction); ``residual``: a layer in
+    front of an addition also makes up for what the other summand lost; ``memory_bytes``: bound on live activations.
     """
 
     damping: float = 0.01
     samples: float = 8.0
     positions: int = 64
+    sweeps: int = 2
     weights: bool = True
     residual: bool = True
     memory_bytes: int = 4 << 30
@@ -86,8 +91,11 @@ def least_squares(
     for module in (dense, small):
         module.eval()
     try:
-        full = full[: _affordable(dense, small, full, chosen)]
-        run = _Run(Lane(dense, full), Lane(small, full), plan, chosen)
+        lanes = Lane(dense, full[0]), Lane(small, full[0])
+        full = full[: _affordable(lanes, len(full), chosen)]
+        for lane in lanes:
+            lane.feed(full)
+        run = _Run(*lanes, plan, chosen)
         with torch.no_grad(), progress.task("least squares", len(run.small.weighted)) as task:
             for call in run.small.weighted:
                 run.refit(call)
@@ -110,14 +118,13 @@ def correct_bias(
     Raises:
         DataError, PlanMismatchError, StructureError: as :func:`least_squares`.
     """
-    settings = Settings(weights=False)
+    settings = Settings(weights=False, sweeps=0)
     return least_squares(dense, small, plan, batches, settings=settings, progress=progress)
 
 
-def _affordable(dense: nn.Module, small: nn.Module, batches: Sequence[Tensor], settings: Settings) -> int:
+def _affordable(lanes: Sequence[Lane], count: int, settings: Settings) -> int:
     """How many batches' activations fit into memory, at least one."""
-    each = Lane(dense, batches[:1]).peak_bytes() + Lane(small, batches[:1]).peak_bytes()
-    return int(max(1, min(len(batches), settings.memory_bytes // max(1, each))))
+    return int(max(1, min(count, settings.memory_bytes // max(1, sum(lane.peak_bytes() for lane in lanes)))))
 
 
 class _Run:
@@ -127,7 +134,6 @@ class _Run:
         self.dense, self.small, self.plan, self.settings = dense, small, plan, settings
         self.partners = {call.key: call for call in dense.weighted}
         self.repeated = {call.weight for call in small.weighted if call.use}
-        self.generator = torch.Generator().manual_seed(settings.seed)
         self.errors: dict[str, tuple[float, float]] = {}
         self.skipped: dict[str, str] = {}
 
@@ -140,55 +146,21 @@ class _Run:
             self.skipped[call.weight] = reason or "the dense network has no such layer"
             return
         self.dense.advance(partner.node, after=True)
-        system = self._gather(call, partner)
-        constant = self._constant(call)
-        weight = self.small.tensors[call.weight]
-        step, shift = system.solve(self.settings, free_constant=constant is not None)
-        self.errors[call.weight] = system.errors(step, shift)
-        weight.add_(step.reshape(weight.shape).to(weight.dtype))
-        if constant is not None:
-            constant.add_(shift)
+        layer = _Layer(call, partner, self.small, self.dense, self._kept(call), self.settings)
+        self.errors[call.weight] = layer.refit()
 
     def _obstacle(self, call: Weighted, partner: Weighted | None) -> str | None:
         if call.weight in self.repeated:
             return "its weight serves several calls"
         if call.weight in self.plan.elements:
             return "its kernel elements are chosen by the plan"
-        sources = [node for node in call.node.all_input_nodes if node.op != "placeholder"]
-        if not sources:
+        if all(node.op == "placeholder" for node in call.node.all_input_nodes):
             return "its inputs are the images themselves"
-        if partner is None:
-            return "the dense network has no such layer"
         return None
 
-    def _gather(self, call: Weighted, partner: Weighted) -> _System:
-        weight = self.small.tensors[call.weight]
-        geometry = Geometry.of(call.node, weight)
-        kept = self._kept(call, weight)
-        bias = self.small.tensors[call.bias] if call.bias is not None else None
-        inputs, targets = self.small.value(_source(call.node)), self.dense.value(partner.node)
-        assert inputs is not None
-        assert targets is not None
-        drift = self._drift(call, partner) if self.settings.residual else None
-        system = _System(weight, geometry.groups)
-        wanted = max(self.settings.positions, self._positions(system.unknowns, sum(map(len, inputs))))
-        for place, (given, target) in enumerate(zip(inputs, targets, strict=True)):
-            positions = draw_positions(target, geometry, wanted, self.generator)
-            x = inputs_at(given, target.shape[-1], geometry, positions)
-            y = outputs_at(target, geometry, positions)[kept]
-            if drift is not None:
-                y = y + drift(place, geometry, positions, kept)
-            if bias is not None:
-                y = y - bias[:, None]
-            system.add(x, y)
-        return system
-
-    def _positions(self, unknowns: int, images: int) -> int:
-        return int(self.settings.samples * unknowns / max(1, images)) + 1
-
-    def _kept(self, call: Weighted, weight: Tensor) -> Tensor:
+    def _kept(self, call: Weighted) -> Tensor:
         """Which of the dense layer's outputs this layer still has."""
-        dense = self.dense.tensors[call.weight]
+        weight, dense = self.small.tensors[call.weight], self.dense.tensors[call.weight]
         kept = torch.tensor(self.plan.slices.get(call.weight, {}).get(0, tuple(range(len(dense)))))
         if len(kept) != len(weight):
             raise PlanMismatchError(
@@ -197,157 +169,98 @@ class _Run:
             )
         return kept
 
-    def _constant(self, call: Weighted) -> _Constant | None:
-        if call.bias is not None:
-            return _Constant(self.small.tensors[call.bias], 1.0)
-        norm = _norm_behind(call.node)
-        if norm is None:
-            return None
-        mean = norm.args[3]
-        assert isinstance(mean, fx.Node)
-        return _Constant(self.small.tensors[self.small.names[mean.name]], -1.0)
 
-    def _drift(self, call: Weighted, partner: Weighted) -> _Drift | None:
-        """What the other summand behind this layer lacks, in units of this layer's output."""
-        here, there = _other_summand(call.node), _other_summand(partner.node)
-        if here is None or there is None:
-            return None
-        lacking, whole = self.small.value(here), self.dense.value(there)
-        if lacking is None or whole is None:
-            return None
-        gain = None
-        norm = _norm_behind(call.node)
-        if norm is not None:
-            gain = _gain(norm, self.small)
-        return _Drift(lacking, whole, gain)
+class _Layer:
+    """One layer of the small network beside its dense original."""
 
+    def __init__(
+        self, call: Weighted, partner: Weighted, small: Lane, dense: Lane, kept: Tensor, settings: Settings
+    ) -> None:
+        self.settings, self.kept = settings, kept
+        self.weight = small.tensors[call.weight]
+        self.bias = None if call.bias is None else small.tensors[call.bias]
+        self.constant = constant_of(call, small)
+        self.geometry = Geometry.of(call.node, self.weight)
+        self.around = surroundings_of(call, partner, small, dense)
+        source = call.node.args[0]
+        assert isinstance(source, fx.Node)
+        inputs, targets = small.value(source), dense.value(partner.node)
+        assert inputs is not None
+        assert targets is not None
+        self.inputs, self.targets = inputs, targets
+        groups = self.geometry.groups
+        self.matrix = self.weight.reshape(groups, len(self.weight) // groups, -1)
+        # What has been added to the outputs: not the bias itself, because a batch norm may hold it.
+        self.added = torch.zeros(len(self.weight), 1)
+        self.positions = self._draw()
 
-@dataclass(frozen=True)
-class _Constant:
-    """Where a layer's additive constant lives: a bias (``sign`` 1) or the mean of the batch norm behind it (-1)."""
+    def refit(self) -> tuple[float, float]:
+        """Change weight and constant; the wrong share of the target's variance before and after."""
+        system = NormalEquations(self.matrix.shape[0], self.matrix.shape[1], self.matrix.shape[2])
+        wrong = []
+        steps = 1 + self.settings.sweeps if self.around.clips else 1
+        for sweep in range(steps + 1):
+            system.clear_residuals()
+            variance = self._pass(system, clipped=sweep > 0, first=sweep == 0)
+            wrong.append(float(system.energy.sum()) / max(variance, 1e-12))
+            if sweep < steps:
+                self._step(system)
+        return wrong[0], wrong[-1]
 
-    tensor: Tensor
-    sign: float
+    def _step(self, system: NormalEquations) -> None:
+        free = self.constant is not None
+        step, shift = torch.zeros_like(system.cross), system.rest / max(1, system.count)
+        if self.settings.weights:
+            step, shift = system.solve(self.settings.damping, constant=free)
+        self.weight.add_(step.reshape(self.weight.shape).to(self.weight.dtype))
+        self.matrix = self.weight.reshape(self.matrix.shape)
+        if self.constant is not None:
+            self.constant.add_(shift.flatten())
+            if self.bias is None:
+                self.added += shift.reshape(-1, 1).float()
 
-    def add_(self, shift: Tensor) -> None:
-        self.tensor.add_(self.sign * shift.to(self.tensor.dtype))
+    def _pass(self, system: NormalEquations, *, clipped: bool, first: bool) -> float:
+        """Put residuals (and on the first pass inputs) into the system; the targets' variance."""
+        total, square = torch.zeros(len(self.weight)), 0.0
+        for place, positions in enumerate(self.positions):
+            target = self.targets[place]
+            x = inputs_at(self.inputs[place], target.shape[-1], self.geometry, positions)
+            if first:
+                system.add_inputs(x)
+            reached = (self.matrix @ x).reshape(len(self.weight), -1) + self.added
+            if self.bias is not None:
+                reached = reached + self.bias[:, None]
+            wanted = self._wanted(place, positions, reached, clipped=clipped)
+            total += wanted.sum(1)
+            square += float(wanted.double().square().sum())
+            system.add_residuals(x, (wanted - reached).reshape(*self.matrix.shape[:2], -1))
+        return square - float(total.double().square().sum()) / max(1, system.count)
 
+    def _wanted(self, place: int, positions: Tensor, reached: Tensor, *, clipped: bool) -> Tensor:
+        """Target outputs [outputs, samples].
 
-@dataclass(frozen=True)
-class _Drift:
-    lacking: list[Tensor]
-    whole: list[Tensor]
-    gain: Tensor | None
-
-    def __call__(self, batch: int, geometry: Geometry, positions: Tensor, kept: Tensor) -> Tensor:
-        """[outputs, samples] to be added to the target."""
-        whole = outputs_at(self.whole[batch], geometry, positions)
-        lacking = outputs_at(self.lacking[batch], geometry, positions)
-        if len(whole) <= int(kept.max()) or len(lacking) != len(kept):
-            return torch.zeros(len(kept), 1)
-        difference = whole[kept] - lacking
-        if self.gain is None:
-            return difference
+        Behind a clipping activation, a value that the dense network clips may be anything that is clipped too.
+        """
+        wanted = outputs_at(self.targets[place], self.geometry, positions)[self.kept]
+        around, gain = self.around, self.around.gain
         # A channel that its batch norm all but switches off cannot make up for anything.
-        usable = self.gain.abs() > 0.05 * self.gain.abs().median()
-        return torch.where(usable[:, None], difference / self.gain.where(usable, torch.ones(()))[:, None], 0.0)
+        usable = gain.abs() > 0.05 * gain.abs().median()
+        gain = torch.where(usable, gain, torch.ones(()))
+        pair = around.summands(place, self.geometry, positions, self.kept) if self.settings.residual else None
+        offset = around.offset
+        if pair is not None:
+            wanted = torch.where(usable, wanted + (pair[1] - pair[0]) / gain, wanted)
+            offset = offset + pair[0]
+        if not clipped or not around.clips or (pair is None and around.lacking is not None):
+            return wanted
+        goal, now = gain * wanted + offset, gain * reached + offset
+        goal = torch.where(goal <= around.low, now.clamp_max(around.low), goal)
+        goal = torch.where(goal >= around.high, now.clamp_min(around.high), goal)
+        return torch.where(usable, (goal - offset) / gain, wanted)
 
-
-class _System:
-    """Normal equations of one layer, float64, centred."""
-
-    def __init__(self, weight: Tensor, groups: int) -> None:
-        self.weight = weight.reshape(groups, weight.shape[0] // groups, -1)
-        groups, outputs, self.unknowns = self.weight.shape
-        self.gram = torch.zeros(groups, self.unknowns, self.unknowns, dtype=torch.float64)
-        self.cross = torch.zeros(groups, outputs, self.unknowns, dtype=torch.float64)
-        self.inputs = torch.zeros(groups, self.unknowns, dtype=torch.float64)
-        self.rest = torch.zeros(groups, outputs, dtype=torch.float64)
-        self.energy = torch.zeros(groups, outputs, dtype=torch.float64)
-        self.square = torch.zeros(groups, outputs, dtype=torch.float64)
-        self.total = torch.zeros(groups, outputs, dtype=torch.float64)
-        self.count = 0
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Take in inputs [groups, unknowns, samples] and wanted outputs [outputs, samples]."""
-        wanted = y.reshape(self.rest.shape[0], self.rest.shape[1], -1)
-        residual = wanted - self.weight @ x
-        self.gram += x @ x.transpose(1, 2)
-        self.cross += residual @ x.transpose(1, 2)
-        self.inputs += x.sum(2)
-        self.rest += residual.sum(2)
-        self.energy += residual.square().sum(2)
-        self.square += wanted.square().sum(2)
-        self.total += wanted.sum(2)
-        self.count += x.shape[2]
-
-    def solve(self, settings: Settings, *, free_constant: bool) -> tuple[Tensor, Tensor]:
-        """Change of the weights [groups, outputs, unknowns] and of the constant [all outputs]."""
-        gram, cross = self._centred() if free_constant else (self.gram, self.cross)
-        step = torch.zeros_like(cross)
-        if settings.weights:
-            mean_square = gram.diagonal(dim1=1, dim2=2).mean(1)
-            damping = (settings.damping * mean_square).clamp_min(1e-12 * max(1, self.count))
-            damped = gram + damping[:, None, None] * torch.eye(self.unknowns, dtype=torch.float64)
-            step = torch.linalg.solve(damped, cross.transpose(1, 2)).transpose(1, 2)
-        shift = torch.zeros_like(self.rest)
-        if free_constant:
-            shift = (self.rest - (step @ self.inputs[:, :, None])[:, :, 0]) / self.count
-        return step, shift.flatten()
-
-    def errors(self, step: Tensor, shift: Tensor) -> tuple[float, float]:
-        """Share of the wanted outputs' variance that is wrong: before and after the step."""
-        variance = float((self.square - self.total.square() / self.count).sum())
-        constant = shift.reshape(self.rest.shape)
-        after = (
-            self.energy
-            - 2 * (step * self.cross).sum(2)
-            + ((step @ self.gram) * step).sum(2)
-            - 2 * constant * self.rest
-            + 2 * constant * (step @ self.inputs[:, :, None])[:, :, 0]
-            + self.count * constant.square()
-        )
-        scale = max(variance, 1e-12)
-        return float(self.energy.sum()) / scale, max(0.0, float(after.sum())) / scale
-
-    def _centred(self) -> tuple[Tensor, Tensor]:
-        gram = self.gram - self.inputs[:, :, None] * self.inputs[:, None, :] / self.count
-        cross = self.cross - self.rest[:, :, None] * self.inputs[:, None, :] / self.count
-        return gram, cross
-
-
-def _source(node: fx.Node) -> fx.Node:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    return source
-
-
-def _norm_behind(node: fx.Node) -> fx.Node | None:
-    """The batch norm that alone reads this layer's output."""
-    users = list(node.users)
-    if len(users) == 1 and str(users[0].target) == "aten.batch_norm.default" and users[0].args[0] is node:
-        return users[0] if isinstance(users[0].args[3], fx.Node) else None
-    return None
-
-
-def _other_summand(node: fx.Node) -> fx.Node | None:
-    """What the layer's output (behind its batch norm) is added to."""
-    end = _norm_behind(node) or node
-    users = list(end.users)
-    if len(users) != 1 or str(users[0].target) not in ("aten.add.Tensor", "aten.add_.Tensor"):
-        return None
-    add = users[0]
-    others = [other for other in add.args[:2] if other is not end]
-    if len(others) != 1 or not isinstance(others[0], fx.Node) or add.kwargs.get("alpha", 1) != 1:
-        return None
-    return others[0]
-
-
-def _gain(norm: fx.Node, lane: Lane) -> Tensor:
-    """γ / √(σ² + ε) of a batch norm [channels]."""
-    variance = norm.args[4]
-    assert isinstance(variance, fx.Node)
-    assert isinstance(norm.args[7], float)
-    gain = torch.rsqrt(lane.tensors[lane.names[variance.name]] + norm.args[7])
-    scale = norm.args[1]
-    return gain * lane.tensors[lane.names[scale.name]] if isinstance(scale, fx.Node) else gain
+    def _draw(self) -> list[Tensor]:
+        images = sum(map(len, self.inputs))
+        needed = int(self.settings.samples * self.matrix.shape[2] / max(1, images)) + 1
+        count = max(self.settings.positions, needed)
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        return [draw_positions(target, self.geometry, count, generator) for target in self.targets]

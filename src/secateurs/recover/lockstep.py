@@ -41,36 +41,38 @@ class Lane:
 
     Args:
         module: in evaluation mode; parameters are read at the moment of use, so that changes take effect.
-        batches: inputs of one shape; the network is exported at that shape.
+        example: a batch; the network is exported at its shape.
 
     Raises:
         StructureError: the network cannot be exported.
     """
 
-    def __init__(self, module: nn.Module, batches: Sequence[Tensor]) -> None:
-        self.module = module
-        self.count = len(batches)
+    def __init__(self, module: nn.Module, example: Tensor) -> None:
         try:
-            program = torch.export.export(module, (batches[0],), strict=False)
+            program = torch.export.export(module, (example,), strict=False)
         except Exception as error:
             raise StructureError(
                 f"The network cannot be exported for repair ({type(error).__name__}: {str(error)[:200]}). "
                 f"Re-estimate batch norm only, or fine-tune."
             ) from error
         self.nodes = [node for node in program.graph.nodes if node.op != "output"]
-        self.names, inputs, held = _placeholders(program)
+        self.names, self.inputs, held = _placeholders(program)
         tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         tensors.update(module.named_buffers(remove_duplicate=False))
         self.tensors = {**held, **tensors}
         self.weighted = _weighted(self.nodes, self.names)
         self._last_use = _last_uses(self.nodes)
         self._place = 0
+        self.count = 0
         self.values: dict[fx.Node, list[Any] | Any] = {}
         self._per_batch: set[fx.Node] = set()
-        for node in self.nodes:
-            if node.op == "placeholder" and node.name in inputs:
-                self.values[node] = list(batches)
-                self._per_batch.add(node)
+
+    def feed(self, batches: Sequence[Tensor]) -> None:
+        """Put the network back to its start, with these inputs."""
+        self._place, self.count = 0, len(batches)
+        fed = [node for node in self.nodes if node.op == "placeholder" and node.name in self.inputs]
+        self.values = {node: list(batches) for node in fed}
+        self._per_batch = set(fed)
 
     def advance(self, until: fx.Node, *, after: bool = False) -> None:
         """Compute everything before ``until``, or up to and with it."""

@@ -1,0 +1,69 @@
+"""Least squares of one layer by its normal equations, in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SMALLEST = 1e-12
+
+
+class NormalEquations:
+    """min over step and shift of Σ‖residual - step·x - shift‖² + δ‖step‖², for every convolution group on its own.
+
+    Sums are kept in float64; products of one batch are taken in the inputs' own precision.
+    """
+
+    def __init__(self, groups: int, outputs: int, unknowns: int) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(groups, *shape, dtype=torch.float64)
+
+        self.unknowns = unknowns
+        self.gram, self.inputs = zeros(unknowns, unknowns), zeros(unknowns)
+        self.cross, self.rest = zeros(outputs, unknowns), zeros(outputs)
+        self.energy = zeros(outputs)
+        self.count = 0
+        self._factor: Tensor | None = None
+
+    def add_inputs(self, x: Tensor) -> None:
+        """Take in inputs [groups, unknowns, samples]."""
+        self.gram += x @ x.transpose(1, 2)
+        self.inputs += x.sum(2)
+        self.count += x.shape[2]
+
+    def clear_residuals(self) -> None:
+        """Forget the residuals, keep the inputs."""
+        for held in (self.cross, self.rest, self.energy):
+            held.zero_()
+
+    def add_residuals(self, x: Tensor, residual: Tensor) -> None:
+        """Take in what is missing [groups, outputs, samples] at the inputs ``x``."""
+        self.cross += residual @ x.transpose(1, 2)
+        self.rest += residual.sum(2)
+        self.energy += residual.square().sum(2)
+
+    def solve(self, damping: float, *, constant: bool) -> tuple[Tensor, Tensor]:
+        """Step [groups, outputs, unknowns] and shift [groups, outputs] (zero without a ``constant``).
+
+        ``damping``: δ as a share of the inputs' mean square.
+        """
+        cross = self.cross
+        if constant:
+            cross = cross - self.rest[:, :, None] * self.inputs[:, None, :] / self.count
+        step = torch.cholesky_solve(cross.transpose(1, 2), self._factored(damping, constant)).transpose(1, 2)
+        return step, self.shift(step) if constant else torch.zeros_like(self.rest)
+
+    def shift(self, step: Tensor) -> Tensor:
+        """The best constant [groups, outputs] beside ``step``."""
+        return (self.rest - (step @ self.inputs[:, :, None])[:, :, 0]) / self.count
+
+    def _factored(self, damping: float, constant: bool) -> Tensor:
+        if self._factor is None:
+            gram = self.gram
+            if constant:
+                gram = gram - self.inputs[:, :, None] * self.inputs[:, None, :] / self.count
+            mean_square = gram.diagonal(dim1=1, dim2=2).mean(1)
+            added = (damping * mean_square).clamp_min(_SMALLEST * max(1, self.count))
+            damped = gram + torch.diag_embed(added[:, None].expand(-1, self.unknowns))
+            self._factor = torch.linalg.cholesky(damped)
+        return self._factor
