@@ -39,23 +39,28 @@ def dense(spec: NetworkSpec) -> Sample:
 def space_filling(spec: NetworkSpec, count: int, rng: np.random.Generator) -> list[Sample]:
     """``count`` samples in which every operator sees many pairs of input and output widths.
 
-    Two samples in three draw every group on its own (stratified: a Latin hypercube), the third draws one common
-    share with a jitter, as solvers tend to. Widths are rounded to a grain that changes from sample to sample, because
-    runtimes take other paths at aligned widths; one sample in six lacks some blocks.
+    One sample in three draws every group's share on its own (stratified: a Latin hypercube), one draws near the ends,
+    most groups narrow or nearly whole as exact solvers like them, and one draws a common share with a jitter, as
+    users do. Widths are rounded to a grain that changes from sample to sample, because runtimes take other paths at
+    aligned widths; one sample in four lacks some blocks.
     """
     groups = len(spec.groups)
     strata = np.stack([rng.permutation(count) for _ in range(groups)], axis=1) if groups else np.zeros((count, 0))
-    shares = _NARROWEST + (1 - _NARROWEST) * (strata + rng.random((count, groups))) / count
+    drawn = (strata + rng.random((count, groups))) / count
     common = _NARROWEST + (1 - _NARROWEST) * (rng.permutation(count) + rng.random(count)) / count
     samples = []
     for index in range(count):
-        share = shares[index]
-        if index % 3 == 2:
+        if index % 3 == 0:
+            share = _NARROWEST + (1 - _NARROWEST) * drawn[index]
+        elif index % 3 == 1:
+            # The arcsine distribution: dense at both ends.
+            share = np.sin(0.5 * np.pi * drawn[index]) ** 2
+        else:
             share = np.clip(common[index] + rng.normal(0, 0.08, groups), 0.03, 1.0)
         grain = int(rng.choice(_GRAINS, p=_GRAIN_SHARE))
         removed: frozenset[int] = frozenset()
-        if spec.blocks and index % 6 == 5:
-            portion = rng.uniform(0, 0.6)
+        if spec.blocks and index % 4 == 3:
+            portion = rng.uniform(0, 0.7)
             removed = frozenset(np.flatnonzero(rng.random(len(spec.blocks)) < portion).tolist())
         samples.append(Sample(tuple(rounded(spec, share, grain).tolist()), removed))
     return samples

@@ -83,7 +83,7 @@ class SiteMap:
         if inputs == outputs or (outputs is not None and len(sources) > 1):
             inputs = None
         blocks = self._spec.node_blocks.get(first.node, ())
-        signature = (*kinds, *shapes, inputs is None, outputs is None)
+        signature: tuple[str | int, ...] = (*kinds, *shapes, inputs is None, outputs is None)
         return Site(first.node or first.name, inputs, outputs, blocks, signature)
 
     def attribute(self, operations: Sequence[Operation]) -> tuple[list[float], list[int], float]:
