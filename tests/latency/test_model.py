@@ -7,7 +7,7 @@ import pytest
 
 from secateurs.cost import CostModel
 from secateurs.errors import TargetError
-from secateurs.latency.model import LatencyModel, Profiler, legal_widths, profile
+from secateurs.latency.model import LatencyModel, Profiler, profile
 from secateurs.latency.store import Store
 from secateurs.testing.latency import FakeTarget, FakeVariants, network, staircase_costs
 
@@ -51,17 +51,6 @@ def test_json_round_trip(model: LatencyModel) -> None:
     assert again.error == model.error
     with pytest.raises(TargetError, match="profile"):
         LatencyModel.from_json("{}")
-
-
-def test_legal_widths_are_the_right_ends_of_plateaus(model: LatencyModel) -> None:
-    last = legal_widths(model, SPEC)[0]
-    assert last[-1] == 64
-    # Consumers pay for every input channel, so every width saves something; its own steps lie at 16, 32, 48.
-    assert {16, 32, 48, 64} <= set(legal_widths(model, SPEC, tolerance=0.004)[0].tolist())
-    coarse = legal_widths(model, SPEC, tolerance=0.06)[0]
-    assert len(coarse) < len(last)
-    cost = model.predict(np.array([[width, 64, 64, 64] for width in coarse]))
-    assert (np.diff(cost) > 0).all()
 
 
 def test_calibration_by_measured_plans(model: LatencyModel) -> None:

@@ -12,13 +12,12 @@ from secateurs.latency.collect import Collector, Observation, Variants
 from secateurs.latency.design import Sample, dense, space_filling
 from secateurs.latency.fitting import fit
 from secateurs.latency.predictor import LatencyModel, ModelError
-from secateurs.latency.steps import legal_widths
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import Target
 from secateurs.network import NetworkSpec
 from secateurs.progress import Progress, Task, silent
 
-__all__ = ["LatencyModel", "ModelError", "Profiler", "legal_widths", "profile"]
+__all__ = ["LatencyModel", "ModelError", "Profiler", "profile"]
 
 _CHUNK = 24
 _FIRST, _STEP, _MOST = 4, 2, 10
