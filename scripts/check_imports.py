@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 line) stand on top and may import everything but the command line."""
 
 WITHOUT_TORCH = {"errors", "plan", "network", "cost", "registry", "progress", "search", "report"}
-TORCH_ONLY_IN = {"latency": ("targets", "worker.py", "workers")}
+TORCH_ONLY_IN = {"latency": ("targets", "engines")}
 """Parts where only these files or folders may import torch."""
 
 

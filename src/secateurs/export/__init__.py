@@ -1,0 +1,1 @@
+"""Files for runtimes: exported, compared with PyTorch, and variants of any widths."""

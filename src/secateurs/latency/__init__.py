@@ -1,0 +1,1 @@
+"""Latency: measured in turns, kept in a store, predicted for any widths."""
