@@ -51,7 +51,7 @@ class ConvUnits(nn.Module):
         conv = nn.Conv2d(
             inputs, outputs, kernel, stride=stride, padding=padding, groups=groups, bias=not self.batch_norm
         )
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out")
+        nn.init.kaiming_normal_(conv.weight)
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
         self.add_module(name, conv)

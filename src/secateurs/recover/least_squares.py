@@ -16,18 +16,21 @@ from secateurs.recover.normal_equations import NormalEquations
 from secateurs.recover.pairing import constant_of, surroundings_of
 from secateurs.recover.unfolding import Geometry, draw_positions, inputs_at, outputs_at
 
+_DAMPINGS = (0.001, 0.01, 0.1, 1.0)
+
 
 @dataclass(frozen=True)
 class Settings:
     """How layers are refitted.
 
-    ``damping``: pull towards the cut weights, as a share of the inputs' mean square; ``samples``: outputs looked at
+    ``damping``: pull towards the cut weights, as a share of the inputs' mean square, None chooses per layer what
+    serves a quarter of the images best that the solution has not seen; ``samples``: outputs looked at
     per layer and unknown; ``positions``: fewest positions per image; ``sweeps``: further solutions that mind the
     activation behind the layer; ``weights``: False refits constants only (bias correction); ``residual``: a layer in
     front of an addition also makes up for what the other summand lost; ``memory_bytes``: bound on live activations.
     """
 
-    damping: float = 0.01
+    damping: float | None = None
     samples: float = 8.0
     positions: int = 64
     sweeps: int = 2
@@ -118,7 +121,7 @@ def correct_bias(
     Raises:
         DataError, PlanMismatchError, StructureError: as :func:`least_squares`.
     """
-    settings = Settings(weights=False, sweeps=0)
+    settings = Settings(weights=False, sweeps=0, positions=256)
     return least_squares(dense, small, plan, batches, settings=settings, progress=progress)
 
 
@@ -196,22 +199,33 @@ class _Layer:
 
     def refit(self) -> tuple[float, float]:
         """Change weight and constant; the wrong share of the target's variance before and after."""
-        system = NormalEquations(self.matrix.shape[0], self.matrix.shape[1], self.matrix.shape[2])
-        wrong = []
+        fitted, checked = (NormalEquations(*self.matrix.shape) for _ in range(2))
         steps = 1 + self.settings.sweeps if self.around.clips else 1
+        damping, wrong = self.settings.damping or 0.0, []
         for sweep in range(steps + 1):
-            system.clear_residuals()
-            variance = self._pass(system, clipped=sweep > 0, first=sweep == 0)
+            for system in (fitted, checked):
+                system.clear_residuals()
+            variance = self._pass(fitted, checked, clipped=sweep > 0, first=sweep == 0)
+            system = fitted.merged(checked) if checked.count else fitted
             wrong.append(float(system.energy.sum()) / max(variance, 1e-12))
+            if sweep == 0 and self.settings.damping is None:
+                damping = self._damping(fitted, checked)
             if sweep < steps:
-                self._step(system)
+                self._step(system, damping)
         return wrong[0], wrong[-1]
 
-    def _step(self, system: NormalEquations) -> None:
+    def _damping(self, fitted: NormalEquations, checked: NormalEquations) -> float:
+        """The damping whose solution on three quarters of the images serves the others best."""
+        if not checked.count or not self.settings.weights:
+            return _DAMPINGS[-1]
         free = self.constant is not None
+        errors = [checked.error(*fitted.solve(damping, constant=free)) for damping in _DAMPINGS]
+        return _DAMPINGS[errors.index(min(errors))]
+
+    def _step(self, system: NormalEquations, damping: float) -> None:
         step, shift = torch.zeros_like(system.cross), system.rest / max(1, system.count)
         if self.settings.weights:
-            step, shift = system.solve(self.settings.damping, constant=free)
+            step, shift = system.solve(damping, constant=self.constant is not None)
         self.weight.add_(step.reshape(self.weight.shape).to(self.weight.dtype))
         self.matrix = self.weight.reshape(self.matrix.shape)
         if self.constant is not None:
@@ -219,22 +233,27 @@ class _Layer:
             if self.bias is None:
                 self.added += shift.reshape(-1, 1).float()
 
-    def _pass(self, system: NormalEquations, *, clipped: bool, first: bool) -> float:
-        """Put residuals (and on the first pass inputs) into the system; the targets' variance."""
-        total, square = torch.zeros(len(self.weight)), 0.0
+    def _pass(self, fitted: NormalEquations, checked: NormalEquations, *, clipped: bool, first: bool) -> float:
+        """Put residuals (and on the first pass inputs) into the systems; the targets' variance.
+
+        Every fourth batch goes into ``checked``.
+        """
+        total, square, count = torch.zeros(len(self.weight)), 0.0, 0
         for place, positions in enumerate(self.positions):
             target = self.targets[place]
             x = inputs_at(self.inputs[place], target.shape[-1], self.geometry, positions)
-            if first:
-                system.add_inputs(x)
             reached = (self.matrix @ x).reshape(len(self.weight), -1) + self.added
             if self.bias is not None:
                 reached = reached + self.bias[:, None]
             wanted = self._wanted(place, positions, reached, clipped=clipped)
             total += wanted.sum(1)
             square += float(wanted.double().square().sum())
+            count += wanted.shape[1]
+            system = checked if place % 4 == 3 else fitted
+            if first:
+                system.add_inputs(x)
             system.add_residuals(x, (wanted - reached).reshape(*self.matrix.shape[:2], -1))
-        return square - float(total.double().square().sum()) / max(1, system.count)
+        return square - float(total.double().square().sum()) / max(1, count)
 
     def _wanted(self, place: int, positions: Tensor, reached: Tensor, *, clipped: bool) -> Tensor:
         """Target outputs [outputs, samples].

@@ -23,7 +23,6 @@ class NormalEquations:
         self.cross, self.rest = zeros(outputs, unknowns), zeros(outputs)
         self.energy = zeros(outputs)
         self.count = 0
-        self._factor: Tensor | None = None
 
     def add_inputs(self, x: Tensor) -> None:
         """Take in inputs [groups, unknowns, samples]."""
@@ -42,28 +41,34 @@ class NormalEquations:
         self.rest += residual.sum(2)
         self.energy += residual.square().sum(2)
 
+    def merged(self, other: NormalEquations) -> NormalEquations:
+        """The equations over the samples of both."""
+        both = NormalEquations(self.gram.shape[0], self.cross.shape[1], self.unknowns)
+        for name in ("gram", "inputs", "cross", "rest", "energy", "count"):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
+
     def solve(self, damping: float, *, constant: bool) -> tuple[Tensor, Tensor]:
         """Step [groups, outputs, unknowns] and shift [groups, outputs] (zero without a ``constant``).
 
         ``damping``: δ as a share of the inputs' mean square.
         """
-        cross = self.cross
+        gram, cross = self.gram, self.cross
         if constant:
+            gram = gram - self.inputs[:, :, None] * self.inputs[:, None, :] / self.count
             cross = cross - self.rest[:, :, None] * self.inputs[:, None, :] / self.count
-        step = torch.cholesky_solve(cross.transpose(1, 2), self._factored(damping, constant)).transpose(1, 2)
+        mean_square = gram.diagonal(dim1=1, dim2=2).mean(1)
+        added = (damping * mean_square).clamp_min(_SMALLEST * max(1, self.count))
+        factor = torch.linalg.cholesky(gram + torch.diag_embed(added[:, None].expand(-1, self.unknowns)))
+        step = torch.cholesky_solve(cross.transpose(1, 2), factor).transpose(1, 2)
         return step, self.shift(step) if constant else torch.zeros_like(self.rest)
 
     def shift(self, step: Tensor) -> Tensor:
         """The best constant [groups, outputs] beside ``step``."""
         return (self.rest - (step @ self.inputs[:, :, None])[:, :, 0]) / self.count
 
-    def _factored(self, damping: float, constant: bool) -> Tensor:
-        if self._factor is None:
-            gram = self.gram
-            if constant:
-                gram = gram - self.inputs[:, :, None] * self.inputs[:, None, :] / self.count
-            mean_square = gram.diagonal(dim1=1, dim2=2).mean(1)
-            added = (damping * mean_square).clamp_min(_SMALLEST * max(1, self.count))
-            damped = gram + torch.diag_embed(added[:, None].expand(-1, self.unknowns))
-            self._factor = torch.linalg.cholesky(damped)
-        return self._factor
+    def error(self, step: Tensor, shift: Tensor) -> float:
+        """Sum of squares that ``step`` and ``shift`` leave on these samples."""
+        moved = (step @ self.inputs[:, :, None])[:, :, 0]
+        left = self.energy - 2 * (step * self.cross).sum(2) + ((step @ self.gram) * step).sum(2)
+        return float((left + shift * (2 * moved - 2 * self.rest + self.count * shift)).sum())
