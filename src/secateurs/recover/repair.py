@@ -1,0 +1,95 @@
+"""Repair without training, the best of what is known: tried on the validation images, the best is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from secateurs.data.accuracy import Evaluation, evaluate
+from secateurs.data.images import Data, Images
+from secateurs.errors import DataError, StructureError
+from secateurs.plan import Plan
+from secateurs.progress import Progress, silent
+from secateurs.recover.batch_norm import reestimate
+from secateurs.recover.least_squares import Settings, least_squares
+
+_PIXELS_AT_ONCE = 800_000
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What was done. ``chosen``: the kind that was kept; ``accuracies``: validation top-1 per kind that was tried;
+    ``notes``: lines for the user.
+    """
+
+    chosen: str
+    accuracies: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+
+def repair(
+    dense: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    data: Data,
+    *,
+    images: int = 1024,
+    settings: Settings | None = None,
+    progress: Progress = silent,
+) -> Repaired:
+    """Bring ``small`` (in place) as close to ``dense`` as goes without training.
+
+    Tried are: nothing, re-estimated batch norm, least squares, and both after each other. What reaches the highest
+    top-1 (then the lowest loss) on up to 512 validation images is kept; the test images play no part.
+
+    Args:
+        dense: the network before the cut.
+        small: ``apply(dense, plan)``; ends in evaluation mode.
+        plan: what was cut.
+        data: calibration images to repair on, validation images to choose by.
+        images: most calibration images; memory may allow fewer.
+        settings: of the least squares.
+        progress: shows every step.
+    """
+    small.eval()
+    calibration = data.calibration.take(images)
+    size = batch_size(calibration)
+    tried: dict[str, tuple[Evaluation, dict[str, Tensor]]] = {}
+    notes: list[str] = []
+
+    def judge(kind: str) -> None:
+        found = evaluate(small, data.validation.take(512), classes=data.classes, progress=progress)
+        tried[kind] = found, {name: tensor.detach().clone() for name, tensor in small.state_dict().items()}
+
+    judge("nothing")
+    done = reestimate(small, calibration.batches(size), progress=progress)
+    if done.layers:
+        judge("batch norm")
+    else:
+        notes.append(done.note)
+    small.load_state_dict(tried["nothing"][1])
+    try:
+        batches = [inputs for inputs, _ in calibration.batches(size)]
+        refitted = least_squares(dense, small, plan, batches, settings=settings, progress=progress)
+        judge("least squares")
+        notes.append(refitted.note)
+    except (DataError, StructureError) as error:
+        notes.append(f"Layers were not refitted: {error}")
+    if "least squares" in tried and done.layers:
+        reestimate(small, calibration.batches(size), progress=progress)
+        judge("least squares and batch norm")
+    chosen = max(tried, key=lambda kind: (tried[kind][0].top1, -tried[kind][0].loss))
+    small.load_state_dict(tried[chosen][1])
+    notes.append(f"Repair by {chosen}: {tried[chosen][0].top1:.2%} on {tried[chosen][0].images} validation images.")
+    return Repaired(chosen, {kind: found.top1 for kind, (found, _) in tried.items()}, tuple(notes))
+
+
+def batch_size(images: Images) -> int:
+    """Images per calibration batch: fewer of the large ones, whose activations would fall out of the caches."""
+    if len(images) == 0:
+        raise DataError("There are no calibration images to repair on. Give data with more training images.")
+    inputs, _ = images.batch(np.array([0]))
+    return int(max(8, min(128, _PIXELS_AT_ONCE // max(1, inputs[0, 0].numel()), len(images))))
