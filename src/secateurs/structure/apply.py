@@ -46,16 +46,28 @@ def apply(
 
         small = rebuild(model, plan, example, check=check)
     else:
-        small = cut_copy(model, plan)
-        if check:
-            from secateurs.structure.verify import check_plan
-
-            check_plan(model, plan, example)
+        small = _checked(model, plan, example) if check else cut_copy(model, plan)
     if optimizer is not None:
         from secateurs.structure.training import slice_optimizer
 
         slice_optimizer(optimizer, model, small, plan)
     return small
+
+
+def _checked(model: nn.Module, plan: Plan, example: Any) -> nn.Module:
+    """The user's own module, cut and checked; rebuilt from the graph where its forward does not follow this plan."""
+    from secateurs.structure.rebuild import rebuild
+    from secateurs.structure.verify import check_plan
+
+    try:
+        check_plan(model, plan, example)
+    except StructureError as error:
+        reason = str(error).partition(" The original is intact.")[0]
+        try:
+            return rebuild(model, plan.model_copy(update={"rebuild": reason}), example)
+        except StructureError:
+            raise error from None
+    return cut_copy(model, plan)
 
 
 def require_match(model: nn.Module, plan: Plan) -> None:
