@@ -1,4 +1,4 @@
-"""The compiled convolution against ``F.conv2d`` with zeros: every scope, geometry, tile, instruction set and thread count."""
+"""The compiled convolution against ``F.conv2d``: every scope, geometry, tile, instruction set and thread count."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_silu_at_the_ends_of_the_range(isa: str) -> None:
 
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 def test_nan_in_the_input_reaches_the_output(isa: str, activation: str) -> None:
-    weight, packed = random_layer(32, 16, (1, 1), 1.0)
+    _, packed = random_layer(32, 16, (1, 1), 1.0)
     x = torch.randn(1, 16, 2, 5)
     x[0, 3, 1, 2] = float("nan")
     y = run(x, packed, None, None, geometry((1, 1)), activation)
@@ -223,7 +223,7 @@ def test_strided_inputs_and_slices() -> None:
 
 
 def test_same_result_with_any_number_of_threads() -> None:
-    weight, packed = random_layer(72, 48, (3, 3), 0.4)
+    _, packed = random_layer(72, 48, (3, 3), 0.4)
     x, call = torch.randn(3, 48, 17, 19), geometry((3, 3), padding=(1, 1, 1, 1))
     results = []
     for threads in (1, 2, 5):

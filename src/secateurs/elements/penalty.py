@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.elements.metrics import magnitude
@@ -132,8 +133,10 @@ class Penalty:
         """Call after ``optimizer.step()``: shrinks the doomed elements, lets λ grow, looks at the mask in time."""
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         rates = {id(w): rates[id(w)] for w in self._weights.values() if id(w) in rates}
-        if self.steps_done % self.schedule.update_every == 0:
-            self._grow(max(rates.values(), default=0.0))
+        # Towards the end rates often fall to nothing: then every step counts.
+        every = self.schedule.update_every if self.steps_done < 0.9 * self.schedule.steps else 1
+        if self.steps_done % every == 0:
+            self._grow(max(rates.values(), default=0.0), every)
         with torch.no_grad():
             for name, weight in self._weights.items():
                 decay = min(rates.get(id(weight), 0.0) * self.strength, _FASTEST_DECAY)
@@ -144,17 +147,17 @@ class Penalty:
         if still_choosing and self.steps_done % self.schedule.refresh_every == 0:
             self.refresh()
 
-    def _grow(self, rate: float) -> None:
+    def _grow(self, rate: float, every: int) -> None:
         """One increment of λ: what pays all that is owed if this rate and equal increments went on to the end.
 
         With a constant rate all increments are equal and λ ends at twice the sizing rule's constant; where the rate
         falls later, the increments grow.
         """
-        increments = math.ceil((self.schedule.steps - self.steps_done) / self.schedule.update_every)
+        increments = math.ceil((self.schedule.steps - self.steps_done) / every)
         owed = -math.log(self.schedule.epsilon) - self._paid
         if rate <= 0 or owed <= 0 or increments <= 0:
             return
-        per_increment = owed / (rate * self.schedule.update_every)
+        per_increment = owed / (rate * every)
         growth = 2.0 * (per_increment - increments * self.strength) / (increments * (increments + 1))
         self.strength = min(self.strength + max(0.0, growth), _FASTEST_DECAY / rate)
 
@@ -179,7 +182,7 @@ class Penalty:
             if any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
                 self.step(optimizer)
 
-        handle = torch.optim.optimizer.register_optimizer_step_post_hook(after)
+        handle = register_optimizer_step_post_hook(after)
         try:
             yield self
         finally:

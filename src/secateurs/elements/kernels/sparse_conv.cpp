@@ -253,12 +253,11 @@ Cover cover(const Job& job, int size, int height, int width) {
   return best;
 }
 
-// The smallest tile that holds `filters`, else the largest.
-int size_for(const Dispatch& d, int filters) {
-  for (int i = 0; i < d.sizes; ++i) {
-    if (d.filters[i] >= filters) return i;
-  }
-  return d.sizes - 1;
+// The smallest tile that holds `filters`, else the largest; never wider than the `columns` that a row of weights has left.
+int size_for(const Dispatch& d, int filters, int columns) {
+  int size = 0;
+  while (size + 1 < d.sizes && d.filters[size] < filters && d.filters[size + 1] <= columns) ++size;
+  return size;
 }
 
 // Memory that a later item will need, handed out to the tiles of this one to be prefetched into the second-level cache.
@@ -331,7 +330,7 @@ int tiles_of(const Cover& plan, int height) {
 // The scratch lines of one plane that a tile reads, in pairs, spread over as many slots as a plane has entries.
 void list_lines(const Job& job, const Band& b, Worker& w) {
   const secateurs_conv& c = *job.conv;
-  const Cover plan = cover(job, size_for(*job.dispatch, std::min(c.block, job.group_outputs)), b.y1 - b.y0, b.x1 - b.x0);
+  const Cover plan = cover(job, size_for(*job.dispatch, std::min(c.block, job.group_outputs), c.block), b.y1 - b.y0, b.x1 - b.x0);
   const int columns = static_cast<int>(ceil_div(b.x1 - b.x0, plan.pieces[plan.rows]));
   const int rows = std::min(b.rows, (plan.rows - 1) * c.stride_height + (c.kernel_height - 1) * c.dilation_height + 1);
   const int pixels = columns + (c.kernel_width - 1) * c.dilation_width / c.stride_width;
@@ -400,7 +399,7 @@ void run_block(Job& job, const Band& b, const Item& item, Worker& w) {
   t.high = job.high;
   t.bypass = job.bypass;
   for (int done = 0; done < filters;) {
-    const int size = size_for(*job.dispatch, filters - done);
+    const int size = size_for(*job.dispatch, filters - done, c.block - done);
     const Cover plan = cover(job, size, height, width);
     if (done == 0) {
       if (!locate_block(job, b, block, w)) {

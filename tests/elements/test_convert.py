@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from secateurs.elements import native
+from secateurs.elements.convert import convert
+from secateurs.elements.module import SparseConv2d
+from secateurs.elements.patterns import Choice, choose
+from secateurs.elements.runner import Runner
+from secateurs.errors import PlanError, StructureError
+from secateurs.models.cifar_resnet import CifarResNet
+from secateurs.models.resnet import ResNet
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """Batch norm statistics and gains that hide no mistake."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.3)
+    return model.eval()
+
+
+def prune(model: nn.Module) -> dict[str, Tensor]:
+    masks = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 4 and parameter.shape[-1] == 3:
+            masks[name] = choose(parameter.detach().square(), Choice(keep=4))
+            parameter.data *= masks[name]
+    return masks
+
+
+def layers(module: nn.Module) -> list[SparseConv2d]:
+    return [child for child in module.modules() if isinstance(child, SparseConv2d)]
+
+
+@pytest.mark.parametrize(
+    ("make", "size"), [(lambda: CifarResNet(8), 32), (lambda: ResNet(18, classes=10), 64)], ids=["cifar", "resnet18"]
+)
+def test_networks_keep_their_results(make, size: int) -> None:
+    model = settle(make())
+    prune(model)
+    x = torch.randn(1, 3, size, size)
+    converted = convert(model, x)
+    counted = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    assert len(layers(converted)) == counted
+    assert not any("batch_norm" in str(n.target) or "aten.add" in str(n.target) for n in converted.graph.nodes)
+    with torch.inference_mode():
+        for batch in (1, 3):
+            x = torch.randn(batch, 3, size, size)
+            torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-4)
+    if native.missing() is None:
+        runner = Runner(converted, x)
+        for _ in range(2):
+            x = torch.randn(3, 3, size, size)
+            with torch.inference_mode():
+                torch.testing.assert_close(runner(x), model(x), rtol=1e-4, atol=1e-4)
+        assert len({buffer.data_ptr() for buffer in runner._buffers.values()}) < counted
+
+
+class Trap(nn.Module):
+    """What must not be fused, or only with care."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.scale = nn.Parameter(torch.randn(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.first(x)
+        b = F.relu(a) + a  # a is read twice
+        c = self.second(b) + self.scale  # broadcast, not a residual
+        d = self.norm(c)  # not the convolution's direct reader
+        e = self.depthwise(d) + d  # a residual that is fused
+        f = F.relu6(self.second(F.silu(e)))  # shared weights
+        return torch.cat([f, F.relu_(self.first(x)), b], 1)
+
+
+def test_fusions_are_careful() -> None:
+    model = settle(Trap())
+    model.first.weight.data[:, 1] = 0
+    x = torch.randn(2, 3, 9, 7)
+    converted = convert(model, x, block=8)
+    with torch.inference_mode():
+        torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
+    assert sorted(layer.activation for layer in layers(converted)) == ["none", "none", "relu", "relu6"]
+    assert any("aten.conv2d" in str(n.target) for n in converted.graph.nodes)  # the depthwise one, nothing pruned
+
+
+def test_masks_decide_and_are_checked() -> None:
+    model = settle(CifarResNet(8))
+    x = torch.randn(1, 3, 32, 32)
+    mask = choose(torch.rand(16, 16, 3, 3), Choice(keep=2))
+    converted = convert(model, x, {"layer1.0.conv1.weight": mask}, dense_too=False)
+    assert len(layers(converted)) == 1
+    assert layers(converted)[0].density == pytest.approx(2 / 9)
+    with pytest.raises(PlanError, match="not a 2-D convolution"):
+        convert(model, x, {"linear.weight": mask})
+    with pytest.raises(PlanError, match="one truth value"):
+        convert(model, x, {"layer1.0.conv1.weight": mask[:8]})
+
+
+def test_what_cannot_be_exported_is_named() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.sum()) > 0 else -x
+
+    with pytest.raises(StructureError, match="Branching"):
+        convert(Branching(), torch.randn(1, 3, 4, 4))
+
+
+@pytest.mark.skipif(native.missing() is not None, reason="needs the kernels")
+def test_runner_serves_one_shape() -> None:
+    converted = convert(settle(CifarResNet(8)), torch.randn(1, 3, 32, 32))
+    runner = Runner(converted, torch.randn(1, 3, 32, 32), threads=1)
+    with pytest.raises(PlanError, match="made for inputs"):
+        runner(torch.randn(2, 3, 32, 32))
+
+    class Two(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a + b
+
+    with pytest.raises(PlanError, match="2 inputs"):
+        Runner(fx.symbolic_trace(Two()), torch.randn(1, 3, 4, 4))

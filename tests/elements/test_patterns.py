@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from secateurs.elements.alignment import align, order_filters, retained
+from secateurs.elements.metrics import energy_weighted, gradient_products, input_energies, magnitude
+from secateurs.elements.patterns import (
+    SCOPES,
+    Choice,
+    choose,
+    from_pattern,
+    library,
+    project,
+    to_pattern,
+    unit_of,
+    value_curve,
+)
+from secateurs.elements.rectangles import best_rectangle, crop, crop_network
+from secateurs.elements.reference import compact_im2col, masked, shift_gemm, sub_kernel
+from secateurs.errors import PlanError, StructureError
+
+
+def squared_distance(weight: Tensor, choice: Choice, groups: int) -> float:
+    """Smallest distance to the constraint set over all supports of every unit, by exhaustion."""
+    unit = unit_of(tuple(weight.shape), choice, groups)
+    total = 0.0
+    for u in range(int(unit.max()) + 1):
+        energy = weight.double().square().flatten(2)[unit == u].sum(0)
+        whole = float(energy.sum())
+        total += min(whole - float(energy[list(s)].sum()) for s in itertools.combinations(range(9), int(choice.keep)))
+    return total
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_t9_projection_is_the_nearest_point_and_idempotent(scope: str, groups: int) -> None:
+    weight = torch.randn(12, 4, 3, 3)
+    choice = Choice(scope=scope, keep=4, block=8, pool="unit")
+    nearest = project(weight, choice, groups=groups)
+    distance = float((weight.double() - nearest.double()).square().sum())
+    assert distance == pytest.approx(squared_distance(weight, choice, groups), rel=1e-9)
+    assert torch.equal(project(nearest, choice, groups=groups), nearest)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_every_unit_keeps_exactly_what_was_asked(scope: str) -> None:
+    for keep in (0, 1, 9):
+        kept = choose(torch.rand(20, 6, 3, 3), Choice(scope=scope, keep=keep, block=8, pool="unit"))
+        assert (kept.flatten(2).sum(2) == keep).all()
+
+
+@pytest.mark.parametrize(("pool", "keep"), [("block", 2.5), ("layer", 3.25), ("block", 4)])
+def test_pools_keep_the_count_on_average_and_more_of_the_score(pool: str, keep: float) -> None:
+    score = torch.rand(64, 16, 3, 3) ** 4
+    kept = choose(score, Choice(keep=keep, block=32, pool=pool))
+    per_block = [int(kept[rows][0].sum()) for rows in (slice(0, 32), slice(32, 64))]
+    assert sum(per_block) == round(keep * 32)
+    if pool == "block":
+        assert per_block == [round(keep * 16)] * 2
+    strict = choose(score, Choice(keep=int(keep), block=32, pool="unit"))
+    assert (score * kept).sum() >= (score * strict).sum()
+
+
+def test_whole_input_channels_may_vanish_for_a_block() -> None:
+    score = torch.rand(32, 4, 3, 3)
+    score[:, 2] *= 1e-6
+    assert not choose(score, Choice(keep=4)).flatten(2)[:, 2].any()
+
+
+def test_hysteresis_protects_the_incumbent() -> None:
+    score = torch.ones(8, 1, 3, 3)
+    choice = Choice(keep=4, block=8, pool="unit")
+    incumbent = choose(torch.arange(9.0).view(1, 1, 3, 3).expand(8, 1, 3, 3), choice)
+    challenged = torch.where(incumbent, score, score * 1.05)
+    assert torch.equal(choose(challenged, choice, incumbent=incumbent, hysteresis=0.1), incumbent)
+    stronger = torch.where(incumbent, score, score * 1.15)
+    assert not torch.equal(choose(stronger, choice, incumbent=incumbent, hysteresis=0.1), incumbent)
+
+
+def test_pattern_library_is_small_and_keeps_what_it_can() -> None:
+    score = torch.rand(24, 8, 3, 3)
+    choice = Choice(scope="kernel", keep=4, pool="unit", library=6)
+    kept = choose(score, choice).flatten(2).reshape(-1, 9)
+    assert len(torch.unique(kept, dim=0)) <= 6
+    assert (kept.sum(1) == 4).all()
+    free = choose(score, Choice(scope="kernel", keep=4, pool="unit")).flatten(2).reshape(-1, 9)
+    flat = score.reshape(-1, 9)
+    assert 0.85 < float((flat * kept).sum() / (flat * free).sum()) <= 1.0
+    single = library(flat.double(), 4, 1)
+    best = max(itertools.combinations(range(9), 4), key=lambda s: float(flat[:, list(s)].sum()))
+    assert single[0].nonzero().flatten().tolist() == list(best)
+    assert len(library(torch.rand(50, 49).double(), 20, 4)) == 4  # too many patterns to try them all
+
+
+@pytest.mark.parametrize(
+    "choice", [Choice(keep=3, pool="unit", block=8), Choice(keep=3, block=8), Choice("kernel", 3, pool="layer")]
+)
+def test_value_curve_is_what_choosing_retains(choice: Choice) -> None:
+    score = torch.rand(16, 6, 3, 3)
+    curve = value_curve(score, choice)
+    assert curve[0] == 0
+    assert curve[9] == pytest.approx(1)
+    assert (np.diff(curve, 2) <= 1e-12).all()
+    assert curve[3] == pytest.approx(float((score * choose(score, choice)).sum() / score.sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_patterns_survive_a_plan(scope: str) -> None:
+    choice = Choice(scope=scope, keep=4, block=16, pool="unit")
+    kept = choose(torch.rand(24, 6, 3, 3), choice, groups=2)
+    pattern = to_pattern(kept, choice, groups=2)
+    assert torch.equal(
+        from_pattern(type(pattern).model_validate_json(pattern.model_dump_json()), (24, 6, 3, 3), groups=2), kept
+    )
+    with pytest.raises(PlanError, match="does not fit"):
+        from_pattern(pattern, (24, 6, 1, 1), groups=2)
+    if scope not in ("layer", "in_channel"):
+        with pytest.raises(PlanError, match="does not fit"):
+            from_pattern(pattern, (50, 6, 3, 3), groups=1)
+    if scope != "kernel":
+        with pytest.raises(PlanError, match="differs within"):
+            to_pattern(torch.rand(24, 6, 3, 3) < 0.5, choice, groups=2)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"scope": "row"},
+        {"pool": "page"},
+        {"scope": "filter"},
+        {"keep": -1},
+        {"keep": 2.5, "pool": "unit"},
+        {"block": 12},
+        {"library": 3},
+    ],
+)
+def test_senseless_choices_are_refused(bad: dict) -> None:
+    with pytest.raises(PlanError):
+        Choice(**bad)
+
+
+def test_scores_must_fit() -> None:
+    with pytest.raises(PlanError, match="more than the 9"):
+        choose(torch.rand(8, 2, 3, 3), Choice(keep=10))
+    with pytest.raises(PlanError, match="not finite"):
+        choose(torch.full((8, 2, 3, 3), float("nan")), Choice())
+    with pytest.raises(PlanError, match="convolution"):
+        choose(torch.rand(8, 2), Choice())
+
+
+# --- metrics
+
+
+def test_metrics() -> None:
+    weight = torch.randn(4, 3, 3, 3)
+    gains = torch.tensor([1.0, 2.0, 0.5, 1.0])
+    torch.testing.assert_close(magnitude(weight, gains=gains)[1], (2 * weight[1]).double().square())
+    torch.testing.assert_close(magnitude(weight, power=1.0), weight.double().abs())
+    energy = torch.tensor([1.0, 0.0, 4.0])
+    torch.testing.assert_close(energy_weighted(weight, energy)[:, 2], 4 * weight[:, 2].double().square())
+    assert not energy_weighted(weight, energy)[:, 1].any()
+    grouped = energy_weighted(weight, torch.arange(6.0), groups=2)
+    torch.testing.assert_close(grouped[2, 0], 3 * weight[2, 0].double().square())
+    with pytest.raises(PlanError, match="one per input channel"):
+        energy_weighted(weight, torch.ones(4))
+
+
+def test_statistics_from_data() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.ReLU(), torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
+    batches = [(torch.randn(2, 2, 6, 6), torch.tensor([0, 1])), (torch.randn(2, 2, 6, 6), torch.tensor([2, 3]))]
+    energies = input_energies(model, ["0", "2"], batches)
+    whole = torch.cat([x for x, _ in batches]).double()
+    torch.testing.assert_close(energies["0"], whole.square().mean((0, 2, 3)))
+    assert energies["2"].shape == (3,)
+    products = gradient_products(model, ["2.weight"], batches)
+    assert products["2.weight"].shape == (4, 3, 3, 3)
+    assert float(products["2.weight"].sum()) > 0
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+# --- the three executions (T10)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_t10_executions_agree(stride: int, padding: int, dilation: int) -> None:
+    x, weight = torch.randn(2, 5, 11, 9, dtype=torch.float64), torch.randn(7, 5, 3, 3, dtype=torch.float64)
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    for scope in ("filter", "in_channel", "layer", "kernel"):
+        kept = choose(torch.rand(7, 5, 3, 3), Choice(scope=scope, keep=4, pool="unit"))
+        expected = masked(x, weight, kept, **options)
+        torch.testing.assert_close(shift_gemm(x, weight, kept, **options), expected)
+        torch.testing.assert_close(compact_im2col(x, weight, kept, **options), expected)
+    for rows, columns in ((slice(0, 2), slice(1, 3)), (slice(1, 2), slice(0, 3)), (slice(2, 3), slice(2, 3))):
+        kept = torch.zeros(7, 5, 3, 3, dtype=torch.bool)
+        kept[:, :, rows, columns] = True
+        expected = masked(x, weight, kept, **options)
+        torch.testing.assert_close(sub_kernel(x, weight, rows, columns, **options), expected)
+        conv = torch.nn.Conv2d(5, 7, 3, bias=False, dtype=torch.float64, **options)
+        conv.weight.data.copy_(weight)
+        torch.testing.assert_close(crop(conv, rows, columns)(x), expected)
+
+
+def test_rectangles() -> None:
+    score = torch.zeros(1, 1, 3, 3)
+    score[..., 1, :] = torch.tensor([1.0, 5.0, 2.0])
+    score[..., 2, 1] = 1.5
+    assert best_rectangle(score, 3) == (slice(1, 2), slice(0, 3))
+    assert best_rectangle(score, 2) == (slice(1, 2), slice(1, 3))
+    assert best_rectangle(score, 1) == (slice(1, 2), slice(1, 2))
+    with pytest.raises(PlanError):
+        best_rectangle(score, 0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3, padding=1), torch.nn.ReLU())
+    small = crop_network(model, {"0": (slice(0, 3), slice(1, 2))})
+    assert isinstance(small[0], torch.nn.Conv2d)  # the padding stays even
+    assert small[0].padding == (1, 0)
+    assert model[0].weight.shape == (3, 2, 3, 3)
+    with pytest.raises(StructureError, match="not a Conv2d"):
+        crop_network(model, {"1": (slice(0, 1), slice(0, 1))})
+    with pytest.raises(StructureError, match="do not lie"):
+        crop(model[0], slice(0, 4), slice(0, 1))
+    with pytest.raises(StructureError, match="cannot be cropped"):
+        crop(torch.nn.Conv2d(2, 3, 3, padding="same"), slice(0, 1), slice(0, 1))
+
+
+# --- order of filters
+
+
+def test_ordering_brings_like_patterns_together() -> None:
+    score = torch.rand(64, 8, 3, 3) * 0.05
+    left = torch.randperm(64) < 32
+    score[left, :, :, 0] += 1.0
+    score[~left, :, :, 2] += 1.0
+    choice = Choice(keep=3, block=8, pool="unit")
+    order = order_filters(score, choice, trials=200)
+    assert sorted(order.tolist()) == list(range(64))
+    assert retained(score, range(64), choice) < 0.8
+    assert retained(score, order, choice) > 0.9
+    assert np.array_equal(order, order_filters(score, choice, trials=200))
+    assert np.array_equal(order_filters(score[:8], choice), np.arange(8))
+    with pytest.raises(PlanError, match="scope"):
+        order_filters(score, Choice("filter", 3, pool="unit"))
+
+
+def test_alignment_changes_no_result_and_keeps_more() -> None:
+    from secateurs.models.cifar_resnet import CifarResNet
+    from secateurs.structure import trace
+
+    model = CifarResNet(8).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.5, 1.5)
+    x = torch.randn(2, 3, 32, 32)
+    graph = trace(model, x)
+    choices = {n: Choice(keep=3, block=8) for n, p in model.named_parameters() if p.dim() == 4 and p.shape[0] > 8}
+    ordered, orders = align(graph, choices)
+    assert orders
+    assert any((np.diff(order) < 0).any() for order in orders.values())
+    torch.testing.assert_close(ordered(x), model(x), rtol=1e-4, atol=1e-5)
+    before, after = (
+        sum(float(project(p.detach(), choices[n]).square().sum()) for n, p in m.named_parameters() if n in choices)
+        for m in (model, ordered)
+    )
+    assert after > before
