@@ -1,6 +1,6 @@
 """Trains the demo's network, a small residual one, on scikit-learn's handwritten digits, and saves its weights.
 
-    python examples/train_digits.py digits.safetensors
+python examples/train_digits.py digits.safetensors
 """
 
 from __future__ import annotations
