@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from torch import Tensor, nn
 import secateurs as sc
 
 BUDGET = 0.5  # of the dense latency
-THREADS = 1
 
 
 class Net(nn.Module):
@@ -41,10 +41,8 @@ class Net(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)
-        x = F.relu(x + self.first(x))
-        x = self.down(x)
-        x = F.relu(x + self.second(x))
-        return self.classify(x.mean(dim=(2, 3)))
+        x = self.down(F.relu(x + self.first(x)))
+        return self.classify(F.relu(x + self.second(x)).mean(dim=(2, 3)))
 
 
 def block(channels: int, units: int, stride: int = 1, active: bool = True) -> nn.Sequential:
@@ -82,9 +80,8 @@ def fit(model: nn.Module, data: tuple[Tensor, Tensor], epochs: int, rate: float,
             logits = model(images)
             loss = F.cross_entropy(logits, labels)
             if teacher is not None:
-                with torch.no_grad():
-                    wanted = teacher(images)
-                loss = loss + F.kl_div(logits.log_softmax(1), wanted.softmax(1), reduction="batchmean")
+                wanted = teacher(images).detach().softmax(1)
+                loss = loss + F.kl_div(logits.log_softmax(1), wanted, reduction="batchmean")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -102,7 +99,7 @@ def session(model: nn.Module, example: Tensor, path: Path) -> onnxruntime.Infere
     """The model exported to ONNX and opened in ONNX Runtime."""
     torch.onnx.export(model, (example,), path, dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
+    options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -124,6 +121,7 @@ def timed(one: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> flo
 
 def main() -> int:
     """0 if the budget is met and the accuracy is within 2 points."""
+    warnings.simplefilter("ignore")  # the ONNX exporter's
     torch.manual_seed(0)
     train, test = digits()
     example, dense = train[0][:1], Net()
@@ -131,7 +129,7 @@ def main() -> int:
     print(f"dense: accuracy {accuracy(dense, test):.2%}")
 
     graph = sc.trace(dense, example)
-    costs = sc.profile(graph, target="onnxruntime-cpu", threads=THREADS)
+    costs = sc.profile(graph, target="onnxruntime-cpu")
     print(f"{len(graph.groups)} groups; latency model off by {costs.error.mean_abs:.1%} on unseen networks")
     aim, ratio, small = 0.97 * BUDGET, 1.0, dense
     for attempt in range(6):
@@ -145,9 +143,7 @@ def main() -> int:
 
     before = accuracy(small, test)
     fit(small, train, epochs=6, rate=0.05, teacher=dense)
-    print(
-        f"pruned: {1 / ratio:.2f}× faster, accuracy {before:.2%} after the cut, {accuracy(small, test):.2%} fine-tuned"
-    )
+    print(f"pruned: {1 / ratio:.2f}× faster, accuracy {before:.2%} cut, {accuracy(small, test):.2%} fine-tuned")
     return 0 if ratio <= BUDGET and accuracy(small, test) >= accuracy(dense, test) - 0.02 else 1
 
 
