@@ -56,8 +56,9 @@ def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     held = load_digits()
     images = torch.tensor(held.images, dtype=torch.float32)[:, None] / 8 - 1
     images, labels = F.interpolate(images, scale_factor=2.0), torch.tensor(held.target)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    train, test = order[600:], order[:600]
+    test, train = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).split(
+        [600, len(labels) - 600]
+    )
     return (images[train], labels[train]), (images[test], labels[test])
 
 
