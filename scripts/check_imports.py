@@ -16,7 +16,7 @@ CORE = {"errors", "plan", "network", "cost", "registry", "progress"}
 """Values that every part may use."""
 
 MAY_IMPORT: dict[str, set[str]] = {
-    **{name: CORE for name in CORE},
+    **dict.fromkeys(CORE, CORE),
     "structure": CORE,
     "importance": CORE | {"structure"},
     "recover": CORE | {"structure", "models", "data"},

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from secateurs.structure.apply import deep_copy
 from secateurs.structure.groups import module_path
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def fold_batch_norm(graph: Graph, model: nn.Module | None = None) -> nn.Module:
     The normalisation becomes an identity, the convolution gets a bias; names of the weights stay. ``model``: use
     these weights (same architecture) instead of the traced ones.
     """
-    folded = copy.deepcopy(graph.model if model is None else model).eval()
+    folded = deep_copy(graph.model if model is None else model, {}).eval()
     for parameter, path in batch_norm_pairs(graph).items():
         layer = folded.get_submodule(parameter.rpartition(".")[0])
         norm = folded.get_submodule(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import unittest.mock
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch.utils import _pytree as pytree
 from secateurs.errors import StructureError
 from secateurs.plan import Plan
 from secateurs.structure import Graph, apply, check_plan, trace
+from secateurs.structure.apply import deep_copy
 from secateurs.structure.inspection import inspect
 from secateurs.testing.structure_judge import dense_ignoring
 
@@ -55,7 +55,7 @@ def random_cut(graph: Graph, share: float, seed: int) -> dict[str, list[int]]:
 def redrawn(model: nn.Module, seed: int) -> nn.Module:
     """A float64 copy in evaluation mode with every parameter and statistic redrawn, none of them near zero."""
     generator = torch.Generator().manual_seed(seed)
-    fresh = copy.deepcopy(model).double().eval()
+    fresh = deep_copy(model, {}).double().eval()
     with torch.no_grad():
         for name, tensor in [*fresh.named_parameters(), *fresh.named_buffers()]:
             if tensor.is_floating_point():

@@ -9,7 +9,6 @@ calls only: it knows nothing of ids, groups, rules or the exported graph, and sh
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.plan import Plan
+from secateurs.structure.apply import deep_copy
 
 _Operator = Callable[..., Any]
 _JUDGED: dict[str, Callable[..., Any]] = {}
@@ -32,7 +32,7 @@ def dense_ignoring(
 
     An element of an output that is NaN depends on a removed unit where none should be left.
     """
-    dense = copy.deepcopy(model).eval()
+    dense = deep_copy(model, {}).eval()
     blank_removed(dense, plan)
     with torch.no_grad(), whole_operators(), Absent():
         result = dense(*inputs, **keywords)
