@@ -56,9 +56,7 @@ def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     held = load_digits()
     images = torch.tensor(held.images, dtype=torch.float32)[:, None] / 8 - 1
     images, labels = F.interpolate(images, scale_factor=2.0), torch.tensor(held.target)
-    test, train = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).split(
-        [600, len(labels) - 600]
-    )
+    train, test = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).split(1200)
     return (images[train], labels[train]), (images[test], labels[test])
 
 

@@ -49,6 +49,7 @@ class LayerSpec:
     ``kind``: ``conv``, ``depthwise``, ``grouped``, ``linear``, ``transposed`` or ``other``;
     ``inputs``/``outputs``: the activation's channel (or feature) axes; ``positions``: output positions at
     batch 1 (Ho*Wo, tokens, 1); ``kernel_elements``: K*K; ``groups``: convolution groups in the dense network;
+    ``group_inputs``: inputs of each group where whole groups go (they never change), else None;
     ``input_hw``/``output_hw``: spatial sizes, () for a linear layer; ``blocks``: indices of the removable
     blocks it lies in; ``has_bias``.
     """
@@ -67,12 +68,15 @@ class LayerSpec:
     output_hw: tuple[int, ...]
     has_bias: bool
     blocks: tuple[int, ...] = ()
+    group_inputs: int | None = None
 
     def macs(self, widths: np.ndarray) -> np.ndarray:
         """Multiply-adds at batch 1 for widths [..., groups]."""
         c_in, c_out = self.inputs.length(widths), self.outputs.length(widths)
         if self.kind == "depthwise":
             return self.positions * self.kernel_elements * c_out
+        if self.group_inputs is not None:
+            return self.positions * self.kernel_elements * self.group_inputs * c_out
         return self.positions * self.kernel_elements * c_in * c_out // self.groups
 
 

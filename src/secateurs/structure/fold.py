@@ -89,10 +89,11 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     mean = norm.running_mean.double()
     shift = norm.bias.double() if norm.bias is not None else torch.zeros_like(mean)
     bias = layer.bias.double() if layer.bias is not None else torch.zeros_like(mean)
-    dim = 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
-    view = [1] * weight.dim()
-    view[dim] = -1
+    factors = scale.view(-1, *[1] * (weight.dim() - 1))
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        # Its weight is [inputs, outputs of one group, ...], the inputs of each group one after the other.
+        table = scale.view(layer.groups, -1).repeat_interleave(weight.shape[0] // layer.groups, dim=0)
+        factors = table.view(*table.shape, *[1] * (weight.dim() - 2))
     with torch.no_grad():
-        if dim == 0 or getattr(layer, "groups", 1) == 1:
-            layer.weight = nn.Parameter((weight.double() * scale.view(view)).to(weight.dtype))
-            layer.bias = nn.Parameter(((bias - mean) * scale + shift).to(weight.dtype))
+        layer.weight = nn.Parameter((weight.double() * factors).to(weight.dtype))
+        layer.bias = nn.Parameter(((bias - mean) * scale + shift).to(weight.dtype))

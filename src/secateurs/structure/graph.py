@@ -161,6 +161,7 @@ class Graph:
         stride = node.args[3] if is_conv and len(node.args) > 3 else 1
         first = stride[0] if isinstance(stride, (list, tuple)) and stride else stride
         axis = self.units.axis
+        groups, axis_kept = self.analysis.folded_grids.get(name, (1, 0))
         return LayerSpec(
             name=parameter.rpartition(".")[0] or parameter,
             node=name,
@@ -170,7 +171,8 @@ class Graph:
             outputs=axis(result.along(channel), result.shape[channel]),
             positions=int(np.prod((*spatial, *tokens), dtype=np.int64)),
             kernel_elements=int(np.prod(shape[2:], dtype=np.int64)) if is_conv else 1,
-            groups=self.analysis.folded_grids.get(name, (1, 0))[0],
+            groups=groups,
+            group_inputs=value.shape[channel] // groups if is_conv and groups > 1 and axis_kept == 0 else None,
             stride=int(first) if isinstance(first, int) else 1,
             input_hw=tuple(value.shape[channel + 1 :]) if is_conv else (),
             output_hw=tuple(spatial),
