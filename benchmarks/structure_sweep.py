@@ -166,9 +166,8 @@ def _analyse_and_cut(entry: Any, row: dict[str, Any]) -> None:
         oracle="interpreter" if graph.analysis.statistics else "masked",
     )
     started = time.perf_counter()
-    recipe = recipe_of(graph)
-    row.update(recipe_s=round(time.perf_counter() - started, 2), own_class=recipe.rebuild is None)
-    row["rebuild_reason"] = (recipe.rebuild or "")[:200]
+    recipe_of(graph)
+    row["recipe_s"] = round(time.perf_counter() - started, 2)
     plans = [graph.plan(random_cut(graph, SHARE, seed)) for seed in range(SEEDS)]
     shares, errors = [], []
     for seed, plan in enumerate(plans):
@@ -182,6 +181,8 @@ def _analyse_and_cut(entry: Any, row: dict[str, Any]) -> None:
         errors.append(judge(model, plan, example, seed=seed, check=seed == 0))
         if seed == 0:
             first = small
+            row["own_class"] = type(small) is type(model)
+            row["rebuild_reason"] = str(getattr(small, "secateurs_rebuilt", ""))[:200]
     wrong = [error for error in errors if not error <= 1e-6]
     row.update(
         outcome="wrong" if wrong else "right",
