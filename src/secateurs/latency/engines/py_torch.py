@@ -45,7 +45,8 @@ def _patched(patch: dict[str, Any]) -> torch.fx.GraphModule:
     for name, changes in patch["constants"].items():
         if name in nodes:
             _set_arguments(nodes[name], changes)
-    graph.eliminate_dead_code()
+    # In-place operators count as impure, and would keep the branch of a removed block alive.
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     for node in graph.nodes:
         if node.op == "get_attr" and node.target not in tensors:
             tensors[node.target] = _sliced(_attribute(base, node.target), patch["slices"].get(node.target, {}))
