@@ -14,6 +14,7 @@ from secateurs.cli.plan import verb as plan
 from secateurs.cli.profile import verb as profile
 from secateurs.cli.prune import verb as prune
 from secateurs.cli.report import verb as report
+from secateurs.cli.store import app as store
 
 HELP = """Prune a trained PyTorch network to a latency budget, measured on the runtime it will run on.
 
@@ -39,6 +40,7 @@ app.command("prune")(prune)
 app.command("compare")(compare)
 app.command("export")(export)
 app.command("report")(report)
+app.add_typer(store, name="store")
 
 
 def _show_version(wanted: bool) -> None:

@@ -9,7 +9,8 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,21 +19,23 @@ from typing import Any
 from secateurs.errors import DataError
 from secateurs.progress import Progress, silent
 
-SCHEMA_VERSION = 1
 _BUSY_S = 60.0
-_TABLES = """
-CREATE TABLE IF NOT EXISTS targets (
-    id INTEGER PRIMARY KEY,
-    fingerprint TEXT NOT NULL UNIQUE
-);
-CREATE TABLE IF NOT EXISTS measurements (
-    target INTEGER NOT NULL REFERENCES targets(id),
-    signature TEXT NOT NULL,
-    payload TEXT NOT NULL,
-    created REAL NOT NULL,
-    PRIMARY KEY (target, signature)
-) WITHOUT ROWID;
-"""
+_STEPS: tuple[str, ...] = (
+    """
+    CREATE TABLE IF NOT EXISTS targets (
+        id INTEGER PRIMARY KEY,
+        fingerprint TEXT NOT NULL UNIQUE
+    );
+    CREATE TABLE IF NOT EXISTS measurements (
+        target INTEGER NOT NULL REFERENCES targets(id),
+        signature TEXT NOT NULL,
+        payload TEXT NOT NULL,
+        created REAL NOT NULL,
+        PRIMARY KEY (target, signature)
+    ) WITHOUT ROWID
+    """,
+)
+"""Statements that lead from schema version n to n + 1; a file keeps its version in ``PRAGMA user_version``."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,18 @@ class Row:
     signature: str
     payload: dict[str, Any]
     created: float
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a store holds of one target: number of ``rows``, their ``size_bytes``, and when the first and the last
+    were written (seconds since 1970)."""
+
+    fingerprint: dict[str, Any]
+    rows: int
+    size_bytes: int
+    oldest: float
+    newest: float
 
 
 def default_path() -> Path:
@@ -88,9 +103,8 @@ class Store:
             return self._connect()
         except sqlite3.OperationalError as error:
             raise self._unusable(error) from error
-        except sqlite3.DatabaseError as error:
-            self._set_aside(error)
-            return self._connect()
+        except sqlite3.DatabaseError:
+            return self._replace_damaged()
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -103,18 +117,9 @@ class Store:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
+            _write_ahead(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
-            with _transaction(connection):
-                version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-                if version > SCHEMA_VERSION:
-                    raise DataError(
-                        f"The store of measurements {self.path} has schema {version}, this version of secateurs "
-                        f"reads up to {SCHEMA_VERSION}. Update secateurs, or name another file with --store."
-                    )
-                for statement in _TABLES.split(";"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            self._migrate(connection)
             if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError("the integrity check failed")
         except BaseException:
@@ -122,32 +127,68 @@ class Store:
             raise
         return connection
 
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        """Bring the file to this version's schema, whole or not at all; another process may be doing the same.
+
+        Raises:
+            DataError: a newer version wrote it.
+        """
+        if _version(connection) == len(_STEPS):
+            return
+        with _transaction(connection):
+            version = _version(connection)
+            if version > len(_STEPS):
+                raise DataError(
+                    f"The store of measurements {self.path} has schema {version}, this version of secateurs "
+                    f"reads up to {len(_STEPS)}. Update secateurs, or name another file with --store."
+                )
+            for step in _STEPS[version:]:
+                for statement in step.split(";"):
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={len(_STEPS)}")
+
+    def _replace_damaged(self) -> sqlite3.Connection:
+        """A new file in place of the damaged one, which is kept; of several processes only one moves it."""
+        with _alone(self.path.with_name(f"{self.path.name}.lock")):
+            try:
+                return self._connect()
+            except sqlite3.OperationalError as error:
+                raise self._unusable(error) from error
+            except sqlite3.DatabaseError as error:
+                self._set_aside(error)
+                return self._connect()
+
     def _set_aside(self, error: Exception) -> None:
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
-        try:
-            os.replace(self.path, aside)
-        except FileNotFoundError:
-            return
-        for suffix in ("-wal", "-shm"):
-            with contextlib.suppress(OSError):
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
-        self._progress.say(
+        message = (
             f"The store of measurements {self.path} is damaged ({error}). It was set aside as {aside}, "
             f"and a new one was begun; what it held will be measured again."
         )
+        if self._progress is silent:
+            warnings.warn(message, stacklevel=4)
+        self._progress.say(message)
+
+    def _select(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
 
     def get(self, fingerprint: Mapping[str, Any], signature: str) -> dict[str, Any] | None:
         """The stored figures, or None."""
-        found = self._connection.execute(
+        found = self._select(
             "SELECT payload FROM measurements JOIN targets ON targets.id = target "
             "WHERE fingerprint = ? AND signature = ?",
             (_canonical(fingerprint), signature),
-        ).fetchone()
-        return None if found is None else json.loads(found[0])
+        )
+        return json.loads(found[0][0]) if found else None
 
     def find(self, fingerprint: Mapping[str, Any], prefix: str) -> dict[str, dict[str, Any]]:
         """Every stored row of this target whose signature starts with ``prefix``, by signature."""
-        rows = self._connection.execute(
+        rows = self._select(
             "SELECT signature, payload FROM measurements JOIN targets ON targets.id = target "
             "WHERE fingerprint = ? AND signature >= ? AND signature < ? ORDER BY signature",
             (_canonical(fingerprint), prefix, prefix + "\U0010ffff"),
@@ -156,21 +197,20 @@ class Store:
 
     def put(self, fingerprint: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> None:
         """Store the figures ``{signature: payload}`` in one transaction; an older row gives way."""
-        self._insert(
-            (_canonical(fingerprint), signature, json.dumps(payload), time.time())
-            for signature, payload in rows.items()
-        )
+        where = _canonical(fingerprint)
+        entries = [(signature, json.dumps(payload), time.time(), where) for signature, payload in rows.items()]
+        self._insert(entries, "REPLACE")
 
-    def _insert(self, rows: Iterable[tuple[str, str, str, float]]) -> None:
+    def _insert(self, rows: Sequence[tuple[str, str, float, str]], clash: str) -> int:
+        """Number of (signature, payload, created, fingerprint) written; ``clash``: REPLACE or IGNORE where one is."""
         connection = self._connection
         try:
             with _transaction(connection):
-                for fingerprint, signature, payload, created in rows:
-                    connection.execute("INSERT OR IGNORE INTO targets(fingerprint) VALUES (?)", (fingerprint,))
-                    connection.execute(
-                        "INSERT OR REPLACE INTO measurements SELECT id, ?, ?, ? FROM targets WHERE fingerprint = ?",
-                        (signature, payload, created, fingerprint),
-                    )
+                targets = [(fingerprint,) for fingerprint in sorted({row[3] for row in rows})]
+                connection.executemany("INSERT OR IGNORE INTO targets(fingerprint) VALUES (?)", targets)
+                return connection.executemany(
+                    f"INSERT OR {clash} INTO measurements SELECT id, ?, ?, ? FROM targets WHERE fingerprint = ?", rows
+                ).rowcount
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 
@@ -180,7 +220,7 @@ class Store:
             "SELECT fingerprint, signature, payload, created FROM measurements "
             "JOIN targets ON targets.id = target ORDER BY created, signature"
         )
-        for fingerprint, signature, payload, created in self._connection.execute(query):
+        for fingerprint, signature, payload, created in self._select(query):
             yield Row(json.loads(fingerprint), signature, json.loads(payload), created)
 
     def export_lines(self) -> Iterator[str]:
@@ -206,15 +246,26 @@ class Store:
                     f"Line {number} of {source} is not a stored measurement ({error!r}). "
                     f"Give a file that 'secateurs store export' wrote."
                 ) from error
-            if self.get(row.fingerprint, row.signature) is None:
-                fresh.append((_canonical(row.fingerprint), row.signature, json.dumps(row.payload), row.created))
-        self._insert(fresh)
-        return len(fresh)
+            fresh.append((row.signature, json.dumps(row.payload), row.created, _canonical(row.fingerprint)))
+        return self._insert(fresh, "IGNORE")
+
+    def summary(self) -> list[Holding]:
+        """What is held of every target, the most recent one first."""
+        query = (
+            "SELECT fingerprint, COUNT(*), SUM(LENGTH(signature) + LENGTH(payload)), MIN(created), MAX(created) "
+            "FROM measurements JOIN targets ON targets.id = target GROUP BY target ORDER BY MAX(created) DESC"
+        )
+        return [Holding(json.loads(row[0]), *row[1:]) for row in self._select(query)]
 
     def vacuum(self) -> None:
-        """Give freed space back to the disk."""
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._connection.execute("VACUUM")
+        """Give freed space back to the disk.
+
+        Raises:
+            DataError: another process is using the file, or the disk is full.
+        """
+        self._select("DELETE FROM targets WHERE id NOT IN (SELECT target FROM measurements)")
+        self._select("VACUUM")
+        self._select("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         """Close the file."""
@@ -229,12 +280,41 @@ class Store:
         self.close()
 
 
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch to write-ahead logging; SQLite does not wait by itself while another process does the same."""
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Nothing else runs under the same lock file; on systems without ``fcntl`` it keeps nobody out."""
+    with open(path, "wb") as lock:
+        with contextlib.suppress(ImportError):  # Windows
+            import fcntl
+
+            fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
+        yield
+
+
 @contextlib.contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
+        connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")

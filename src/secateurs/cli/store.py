@@ -1,0 +1,128 @@
+"""``secateurs store``: the file of measurements, to look at, to exchange and to tidy up."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from secateurs.cli import options as o
+from secateurs.cli.opening import writable
+from secateurs.cli.progress import shown
+from secateurs.cli.running import emit, guarded, talk
+from secateurs.errors import DataError
+from secateurs.report import wording
+
+if TYPE_CHECKING:
+    from secateurs.latency.store import Store
+
+app = typer.Typer(help="The file of measurements: ls, export, import, vacuum.", no_args_is_help=True)
+
+
+def _open(path: Path | None, *, make: bool = False) -> Store:
+    """The store in a file.
+
+    Raises:
+        DataError: there is none, and none is to be made.
+    """
+    from secateurs.latency.store import Store, default_path
+
+    place = path or default_path()
+    if not make and not place.exists():
+        raise DataError(f"There is no store of measurements at {place}. Measure something, or name one with --store.")
+    with shown(talk()) as progress:
+        return Store(place, progress=progress)
+
+
+@app.command("ls")
+@guarded
+def ls(store: o.Store = None, as_json: o.Json = False) -> None:
+    """What was measured on which device."""
+    with _open(store) as held:
+        found = {
+            "store": str(held.path),
+            "file_bytes": held.path.stat().st_size,
+            "targets": [vars(holding) for holding in held.summary()],
+        }
+    emit(found, lambda console: _show(found, console), as_json=as_json)
+
+
+def _show(found: dict[str, Any], console: Console) -> None:
+    table = Table(header_style="dim", box=None, pad_edge=False)
+    for name, justify in (("target", "left"), ("device and runtime", "left"), ("rows", "right"), ("last", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for holding in found["targets"]:
+        facts = dict(holding["fingerprint"])
+        name = str(facts.pop("target", ""))
+        about = ", ".join(f"{key} {value}" for key, value in facts.items())
+        last = time.strftime("%Y-%m-%d %H:%M", time.localtime(holding["newest"]))
+        table.add_row(escape(name), escape(about), str(holding["rows"]), last)
+    console.print(table)
+    console.print(f"{wording.size(found['file_bytes'])} in {escape(found['store'])}")
+
+
+@app.command("export")
+@guarded
+def export(
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, one line of JSON per measurement.")],
+    store: o.Store = None,
+    as_json: o.Json = False,
+) -> None:
+    """Write every measurement to a file that 'store import' reads, here or on another machine."""
+    from secateurs.plan import write_atomic
+
+    writable(output)
+    with _open(store) as held:
+        lines = list(held.export_lines())
+    write_atomic(output, "".join(f"{line}\n" for line in lines).encode())
+    found = {"output": str(output), "rows": len(lines)}
+    emit(found, lambda console: console.print(f"{len(lines)} measurements written to {output}."), as_json=as_json)
+
+
+@app.command("import")
+@guarded
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A file that 'store export' wrote.")],
+    store: o.Store = None,
+    as_json: o.Json = False,
+) -> None:
+    """Add measurements from a file; what is here already stays as it is.
+
+    They serve where device, system, runtime version, precision and threads are the same.
+    """
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{source} cannot be read ({error}). Give a file that 'secateurs store export' wrote."
+        ) from error
+    with _open(store, make=True) as held:
+        added = held.import_lines(lines, str(source))
+    given = sum(bool(line.strip()) for line in lines)
+    found = {"source": str(source), "rows": given, "added": added}
+    emit(
+        found,
+        lambda console: console.print(f"{added} of {given} measurements added, {given - added} were here already."),
+        as_json=as_json,
+    )
+
+
+@app.command("vacuum")
+@guarded
+def vacuum(store: o.Store = None, as_json: o.Json = False) -> None:
+    """Give freed space back to the disk."""
+    with _open(store) as held:
+        before = held.path.stat().st_size
+        held.vacuum()
+        after = held.path.stat().st_size
+    found = {"bytes_before": before, "bytes_after": after}
+    emit(
+        found,
+        lambda console: console.print(f"{wording.size(before)} before, {wording.size(after)} now."),
+        as_json=as_json,
+    )
