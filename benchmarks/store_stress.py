@@ -3,10 +3,11 @@
     python benchmarks/store_stress.py
 
 Eight processes make 1,000 writes each to one new store while a ninth writes, is killed with SIGKILL after a random
-time and is started again, until the eight have finished; ten such stores one after the other. Every write is one transaction of two rows. Afterwards every
-row that any process was told is stored must be there once, rows of a killed transaction must be there in pairs or not
-at all, and the file must pass SQLite's integrity check. One row in ``benchmarks/results/store_stress.csv``; it is
-about being right, so a busy machine does not matter. Needs no GPU and no data.
+time and is started again, until the eight have finished; ten such stores one after the other. Every write is one
+transaction of two rows. Afterwards every row that any process was told is stored must be there once, rows of a killed
+transaction must be there in pairs or not at all, and the file must pass SQLite's integrity check. One row in
+``benchmarks/results/store_stress.csv``; it is about being right, so a busy machine does not matter. Needs no GPU and
+no data.
 """
 
 from __future__ import annotations
@@ -66,9 +67,11 @@ def stress(path: Path, processes: int, writes: int, seed: int) -> dict[str, int]
         while any(process.poll() is None for process in steady):
             name = f"doomed{len(reported)}"
             doomed = writer(path, name, 1 << 30)
-            time.sleep(generator.uniform(0.05, 1.0))
+            # By turns while it starts and opens the store, and while it writes.
+            first = len(reported) % 2 and bool(doomed.stdout and doomed.stdout.readline())
+            time.sleep(generator.uniform(0.0, 0.4 if first else 1.5))
             doomed.send_signal(signal.SIGKILL)
-            reported[name] = told(doomed)
+            reported[name] = told(doomed) + int(first)
     failed = sum(process.returncode != 0 for process in steady)
     reported |= {f"w{i}": writes for i in range(processes)}
     with Store(path) as store:
