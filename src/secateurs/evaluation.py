@@ -1,0 +1,305 @@
+"""How good a candidate network is before any training: cut it, refresh its statistics, validate it on fixed images."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from secateurs.data.accuracy import evaluate
+from secateurs.data.datasets import TensorSource
+from secateurs.data.images import Images
+from secateurs.errors import DataError, PlanError
+from secateurs.importance.values import order
+from secateurs.plan import Plan
+from secateurs.recover.batch_norm import reestimate
+from secateurs.recover.least_squares import least_squares
+from secateurs.recover.precision import Mode, arrange_weights
+from secateurs.search.problem import Evaluation, Rows
+from secateurs.search.rows import MemoryRows
+from secateurs.structure import apply
+
+if TYPE_CHECKING:
+    from secateurs.structure import Graph
+
+Candidate = tuple[np.ndarray, frozenset[int]]
+REPAIRS = ("statistics", "least-squares", "none")
+CALIBRATED, CALIBRATION_BATCH = 128, 64
+"""Calibration images that every candidate is repaired on, and how many at once."""
+VALIDATED = 500
+"""Validation images by default."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """From a plan to its accuracy; holds everything that takes, so that it can be sent to another process.
+
+    ``calibration``: input batches; ``validation``: labelled images, read already; ``repair``: ``statistics`` (batch
+    norms are re-estimated; in a network without them every layer's mean output is corrected), ``least-squares`` (layers
+    are refitted first; slow) or ``none``; ``precision``: ``fp32`` or ``bf16`` (autocast); ``means``: mean outputs
+    of the dense layers, for networks without batch norm.
+    """
+
+    module: nn.Module
+    example: Any
+    calibration: tuple[Tensor, ...]
+    validation: Images
+    classes: tuple[int, ...] | None = None
+    repair: str = "statistics"
+    precision: str = "fp32"
+    means: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, plan: Plan) -> Evaluation:
+        """The accuracy of the cut and repaired network; the same plan gives the same figure."""
+        start = time.perf_counter()
+        small = apply(self.module, plan, self.example, check=False).eval()
+        if self.repair == "least-squares":
+            least_squares(self.module, small, plan, self.calibration)
+        mode = Mode(self.precision, "channels_last")
+        small = arrange_weights(small, torch.channels_last)
+        device = next((parameter.device for parameter in small.parameters()), torch.device("cpu"))
+        with mode.autocast(device):
+            if self.repair != "none":
+                reestimate(small, self.calibration)
+                _correct_means(small, self.calibration, self._targets(plan))
+            found = evaluate(small, self.validation, classes=self.classes, batch=CALIBRATION_BATCH)
+        return Evaluation(found.top1, time.perf_counter() - start, {"loss": found.loss, "top5": found.top5})
+
+    def _targets(self, plan: Plan) -> dict[str, Tensor]:
+        """Mean outputs that the cut network's layers should have."""
+        targets = {}
+        for name, mean in self.means.items():
+            kept = plan.slices.get(f"{name}.bias", {}).get(0)
+            targets[name] = mean if kept is None else mean[torch.tensor(kept, device=mean.device)]
+        return targets
+
+
+class Evaluator:
+    """Judges candidates (widths, removed blocks) of one traced network; satisfies ``search.problem.Evaluator``.
+
+    In every group the units with the highest ``scores`` stay. The same candidate gives the same figure, and is
+    evaluated once: results are kept in ``rows`` by :attr:`identity` and candidate.
+    """
+
+    def __init__(self, graph: Graph, scores: Mapping[str, np.ndarray], judge: Judge, rows: Rows | None = None) -> None:
+        self.graph = graph
+        self.judge = judge
+        self.rows: Rows = MemoryRows() if rows is None else rows
+        self.run: Callable[[Plan], Evaluation] = judge
+        self._ranks = {group.name: order(scores[group.name]) for group in graph.groups}
+        self.identity = self._identity()
+        self._count, self._seconds = 0, 0.0
+
+    @property
+    def evaluations_per_second(self) -> float:
+        """Real evaluations (none from ``rows``) per second spent in them so far; 0 before the first one."""
+        return self._count / self._seconds if self._seconds else 0.0
+
+    def __call__(self, widths: np.ndarray, removed: frozenset[int] = frozenset()) -> Evaluation:
+        """The evaluation of one legal candidate."""
+        key = self.key(widths, removed)
+        row = self.rows.get(key)
+        if row is not None:
+            return Evaluation(float(row["accuracy"]), float(row["seconds"]), dict(row["details"]))
+        found = self.run(self.plan(widths, removed))
+        self._count, self._seconds = self._count + 1, self._seconds + found.seconds
+        self.rows.put(
+            key,
+            {
+                "accuracy": found.accuracy,
+                "seconds": found.seconds,
+                "details": dict(found.details),
+                "widths": np.asarray(widths).tolist(),
+                "removed": sorted(removed),
+            },
+        )
+        return found
+
+    def error(self, widths: np.ndarray, removed: frozenset[int] = frozenset()) -> float:
+        """1 - accuracy (0-1) of a candidate."""
+        return 1.0 - self(widths, removed).accuracy
+
+    def key(self, widths: np.ndarray, removed: frozenset[int] = frozenset()) -> str:
+        """The name under which this candidate's evaluation is kept; groups inside removed blocks play no part."""
+        text = f"{self.identity}|{sorted(self._widths(widths, removed).items())}|{sorted(removed)}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def plan(self, widths: np.ndarray, removed: frozenset[int] = frozenset()) -> Plan:
+        """The candidate as a plan: in every group the best-scored units stay."""
+        kept = {
+            name: tuple(sorted(self._ranks[name][:width].tolist()))
+            for name, width in self._widths(widths, removed).items()
+        }
+        return self.graph.plan(kept, [self.graph.blocks[block].name for block in sorted(removed)])
+
+    def on_fewer(self, images: int) -> Evaluator:
+        """The same evaluator on the first ``images`` validation images: quicker, and with an identity of its own."""
+        fewer = replace(self.judge, validation=self.judge.validation.take(images))
+        other = Evaluator.__new__(Evaluator)
+        other.__dict__.update(self.__dict__, judge=fewer, run=fewer, _count=0, _seconds=0.0)
+        other.identity = other._identity()
+        return other
+
+    def _widths(self, widths: np.ndarray, removed: frozenset[int]) -> dict[str, int]:
+        inside = {group for block in removed for group in self.graph.blocks[block].groups}
+        groups = self.graph.groups
+        return {groups[g].name: int(width) for g, width in enumerate(widths) if g not in inside}
+
+    def _identity(self) -> str:
+        judge, found = self.judge, hashlib.sha256()
+        settings = (judge.repair, judge.precision, judge.classes, self.graph.spec.fingerprint, len(judge.validation))
+        found.update(repr(settings).encode())
+        for tensor in judge.module.state_dict().values():
+            _feed(found, tensor)
+        for batch in judge.calibration:
+            _feed(found, batch)
+        for inputs, labels in judge.validation.batches(CALIBRATION_BATCH):
+            _feed(found, inputs)
+            _feed(found, labels)
+        for name, ranks in sorted(self._ranks.items()):
+            found.update(name.encode() + np.asarray(ranks, dtype=np.int64).tobytes())
+        return found.hexdigest()[:16]
+
+
+def make_evaluator(
+    graph: Graph,
+    scores: Mapping[str, np.ndarray],
+    calibration: Images,
+    validation: Images,
+    *,
+    classes: Sequence[int] | None = None,
+    repair: str = "statistics",
+    precision: str = "auto",
+    rows: Rows | None = None,
+) -> Evaluator:
+    """An evaluator of candidates of ``graph``.
+
+    Args:
+        graph: the traced network.
+        scores: of the units of every group, by which units stay.
+        calibration: images to repair every candidate on; the first :data:`CALIBRATED` are used.
+        validation: images to validate on, all of them: ``data.validation.take(500)``.
+        classes: restrict the argmax to these outputs.
+        repair: one of :data:`REPAIRS`, see :class:`Judge`.
+        precision: ``fp32``, ``bf16``, or ``auto``: bf16 where the processor multiplies matrices in it.
+        rows: where evaluations are kept (None: in memory).
+
+    Raises:
+        PlanError: unknown repair or precision.
+        DataError: there are no images.
+    """
+    if repair not in REPAIRS:
+        raise PlanError(f"Repair {repair!r} is unknown. Known: {', '.join(REPAIRS)}.")
+    if precision not in ("auto", "fp32", "bf16"):
+        raise PlanError(f"Precision {precision!r} is unknown. Known: auto, fp32, bf16.")
+    if len(calibration) == 0 or len(validation) == 0:
+        raise DataError("Candidates cannot be judged without calibration and validation images. Give data with both.")
+    module = graph.model.eval()
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    batches = tuple(inputs for inputs, _ in calibration.take(CALIBRATED).batches(CALIBRATION_BATCH))
+    without_norms = not any(isinstance(child, _BatchNorm) for child in module.modules())
+    judge = Judge(
+        module,
+        (graph.args, graph.kwargs),
+        batches,
+        _read(validation),
+        None if classes is None else tuple(classes),
+        repair,
+        _precision(device) if precision == "auto" else precision,
+        _mean_outputs(module, batches) if repair == "statistics" and without_norms else {},
+    )
+    return Evaluator(graph, scores, judge, rows)
+
+
+def _read(images: Images) -> Images:
+    """The images decoded and normalised, so that no evaluation does it again."""
+    parts = [inputs for inputs, _ in images.batches(256)]
+    return Images(
+        TensorSource(torch.cat(parts), images.labels),
+        np.arange(len(images)),
+        images.preprocessing,
+        name=images.name,
+    )
+
+
+def _precision(device: torch.device) -> str:
+    """``bf16`` where the hardware has matrix units for it. Not decided by timing: results must not depend on load."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return "bf16" if device.type == "cpu" and has_tiles() else "fp32"
+
+
+def _feed(digest: Any, tensor: Tensor) -> None:
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def _biased(module: nn.Module) -> dict[str, nn.Module]:
+    """Convolutions and linear layers with a bias, by name."""
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    return {
+        name: child for name, child in module.named_modules() if isinstance(child, kinds) and child.bias is not None
+    }
+
+
+def _channel_mean(layer: nn.Module, output: Tensor) -> Tensor:
+    channel = output.ndim - 1 if isinstance(layer, nn.Linear) else 1
+    return output.float().mean(dim=[dim for dim in range(output.ndim) if dim != channel])
+
+
+def _mean_outputs(module: nn.Module, batches: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Mean output per channel of every layer with a bias that runs once per pass, over ``batches``."""
+    total: dict[str, list[Tensor]] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda layer, _, output: total.setdefault(name, []).append(_channel_mean(layer, output))
+
+    handles = [layer.register_forward_hook(watch(name)) for name, layer in _biased(module).items()]
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                module(batch.to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: torch.stack(found).mean(0) for name, found in total.items() if len(found) == len(batches)}
+
+
+def _correct_means(small: nn.Module, batches: Sequence[Tensor], targets: Mapping[str, Tensor]) -> None:
+    """Shift every bias so that the layer's mean output is the target, front to back in one pass over one batch.
+
+    The one-pass relative of :func:`secateurs.recover.least_squares.correct_bias`, quick enough for every candidate: a
+    layer's output is corrected on its way, so that the layers behind it see what they will see.
+    """
+    if not targets:
+        return
+
+    def shift(target: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def correct(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
+            missing = target - _channel_mean(layer, output)
+            assert isinstance(layer.bias, nn.Parameter)
+            layer.bias.data += missing.to(layer.bias.dtype)
+            shape = [1] * output.ndim
+            shape[output.ndim - 1 if isinstance(layer, nn.Linear) else 1] = -1
+            return output + missing.view(shape).to(output.dtype)
+
+        return correct
+
+    handles = [
+        layer.register_forward_hook(shift(targets[name])) for name, layer in _biased(small).items() if name in targets
+    ]
+    device = next((parameter.device for parameter in small.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            small(torch.cat(list(batches)).to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
