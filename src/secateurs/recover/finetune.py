@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +18,13 @@ from secateurs.data.accuracy import accuracy
 from secateurs.data.images import Data
 from secateurs.errors import PlanError
 from secateurs.progress import Progress, Task, silent
+from secateurs.recover import parallel
 from secateurs.recover.averaging import MovingAverage
 from secateurs.recover.checkpoint import Checkpoint, digest
+from secateurs.recover.companion import Companion
 from secateurs.recover.distillation import distillation_loss
 from secateurs.recover.precision import Mode, arrange_weights, fastest_mode
+from secateurs.recover.randomness import generator_for, seed_all, undisturbed
 from secateurs.recover.recipe import Recipe, learning_rate
 
 _SAVE_SECONDS = 30.0
@@ -57,6 +59,7 @@ def finetune(
     recipe: Recipe,
     *,
     teacher: nn.Module | None = None,
+    companion: Companion | None = None,
     checkpoint_dir: Path | str | None = None,
     resume: bool = False,
     progress: Progress = silent,
@@ -67,11 +70,15 @@ def finetune(
     and ends bit for bit where an uninterrupted run on the same machine ends (CPU, same number of threads): order,
     augmentation and dropout of every step follow from (seed, epoch, step) alone. Ctrl-C loses at most half a minute.
 
+    Under ``torchrun`` (see :mod:`secateurs.recover.parallel`) every process takes its share of each batch; all call
+    this with the same arguments, and the first writes the checkpoints, which all read.
+
     Args:
         student: the cut network; ends in evaluation mode.
         data: ``train`` is learnt from, ``validation`` only watched.
         recipe: all settings.
         teacher: the dense network, unchanged; None trains on the labels alone.
+        companion: takes part in every step, such as :class:`~secateurs.recover.features.Features`.
         checkpoint_dir: where checkpoints go; None keeps none.
         resume: go on from a checkpoint there, if there is one.
         progress: shows steps, loss and accuracy.
@@ -79,15 +86,19 @@ def finetune(
     Raises:
         PlanError: the loss is not finite, the checkpoint belongs to another run, or it cannot be written.
     """
-    run = _Run(student, data, recipe, teacher, None if checkpoint_dir is None else Path(checkpoint_dir))
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    run = _Run(student, data, recipe, teacher, folder, companion or Companion())
     if resume:
         run.restore()
     resumed_at = run.step
-    with _undisturbed(run.teacher), progress.task("fine-tune", recipe.epochs * run.steps_per_epoch) as task:
+    shown = progress if parallel.rank() == 0 else silent
+    steps = recipe.epochs * run.steps_per_epoch
+    with undisturbed(), _evaluating(run.teacher), shown.task("fine-tune", steps) as task:
         task.advance(run.step)
         run.settle_mode()
-        while run.step < recipe.epochs * run.steps_per_epoch:
-            run.train_epoch(task)
+        with run.companion.attached(student, run.teacher):
+            while run.step < steps:
+                run.train_epoch(task)
     run.finish()
     return Finetuned(student, tuple(run.history), run.settled, resumed_at)
 
@@ -96,8 +107,16 @@ class _Run:
     """Everything that changes from step to step."""
 
     def __init__(
-        self, student: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module | None, folder: Path | None
+        self,
+        student: nn.Module,
+        data: Data,
+        recipe: Recipe,
+        teacher: nn.Module | None,
+        folder: Path | None,
+        companion: Companion,
     ) -> None:
+        self.companion = companion
+        parallel.same_everywhere(student)
         self.student, self.data, self.recipe, self.folder = student, data, recipe, folder
         self.teacher = None if recipe.alpha == 0 else teacher
         self.device = next(student.parameters()).device
@@ -116,6 +135,7 @@ class _Run:
             "recipe": recipe.to_json(),
             "network": digest(student),
             "teacher": None if self.teacher is None else digest(self.teacher),
+            "companion": companion.identity,
             "images": [data.name, len(data.train), int(data.train.labels @ np.arange(1, len(data.train) + 1) % 2**31)],
         }
 
@@ -125,13 +145,15 @@ class _Run:
             self.mode = Mode()
         elif self.mode is None:
             inputs, _ = self.data.train.batch(np.arange(min(self.recipe.batch, len(self.data.train))))
-            self.mode = fastest_mode(
+            found = fastest_mode(
                 self.student,
                 self.teacher,
                 inputs.to(self.device),
                 precision=self.recipe.precision,
                 layout=self.recipe.layout,
             )
+            precision, layout = parallel.same_text(f"{found.precision} {found.layout}", self.device).split()
+            self.mode = Mode(precision, layout)
         if self.mode.layout == "channels_last":
             arrange_weights(self.student, torch.channels_last)
         if self.step == 0:
@@ -146,7 +168,7 @@ class _Run:
         """Steps up to the next epoch's start."""
         self.student.train()
         epoch, first = divmod(self.step, self.steps_per_epoch)
-        order = torch.randperm(len(self.data.train), generator=_generator(self.recipe.seed, epoch)).numpy()
+        order = torch.randperm(len(self.data.train), generator=generator_for(self.recipe.seed, epoch)).numpy()
         for index in range(first, self.steps_per_epoch):
             chosen = order[index * self.recipe.batch : (index + 1) * self.recipe.batch]
             self._train_step(chosen, epoch, index)
@@ -162,31 +184,35 @@ class _Run:
         self.save()
 
     def _train_step(self, chosen: np.ndarray, epoch: int, index: int) -> None:
-        generator = _generator(self.recipe.seed, epoch, index)
-        _seed_all(int(torch.randint(0, 2**62, (1,), generator=generator)))
-        inputs, labels = self.data.train.batch(chosen, augment=self.recipe.augment, generator=generator)
+        rank, size = parallel.rank(), parallel.size()
+        generator = generator_for(self.recipe.seed, epoch, index, rank)
+        seed_all(generator)
+        mine = chosen[rank::size]
+        inputs, labels = self.data.train.batch(mine, augment=self.recipe.augment, generator=generator)
         inputs, labels = self.settled.arrange(inputs.to(self.device)), labels.to(self.device)
         rate = learning_rate(self.step, self.recipe.epochs * self.steps_per_epoch, self.peak, self.recipe.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss, logits = self._loss(inputs, labels)
-        value = float(loss.detach())
-        if not np.isfinite(value):
+        right = float((logits.detach().argmax(dim=1) == labels).sum())
+        sums = parallel.total((float(loss.detach()) * len(labels), right, float(len(labels))), self.device)
+        if not np.isfinite(sums[0]):
             raise PlanError(
-                f"Fine-tuning diverged: the loss is {value} in epoch {epoch + 1}, step {index + 1}, at rate "
+                f"Fine-tuning diverged: the loss is {sums[0]} in epoch {epoch + 1}, step {index + 1}, at rate "
                 f"{rate:.2g}. Give a smaller --lr than {self.peak:g}."
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.average_gradients(self.student.parameters(), len(mine) / len(chosen))
+        self.companion.after_backward(self.student, self.step)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
         self.optimizer.step()
+        parallel.average_buffers(self.student)
         if self.average is not None:
             self.average.update(self.student, self.step)
         self.step += 1
-        right = float((logits.detach().argmax(dim=1) == labels).sum())
-        for place, amount in enumerate((value * len(labels), right, float(len(labels)))):
-            self.sums[place] += amount
+        self.sums = [held + new for held, new in zip(self.sums, sums, strict=True)]
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         recipe, soft = self.recipe, None
@@ -194,7 +220,7 @@ class _Run:
             if self.teacher is not None:
                 with torch.no_grad():
                     soft = self.teacher(inputs)
-            logits = self.student(inputs)
+            logits = self.companion.forward(self.student, inputs)
         loss = distillation_loss(
             logits,
             labels,
@@ -203,11 +229,12 @@ class _Run:
             temperature=recipe.temperature,
             label_smoothing=recipe.label_smoothing,
         )
-        return loss, logits
+        further = self.companion.loss()
+        return loss if further is None else loss + further, logits
 
     def save(self) -> None:
         """Write a checkpoint of this very step."""
-        if self.folder is None:
+        if self.folder is None or parallel.rank() != 0:
             return
         tensors = {f"student.{name}": tensor for name, tensor in self.student.state_dict().items()}
         for name, parameter in self.student.named_parameters():
@@ -216,6 +243,7 @@ class _Run:
                 tensors[f"momentum.{name}"] = momentum
         if self.average is not None:
             tensors.update({f"average.{name}": tensor for name, tensor in self.average.tensors.items()})
+        tensors.update({f"companion.{name}": tensor for name, tensor in self.companion.tensors().items()})
         state: dict[str, Any] = {
             "step": self.step,
             "precision": self.settled.precision,
@@ -241,6 +269,7 @@ class _Run:
                 self.optimizer.state[parameter]["momentum_buffer"] = momenta[name].to(self.device)
         if self.average is not None:
             self.average.load(held.part("average"))
+        self.companion.restore(held.part("companion"))
         self.step, self.mode = int(held.state["step"]), Mode(held.state["precision"], held.state["layout"])
         self.sums = [float(value) for value in held.state["sums"]]
         self.history = [Epoch(*values) for values in held.state["history"]]
@@ -262,31 +291,14 @@ def _optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
 
 
-def _generator(*key: int) -> torch.Generator:
-    """A generator that follows from the key alone."""
-    seed = int(np.random.SeedSequence([abs(part) for part in key]).generate_state(1, np.uint64)[0] >> 1)
-    return torch.Generator().manual_seed(seed)
-
-
-def _seed_all(seed: int) -> None:
-    """Seed the global generators, which dropout and the user's own data sets draw from."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-
-
 @contextmanager
-def _undisturbed(teacher: nn.Module | None) -> Iterator[None]:
-    """Leave the caller's global random states and the teacher's modes as they were."""
-    python, array = random.getstate(), np.random.get_state()
+def _evaluating(teacher: nn.Module | None) -> Iterator[None]:
+    """The teacher in evaluation mode; its modes are restored."""
     modes = {} if teacher is None else {child: child.training for child in teacher.modules()}
     if teacher is not None:
         teacher.eval()
     try:
-        with torch.random.fork_rng(devices=[]):
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(array)
         for child, training in modes.items():
             child.training = training
