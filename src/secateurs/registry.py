@@ -23,6 +23,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "global-rank": "secateurs.search.global_rank:GlobalRank",
         "greedy": "secateurs.search.greedy:Greedy",
         "halp": "secateurs.search.halp:Halp",
+        "lap": "secateurs.search.lap:Lap",
     },
     "criteria": {
         "random": "secateurs.importance.random:score",

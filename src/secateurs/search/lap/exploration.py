@@ -1,0 +1,40 @@
+"""Random actions: truncated normals, and the ratios around which the sensitivity prior centres them."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from secateurs.search.lap.sensitivity import Sensitivity
+from secateurs.search.problem import Problem
+from secateurs.search.uniform import ratio_ladder
+
+FREE_RATIO = 0.4
+"""ρ̄ where there is no budget to derive it from."""
+
+
+def truncated_normal(rng: np.random.Generator, mean: float, sigma: float, low: float = 0.0, high: float = 1.0) -> float:
+    """One draw of a normal restricted to [low, high], by inversion; the clipped mean where ``sigma`` is 0."""
+    if sigma <= 0:
+        return float(np.clip(mean, low, high))
+    start, end = ndtr((low - mean) / sigma), ndtr((high - mean) / sigma)
+    if end - start < 1e-12:
+        return float(np.clip(mean, low, high))
+    return float(np.clip(mean + sigma * ndtri(rng.uniform(start, end)), low, high))
+
+
+def uniform_ratio(problem: Problem, most: float) -> float:
+    """ρ̄: mean pruned share of the widest uniform network within the limits; ``most`` where none fits."""
+    ladder = ratio_ladder(problem)
+    fits = np.flatnonzero(problem.fits(ladder))
+    if not len(fits):
+        return most
+    return float(np.clip(1.0 - (ladder[fits[-1]] / problem.spec.dense_widths).mean(), 0.0, most))
+
+
+def prior_ratios(curves: Sensitivity, mean_ratio: float, most: float) -> np.ndarray:
+    """clip(ρ̄ ŝ_g / mean ŝ, 0, most), float64 [groups]; ρ̄ everywhere where the mean sensitivity is not positive."""
+    mean = float(curves.relative.mean()) if len(curves.relative) else 0.0
+    if mean <= 0:
+        return np.full(len(curves.relative), min(mean_ratio, most))
+    return np.clip(mean_ratio * curves.relative / mean, 0.0, most)

@@ -1,0 +1,192 @@
+"""The search itself: episodes, what was found in them, and checkpoints to go on from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from secateurs.errors import PlanError
+from secateurs.plan import write_atomic
+from secateurs.progress import Task
+from secateurs.search.lap.exploration import truncated_normal
+from secateurs.search.lap.settings import LapSettings
+
+if TYPE_CHECKING:
+    from secateurs.search.lap.agent import Learner, Transition
+    from secateurs.search.lap.environment import PruningEnv
+
+AGENT_FILE, HISTORY_FILE = "agent.pt", "episodes.json"
+SAVE_SECONDS = 10.0
+AGAIN_SIGMA = 0.2
+"""Share of the first exploration with which a search for a further limit starts."""
+
+Action = Callable[[int, np.ndarray], float]
+"""(group, state) to the pruning ratio to try."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One network that was looked at.
+
+    ``limit``: cost limit it was found under (None: resource-free); ``phase``: ``start``, ``warm-up`` or ``agent``;
+    ``evaluations``: different networks judged so far, this one included.
+    """
+
+    limit: float | None
+    phase: str
+    reward: float
+    accuracy: float
+    latency_ms: float
+    widths: tuple[int, ...]
+    removed: tuple[int, ...]
+    ratios: tuple[float, ...]
+    evaluations: int
+
+    @property
+    def network(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Equal for equal networks."""
+        return self.widths, self.removed
+
+
+@dataclass
+class Session:
+    """Learner and episodes of one search; with a ``folder`` they outlive a kill.
+
+    ``identity``: everything that the course of the search depends on but the limits; a checkpoint of another one is
+    not taken up.
+    """
+
+    learner: Learner
+    settings: LapSettings
+    seed: int
+    identity: str
+    folder: Path | None = None
+    episodes: list[Episode] = field(default_factory=list)
+    saved: float = 0.0
+
+    def resume(self) -> None:
+        """Take up the checkpoint in the folder, if there is one of this search.
+
+        Raises:
+            PlanError: it is damaged.
+        """
+        if self.folder is None or not (self.folder / HISTORY_FILE).exists():
+            return
+        try:
+            held = json.loads((self.folder / HISTORY_FILE).read_text(encoding="utf-8"))
+            content = (self.folder / AGENT_FILE.replace(".", f"-{held['number']}.")).read_bytes()
+            found = [_episode(raw) for raw in held["episodes"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PlanError(
+                f"The search's checkpoint in {self.folder} is damaged ({error}). Delete that folder to start the "
+                "search again; evaluations that are already stored are not lost."
+            ) from error
+        if held["identity"] == self.identity:
+            self.learner.restore(content)
+            self.episodes = found
+
+    def save(self) -> None:
+        """Write a checkpoint: the agent under a new name first, then the episodes that point to it."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        number = len(self.episodes)
+        current = self.folder / AGENT_FILE.replace(".", f"-{number}.")
+        write_atomic(current, self.learner.to_bytes())
+        content = {"identity": self.identity, "number": number, "episodes": [asdict(e) for e in self.episodes]}
+        write_atomic(self.folder / HISTORY_FILE, json.dumps(content).encode())
+        for old in self.folder.glob(AGENT_FILE.replace(".", "-*.")):
+            if old != current:
+                old.unlink(missing_ok=True)
+        self.saved = time.monotonic()
+
+    def under(self, limit: float | None) -> list[Episode]:
+        """Episodes up to the last one that searched under ``limit``."""
+        last = max((i for i, episode in enumerate(self.episodes) if episode.limit == limit), default=-1)
+        return self.episodes[: last + 1]
+
+    def run(self, env: PruningEnv, limit: float | None, start: Start, task: Task) -> list[Episode]:
+        """Episodes until this limit has had its share; what was known before included."""
+        first = not self.episodes or self.episodes[0].limit == limit
+        wanted = self.settings.episodes if first else self.settings.again
+        done = sum(episode.limit == limit for episode in self.episodes)
+        task.advance(done)
+        for index in range(done, wanted):
+            number = len(self.episodes)
+            rng = np.random.default_rng([self.seed, number])
+            phase, action = self._phase(index, first, start, rng)
+            episode, steps = self._play(env, limit, phase, action)
+            self.learner.remember(steps, episode.reward)
+            if phase == "start" and start.imitate:
+                self.learner.imitate(steps)
+            self.episodes.append(episode)
+            if phase == "agent" or number + 1 >= self.settings.warm_episodes:
+                self.learner.learn(len(steps), number)
+            if time.monotonic() - self.saved > SAVE_SECONDS:
+                self.save()
+            best = max(e.accuracy for e in self.under(limit) if limit is None or e.latency_ms <= limit * (1 + 1e-9))
+            note = f"accuracy {episode.accuracy:.2%}  best {best:.2%}  {episode.latency_ms:.3g} ms"
+            task.advance(1, f"reward {episode.reward:.3f}  {note}" + (f" of {limit:.3g}" if limit else ""))
+        if done < wanted:
+            self.save()
+        return self.under(limit)
+
+    def _phase(self, index: int, first: bool, start: Start, rng: np.random.Generator) -> tuple[str, Action]:
+        """What an episode is for, and how it acts; ``index``: its number under the present limit."""
+        agent = self.settings.agent
+        if index == 0 and start.forced is not None:
+            forced = start.forced
+            return "start", lambda group, seen: float(forced[group])
+        if first and index < self.settings.warm_episodes:
+            if start.centre is None:
+                return "warm-up", lambda group, seen: float(rng.uniform())
+            centre = start.centre
+            return "warm-up", lambda group, seen: truncated_normal(rng, centre[group], start.sigma)
+        late = index - self.settings.warm_episodes if first else index
+        sigma = agent.sigma * agent.decay ** max(0, late) * (1.0 if first else AGAIN_SIGMA)
+        if first and start.imitate:
+            sigma = min(sigma, start.sigma)
+        return "agent", lambda group, seen: truncated_normal(rng, self.learner.ratio(seen), sigma)
+
+    def _play(
+        self, env: PruningEnv, limit: float | None, phase: str, action: Action
+    ) -> tuple[Episode, list[Transition]]:
+        from secateurs.search.lap.agent import Transition
+
+        seen, _ = env.reset()
+        steps, ratios, last = [], np.ones(len(env.game.choices.options)), False
+        while not last:
+            wanted = action(env.group, seen)
+            after, reward, last, _, info = env.step(np.array([wanted], dtype=np.float32))
+            steps.append(Transition(seen, float(info["action"]), after, last))
+            ratios[info["group"]] = info["action"]
+            seen = after
+        widths, removed = tuple(info["widths"].tolist()), tuple(sorted(info["removed"]))
+        known = {episode.network for episode in self.episodes} | {(widths, removed)}
+        figures = (float(reward), float(info["accuracy"]), float(info["latency_ms"]))
+        return Episode(limit, phase, *figures, widths, removed, tuple(ratios.tolist()), len(known)), steps
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a search begins.
+
+    ``centre``: ratios around which the warm-up acts [groups], None for uniform actions; ``sigma``: its spread;
+    ``forced``: ratios of the first episode; ``imitate``: whether the actor is moved to them.
+    """
+
+    centre: np.ndarray | None
+    sigma: float
+    forced: np.ndarray | None = None
+    imitate: bool = False
+
+
+def _episode(raw: dict[str, Any]) -> Episode:
+    lists = {name: tuple(raw[name]) for name in ("widths", "removed", "ratios")}
+    return Episode(**{**raw, **lists})

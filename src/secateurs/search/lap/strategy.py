@@ -1,0 +1,204 @@
+"""Strategy ``lap``: an agent sets the pruning ratio of one group after the other and learns from judged networks.
+
+Card. Formula: see :mod:`secateurs.search.lap` and its modules (sensitivity, environment, wall, rewards, agent). Source:
+LAP, Chen et al. 2022 [V-abs] for the idea, AMC [V-code] for the agent's settings, the rest is our reading (METHODS
+§2.3). Cost: one judged network per episode, hundreds of them. When to use: where the value of a network is not a sum
+over its groups, and time for hundreds of evaluations is there. When not: ``knapsack`` finds the best sum in seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from secateurs.errors import InfeasibleBudgetError, PlanError
+from secateurs.progress import Progress, silent
+from secateurs.registry import load
+from secateurs.search.lap.choices import Choices
+from secateurs.search.lap.environment import Game, PruningEnv
+from secateurs.search.lap.exploration import FREE_RATIO, prior_ratios, uniform_ratio
+from secateurs.search.lap.learning import Episode, Session, Start
+from secateurs.search.lap.rewards import REWARDS
+from secateurs.search.lap.sensitivity import Sensitivity, modelled
+from secateurs.search.lap.settings import LapSettings
+from secateurs.search.lap.wall import Wall
+from secateurs.search.problem import Candidate, Problem, Solution
+
+if TYPE_CHECKING:
+    from secateurs.search.lap.agent import Learner
+
+
+@dataclass(frozen=True)
+class Lap:
+    """``settings``: of the search; ``folder``: where its checkpoint goes (None: nowhere).
+
+    One object may be asked for several limits in turn, as a closed loop does: the agent and all judged networks are
+    kept, and a further limit costs ``settings.again`` episodes.
+    """
+
+    settings: LapSettings = field(default_factory=LapSettings)
+    folder: Path | None = None
+    name: str = "lap"
+    criterion: str | None = None
+    evaluates: bool = True
+    sessions: dict[str, Session] = field(default_factory=dict, compare=False, repr=False)
+
+    def solve(self, problem: Problem, *, seed: int = 0, progress: Progress = silent) -> Solution:
+        """The most accurate network found within the limits (resource-free: the one of highest reward).
+
+        Raises:
+            InfeasibleBudgetError: nothing legal meets the limits.
+            PlanError: the problem has no latency model or no evaluator, or the extra ``lap`` is not installed.
+        """
+        began, settings = time.perf_counter(), self.settings
+        if not problem.constraints:
+            raise PlanError("Strategy lap needs a latency model. Give --latency.")
+        if problem.evaluator is None:
+            raise PlanError("Strategy lap judges candidates on data, but no data was given. Give --data.")
+        if not settings.budget:
+            problem = replace(problem, constraints=(replace(problem.constraints[0], limit=_no_limit(problem)),))
+        warm = self._warm_start(problem, seed, progress)
+        choices, wall = self._choices(problem, warm, progress)
+        curves = modelled(problem.spec, problem.constraints[0].model)
+        reward = REWARDS[settings.reward_name]
+        game = Game(choices, wall, curves, reward, _judge(problem), settings.prior.state)
+        env = PruningEnv(game)
+        session = self._session(problem, env, seed)
+        limit = problem.constraints[0].limit if settings.budget else None
+        start = self._start(problem, choices, curves, warm, session, limit)
+        with progress.task("lap", settings.episodes) as task:
+            episodes = session.run(env, limit, start, task)
+        return self._solution(problem, curves, start, episodes, limit, time.perf_counter() - began)
+
+    def _warm_start(self, problem: Problem, seed: int, progress: Progress) -> Solution | None:
+        if not self.settings.warm_start:
+            return None
+        found: Solution = load("strategies", self.settings.warm_start)().solve(problem, seed=seed, progress=progress)
+        return found
+
+    def _choices(self, problem: Problem, warm: Solution | None, progress: Progress) -> tuple[Choices, Wall | None]:
+        """The decisions and their wall; where the budget needs more pruning than ``most``, all legal widths."""
+        also = () if warm is None else tuple(warm.widths.tolist())
+        choices = Choices(problem, self.settings.most, also)
+        if not self.settings.budget:
+            return choices, None
+        try:
+            return choices, Wall(choices)
+        except InfeasibleBudgetError:
+            if self.settings.most >= 1:
+                raise
+            free = Choices(problem, 1.0, also)
+            wall = Wall(free)
+            progress.say(f"The budget needs groups pruned by more than {self.settings.most:.0%}: all widths are open.")
+            return free, wall
+
+    def _session(self, problem: Problem, env: PruningEnv, seed: int) -> Session:
+        """The search so far: from earlier limits, from the folder, or a new one."""
+        assert problem.evaluator is not None
+        model = problem.constraints[0].model.evaluate(np.stack([problem.spec.dense_widths, problem.narrowest]))
+        facts = (self.settings, seed, problem.spec.fingerprint, problem.evaluator.identity, model.tolist())
+        identity = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        if identity not in self.sessions:
+            learner = _learner(env, self.settings, len(problem.spec.groups), seed)
+            session = Session(learner, self.settings, seed, identity, self.folder)
+            session.resume()
+            self.sessions[identity] = session
+        return self.sessions[identity]
+
+    def _start(
+        self,
+        problem: Problem,
+        choices: Choices,
+        curves: Sensitivity,
+        warm: Solution | None,
+        session: Session,
+        limit: float | None,
+    ) -> Start:
+        settings = self.settings
+        if warm is not None:
+            ratios = choices.ratios_of(warm.widths, warm.removed)
+            return Start(ratios, settings.warm_sigma, ratios, imitate=True)
+        forced = None
+        if session.episodes and session.episodes[0].limit != limit:
+            forced = np.array(max(session.episodes, key=lambda episode: episode.reward).ratios)
+        if not settings.prior.exploration:
+            return Start(None, settings.agent.sigma, forced)
+        mean = uniform_ratio(problem, choices.most) if settings.budget else min(FREE_RATIO, choices.most)
+        return Start(prior_ratios(curves, mean, choices.most), settings.agent.sigma, forced)
+
+    def _solution(
+        self,
+        problem: Problem,
+        curves: Sensitivity,
+        start: Start,
+        episodes: Sequence[Episode],
+        limit: float | None,
+        seconds: float,
+    ) -> Solution:
+        unique = list({episode.network: episode for episode in episodes}.values())
+        inside = [
+            e for e in unique if limit is None or bool(problem.fits(np.array(e.widths), np.array(_gone(problem, e))))
+        ]
+        ranked = sorted(inside, key=lambda e: (-e.reward, -e.accuracy, e.latency_ms))
+        best = [_candidate(problem, episode) for episode in ranked[: self.settings.keep]]
+        evaluator: Any = problem.evaluator
+        details = {
+            "episodes": [_row(episode) for episode in episodes],
+            "sensitivity": {"widths": curves.widths.tolist(), "saved": curves.saved.tolist()},
+            "relative_sensitivity": curves.relative.tolist(),
+            "prior": None if start.centre is None else [float(ratio) for ratio in start.centre],
+            "policy": list(ranked[0].ratios),
+            "evaluations": episodes[-1].evaluations,
+            "evaluations_per_second": float(getattr(evaluator, "evaluations_per_second", 0.0)),
+            "accuracy": ranked[0].accuracy,
+            "reward": self.settings.reward_name,
+            "agent": self.settings.agent.kind,
+            "warm_start": self.settings.warm_start,
+        }
+        first = best[0]
+        return Solution(first.widths, first.removed, first.value, first.predicted, None, seconds, tuple(best), details)
+
+
+def _no_limit(problem: Problem) -> float:
+    """A limit that no legal network reaches."""
+    return 1e6 * float(problem.constraints[0].model.evaluate(problem.spec.dense_widths))
+
+
+def _judge(problem: Problem) -> Any:
+    return lambda widths, removed: problem.evaluate(widths, removed).accuracy
+
+
+def _learner(env: PruningEnv, settings: LapSettings, groups: int, seed: int) -> Learner:
+    try:
+        from secateurs.search.lap.agent import Learner
+    except ImportError as error:
+        raise PlanError(
+            f"Strategy lap needs {error.name}, which cannot be imported ({error}). Install it: "
+            "pip install 'secateurs[lap]'."
+        ) from error
+    return Learner(env, settings.agent, groups, seed)
+
+
+def _gone(problem: Problem, episode: Episode) -> list[bool]:
+    return [block in episode.removed for block in range(len(problem.spec.blocks))]
+
+
+def _candidate(problem: Problem, episode: Episode) -> Candidate:
+    return problem.candidate(np.array(episode.widths), frozenset(episode.removed), episode.accuracy)
+
+
+def _row(episode: Episode) -> dict[str, Any]:
+    """What the learning curve is drawn from."""
+    return {
+        "phase": episode.phase,
+        "reward": episode.reward,
+        "accuracy": episode.accuracy,
+        "latency_ms": episode.latency_ms,
+        "evaluations": episode.evaluations,
+    }
