@@ -47,8 +47,9 @@ def find_blocks(graph: torch.fx.Graph, analysis: Analysis) -> tuple[Block, ...]:
             continue
         branch, kept = found
         name = _common_path([*branch, node], weighted)
-        names[name] = names.get(name, 0) + 1
-        label = name if names[name] == 1 else f"{name}#{names[name]}"
+        stem = name or next(module_path(n) for n in branch if n.name in weighted)  # else: the branch's last layer
+        names[stem] = names.get(stem, 0) + 1
+        label = stem if names[stem] == 1 else f"{stem}#{names[stem]}"
         bypass = _bypass(graph, label, name, branch, node, kept)
         blocks.append(Block(label, node.name, kept.name, frozenset(n.name for n in branch) | {node.name}, bypass))
     return tuple(blocks)
@@ -68,7 +69,8 @@ def _branch(add: torch.fx.Node, weighted: set[str]) -> tuple[list[torch.fx.Node]
         entries = _entries(branch)
         rest = _exclusive(other, add)
         stays = _entries(rest) if rest else {other}
-        if weight and len(entries) == 1 and entries == stays and not _is_input(next(iter(entries))):
+        projected = bool(rest) and any(map(_is_input, entries))  # of two layers that read the input neither is a branch
+        if weight and len(entries) == 1 and entries == stays and not projected:
             candidates.append((weight, branch, other))
     if not candidates:
         return None
@@ -78,6 +80,11 @@ def _branch(add: torch.fx.Node, weighted: set[str]) -> tuple[list[torch.fx.Node]
 
 def _is_input(node: torch.fx.Node) -> bool:
     return node.op == "placeholder"
+
+
+def _is_size(node: torch.fx.Node) -> bool:
+    """True for sizes read off a tensor: they belong to no branch."""
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def _exclusive(start: torch.fx.Node, add: torch.fx.Node) -> list[torch.fx.Node]:
@@ -90,7 +97,7 @@ def _exclusive(start: torch.fx.Node, add: torch.fx.Node) -> list[torch.fx.Node]:
             source: None
             for node in inside
             for source in node.all_input_nodes
-            if source not in inside and all(user in inside for user in source.users)
+            if source not in inside and not _is_size(source) and all(user in inside for user in source.users)
         }
         if not more:
             return list(inside)
@@ -132,7 +139,7 @@ def _bypass(
     gone = {*branch, add}
     (entry,) = _entries(branch)
     inside = [n for n in graph.nodes if n.op == "call_function" and _under(module_path(n), path)]
-    rest = [node for node in inside if node not in gone]
+    rest = [node for node in inside if node not in gone and not _is_size(node)]
     steps: list[str] = []
     current = entry
     for node in rest:

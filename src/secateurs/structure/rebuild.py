@@ -57,7 +57,10 @@ def build(graph: Graph, resolved: Cut, model: nn.Module, reason: str) -> nn.Modu
     fresh = torch.fx.Graph()
     copies: dict[torch.fx.Node, Any] = {}
     kinds = {spec.arg.name: spec for spec in graph.program.graph_signature.input_specs}
+    gone = {name for block in graph.removable_blocks if block.add in resolved.bypassed for name in block.nodes}
     for node in graph.program.graph.nodes:
+        if node.name in gone and node.name not in resolved.bypassed:
+            continue
         if node.op == "placeholder" and kinds[node.name].kind is not InputKind.USER_INPUT:
             copies[node] = fresh.get_attr(_attribute(graph, root, kinds[node.name]))
         elif node.op == "call_function" and "_assert" in str(node.target):

@@ -21,6 +21,7 @@ class FakeWorker:
     def __init__(self, target: FakeTarget) -> None:
         self._target = target
         self._models: dict[str, dict[str, float]] = {}
+        self._bytes = 0
         self.about: dict[str, Any] = {}
 
     def load(self, key: str, file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,7 +29,9 @@ class FakeWorker:
         self._target.loads += 1
         if self._target.fail_after is not None and self._target.loads > self._target.fail_after:
             raise KeyboardInterrupt
-        self._models[key] = self._target.costs(file.read_bytes())
+        content = file.read_bytes()
+        self._models[key] = self._target.costs(content)
+        self._bytes += self._target.memory(content)
         return {"load_ms": 1.0, "first_ms": 1.0}
 
     def run(self, keys: Sequence[str], *, runs: int, rounds: int = 1, skip: int = 0) -> dict[str, Any]:
@@ -50,8 +53,8 @@ class FakeWorker:
             self._models.pop(key)
 
     def peak_bytes(self) -> int:
-        """1 MiB."""
-        return 1 << 20
+        """1 MiB and what the loaded files take."""
+        return (1 << 20) + self._bytes
 
     def close(self) -> None:
         """Nothing to end."""
@@ -68,7 +71,8 @@ class FakeTarget:
     """A target that runs nothing: ``costs`` maps a model file's content to ms per ONNX value name.
 
     ``base_ms`` comes on top; ``disturb`` gives the factor of every run; ``quiet``: share of processor time that a
-    turn gets; ``fail_after``: loading more files than this raises KeyboardInterrupt; ``loads`` counts.
+    turn gets; ``fail_after``: loading more files than this raises KeyboardInterrupt; ``memory``: bytes that a file's
+    content takes once loaded; ``loads`` counts.
     """
 
     costs: Callable[[bytes], dict[str, float]]
@@ -76,6 +80,7 @@ class FakeTarget:
     quiet: float = 1.0
     disturb: Callable[[], float] = lambda: 1.0
     fail_after: int | None = None
+    memory: Callable[[bytes], int] = lambda content: 0
     name: str = "fake"
     artifact: str = "onnx"
     precision: str = "f32"

@@ -274,3 +274,14 @@ def _batch_norm(
     result = result if weight is None else result * weight.reshape(view)
     result = result if bias is None else result + bias.reshape(view)
     return result, result, result
+
+
+@_judged("constant_pad_nd")
+def _constant_pad(func: Any, value: torch.Tensor, pad: Sequence[int], *rest: Any) -> torch.Tensor:
+    """What is absent at every position of the padded axes is absent in the border, too."""
+    padded = [value.dim() - 1 - pair for pair in range(len(pad) // 2) if pad[2 * pair] or pad[2 * pair + 1]]
+    result = func(value, pad, *rest)
+    gone = value.isnan().all(dim=padded[0], keepdim=True) if padded else value.isnan()
+    for dim in padded[1:]:
+        gone = gone.all(dim=dim, keepdim=True)
+    return result.masked_fill(gone, float("nan")) if padded else result
