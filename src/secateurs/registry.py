@@ -41,12 +41,15 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "reconstruction": "secateurs.importance.reconstruction:score",
         "obs": "secateurs.importance.obs:score",
         "splamp": "secateurs.importance.splamp:score",
+        "acs": "secateurs.importance.dynamic:score",
+        "acs_self": "secateurs.importance.dynamic:score_self",
     },
     "targets": {
         "onnxruntime-cpu": "secateurs.latency.targets.onnxruntime:OnnxRuntimeCpu",
         "openvino-cpu": "secateurs.latency.targets.openvino:OpenVinoCpu",
         "torch-cpu": "secateurs.latency.targets.torch:TorchCpu",
         "torch-compile-cpu": "secateurs.latency.targets.torch:TorchCompileCpu",
+        "executorch-xnnpack": "secateurs.latency.targets.executorch:ExecutorchXnnpack",
     },
 }
 

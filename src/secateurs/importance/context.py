@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., np.ndarray])
 
-KINDS = ("outputs", "norms", "gradients", "inputs", "moments")
-"""What the shared pass over calibration data can gather (see :class:`secateurs.importance.statistics.Statistics`)."""
+KINDS = ("outputs", "norms", "gradients", "inputs", "moments", "dynamics")
+"""What can be gathered from calibration data (see :class:`secateurs.importance.statistics.Statistics`)."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,8 @@ class Statistics:
 
     ``outputs``: per group, φ at the producing layers (γ, β not included); ``norms``: per group, φ behind the batch
     norms; ``gradients``: per parameter, the mean square of one image's gradient; ``inputs``: per layer, the Euclidean
-    norm of every input channel over all images and positions, divided by √images; ``moments``: per layer.
+    norm of every input channel over all images and positions, divided by √images; ``moments``: per layer;
+    ``dynamics``: how filters move in a short training (:class:`secateurs.importance.dynamic.Dynamics`).
     """
 
     kinds: frozenset[str]
@@ -65,6 +66,7 @@ class Statistics:
     gradients: dict[str, np.ndarray] = field(default_factory=dict)
     inputs: dict[str, np.ndarray] = field(default_factory=dict)
     moments: dict[str, SecondMoments] = field(default_factory=dict)
+    dynamics: Any = None
 
 
 def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
@@ -87,7 +89,7 @@ def gather(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Statistics:
-    """Statistics of the graph's model over the batches, in one pass.
+    """Statistics of the graph's model over the batches, in one pass; ``dynamics`` train a copy on them first.
 
     The pass runs on a copy in evaluation mode; the user's model is not touched. Cost: one forward and one backward
     pass per batch, and for ``moments`` one product of unfolded inputs per consumer at up to 64 positions an image.
@@ -105,6 +107,13 @@ def gather(
     """
     wanted = frozenset(kinds)
     assert wanted <= set(KINDS), wanted
+    dynamics = None
+    if "dynamics" in wanted:
+        from secateurs.importance.dynamic import watch_training
+
+        batches = list(batches)
+        dynamics = watch_training(graph, batches, loss, seed=seed, progress=progress)
+        batches = batches if len(wanted) > 1 else batches[:1]
     run = _Pass(graph, wanted, seed)
     try:
         with progress.task("calibration statistics", _length(batches)) as task:
@@ -115,7 +124,7 @@ def gather(
         run.close()
     if run.samples == 0:
         raise DataError("Calibration data has no batches, so no statistics can be gathered. Give some images.")
-    return run.finish()
+    return replace(run.finish(), dynamics=dynamics)
 
 
 def _length(batches: Iterable[Any]) -> int | None:
