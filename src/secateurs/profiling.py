@@ -9,6 +9,8 @@ from secateurs.progress import Progress, silent
 from secateurs.registry import names
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from secateurs.latency.model import LatencyModel
     from secateurs.latency.store import Store
     from secateurs.latency.targets._base import Target
@@ -75,4 +77,48 @@ def profile(
         store=kept,
         seed=seed,
         progress=progress,
+        propose=lambda costs, number: typical_plans(graph, costs, seed, number),
     )
+
+
+def typical_plans(
+    graph: Graph, costs: LatencyModel, seed: int, number: int, count: int = 12
+) -> list[tuple[np.ndarray, frozenset[int]]]:
+    """``count`` plans (widths, removed blocks) of the exact solver for random scores and budgets of 35 to 85 %.
+
+    In every second one some groups are worth much more than others, as with criteria that read the network's weights.
+    """
+    import numpy as np
+
+    from secateurs.errors import InfeasibleBudgetError
+    from secateurs.importance.values import curve
+    from secateurs.search.exact import Effort
+    from secateurs.search.knapsack import Knapsack
+    from secateurs.search.options import legal_widths, right_ends
+    from secateurs.search.problem import Constraint, Problem
+
+    spec, model = graph.spec, costs.cost_model()
+    if not spec.groups:
+        return []
+    dense_ms = float(model.evaluate(spec.dense_widths))
+    options = right_ends(spec, legal_widths(spec), [model])
+    rng = np.random.default_rng([seed, 2000 + number])
+    strategy = Knapsack(Effort(gap=1e-3, seconds=3.0))
+    plans = []
+    for index in range(count):
+        scale = np.exp(rng.normal(0.0, index % 2, len(spec.groups)))
+        values = tuple(curve(rng.random(group.units) * own) for group, own in zip(spec.groups, scale, strict=True))
+        limit = float(rng.uniform(0.35, 0.85)) * dense_ms
+        problem = Problem(
+            spec,
+            options,
+            values,
+            (Constraint("latency", model, limit),),
+            removable=frozenset(range(len(spec.blocks))),
+        )
+        try:
+            solution = strategy.solve(problem)
+        except InfeasibleBudgetError:
+            continue
+        plans.append((solution.widths, frozenset(solution.removed)))
+    return plans

@@ -59,7 +59,7 @@ def space_filling(spec: NetworkSpec, count: int, rng: np.random.Generator) -> li
             share = np.clip(common[index] + rng.normal(0, 0.08, groups), 0.03, 1.0)
         grain = int(rng.choice(_GRAINS, p=_GRAIN_SHARE))
         removed: frozenset[int] = frozenset()
-        if spec.blocks and index % 4 == 3:
+        if spec.blocks and index % 3 == 2 - (index // 3) % 3:
             portion = rng.uniform(0, 0.7)
             removed = frozenset(np.flatnonzero(rng.random(len(spec.blocks)) < portion).tolist())
         samples.append(Sample(tuple(rounded(spec, share, grain).tolist()), removed))

@@ -11,15 +11,16 @@ from scipy.optimize import nnls
 
 from secateurs.errors import TargetError
 from secateurs.latency.collect import Observation
-from secateurs.latency.predictor import LatencyModel, ModelError, SiteCost
+from secateurs.latency.predictor import LatencyModel, ModelError, SiteCost, raw_uncertainty
 from secateurs.latency.regression import Curve, basis
 from secateurs.latency.sites import Site
 from secateurs.network import NetworkSpec
 
 _FOLDS = 3
 _RIDGE = 0.02
+_LEFT_RIDGE = 0.005
 _TOTALS_RIDGE = 1e-4
-_FEWEST_IN_BLOCK, _BLOCK_TOLERANCE = 5, 0.035
+_FEWEST_IN_BLOCK, _BLOCK_TOLERANCE, _USUAL_DRIFT = 5, 0.035, 0.06
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class Table:
     noise: float
 
     @classmethod
-    def of(cls, observations: Sequence[Observation]) -> Table:
-        """Every time scaled to the dense network's typical latency, so that clock drift between blocks cancels."""
+    def of(cls, observations: Sequence[Observation], share: float = 1.0) -> Table:
+        """Times without the machine's drift, as far as (``share``, 0 to 1) the dense network's latency tells it."""
         anchors = np.array([entry.anchor_ms for entry in observations])
         dense_ms = float(np.median(anchors))
-        drift = dense_ms / anchors
+        drift = (dense_ms / anchors) ** share
         return cls(
             widths=np.array([entry.widths for entry in observations], dtype=np.int64),
             removed=tuple(frozenset(entry.removed) for entry in observations),
@@ -52,7 +53,7 @@ class Table:
             site_ops=np.array([entry.site_ops for entry in observations], dtype=np.float64),
             block=np.unique(anchors, return_inverse=True)[1].ravel(),
             dense_ms=dense_ms,
-            noise=float(np.median(np.abs(drift - 1))),
+            noise=float(np.median(np.abs(dense_ms / anchors - 1))),
         )
 
     def subset(self, rows: np.ndarray) -> Table:
@@ -81,9 +82,10 @@ class Fit:
     base_ms: float
     sites: tuple[SiteCost, ...]
     curves: tuple[Curve, ...]
+    overhead: tuple[float, float, float] = (0.0, 1.0, 0.0)
 
     def model(
-        self, spec: NetworkSpec, table: Table, error: ModelError, target: Mapping[str, Any], batch: int
+        self, spec: NetworkSpec, table: Table, judged: Judged, target: Mapping[str, Any], batch: int, drift: float
     ) -> LatencyModel:
         """The latency model."""
         return LatencyModel(
@@ -91,14 +93,27 @@ class Fit:
             groups=tuple(group.name for group in spec.groups),
             dense_widths=tuple(spec.dense_widths.tolist()),
             dense_ms=table.dense_ms,
-            error=error,
+            error=judged.error,
             target=dict(target),
             batch=batch,
             base_ms=self.base_ms,
             sites=self.sites,
             curves=self.curves,
             noise=table.noise,
+            spreads=tuple(judged.spreads.tolist()),
+            doubt=judged.doubt,
+            drift=drift,
         )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What cross-validation found: the error, the relative spread of every curve [curves], and the factor ``doubt``
+    that makes 68 % of the held-out errors smaller than the uncertainty made of the spreads."""
+
+    error: ModelError
+    spreads: np.ndarray
+    doubt: float
 
 
 def fit(
@@ -119,18 +134,69 @@ def fit(
         raise TargetError(
             f"{len(observations)} measured networks are too few for a latency model. Measure at least {2 * _FOLDS}."
         )
-    table = Table.of(observations)
-    order = np.random.default_rng(seed).permutation(len(table.total_ms))
-    predicted, measured = np.zeros(len(order)), np.zeros(len(order))
+    drift = _drift_share(sites, Table.of(observations, 0.0), observations, seed)
+    table = Table.of(observations, drift)
+    judged = _judged(sites, table, seed)
+    table = table.scaled(_block_factors(sites, table, int(table.block.max()) + 1, seed))
+    return _fit(sites, table, seed).model(spec, table, judged, target, batch, drift)
+
+
+def _judged(sites: Sequence[Site], table: Table, seed: int) -> Judged:
+    """Error and spreads on networks that the fit had not seen."""
+    count, blocks = len(table.total_ms), int(table.block.max()) + 1
+    order = np.random.default_rng(seed).permutation(count)
+    curves = len({site.signature for site in sites})
+    predicted, measured = np.zeros(count), np.zeros(count)
+    parts, seen_parts = np.zeros((count, curves)), np.full((count, curves), np.nan)
     for fold in range(_FOLDS):
         held = order[fold::_FOLDS]
         seen = table.subset(np.setdiff1d(order, held))
-        factors = _block_factors(sites, seen, int(table.block.max()) + 1, seed)
-        predicted[held] = _predict(_fit(sites, seen.scaled(factors), seed), table.subset(held))
+        factors = _block_factors(sites, seen, blocks, seed)
+        fitted = _fit(sites, seen.scaled(factors), seed)
+        by_curve, fixed = _parts(fitted, table.subset(held))
+        predicted[held], parts[held] = by_curve.sum(axis=1) + fixed, by_curve
         measured[held] = table.scaled(factors).total_ms[held]
+        if table.site_ms.shape[1]:
+            seen_parts[held] = _measured_parts(fitted, table.scaled(factors).subset(held))
     error = ModelError.of(predicted, measured)
-    table = table.scaled(_block_factors(sites, table, int(table.block.max()) + 1, seed))
-    return _fit(sites, table, seed).model(spec, table, error, target, batch)
+    spreads = _spreads(parts, seen_parts, error)
+    raw = raw_uncertainty(parts, predicted, spreads, table.noise)
+    doubt = float(np.percentile(np.abs(predicted - measured) / raw, 68.3))
+    return Judged(error, spreads, doubt)
+
+
+def _spreads(parts: np.ndarray, seen: np.ndarray, error: ModelError) -> np.ndarray:
+    """Relative spread [curves] of measured around predicted ms per curve; the whole run's where there is no profile."""
+    known = ~np.isnan(seen)
+    off = np.where(known, seen - parts, 0.0)
+    size = np.sqrt(np.mean(np.where(known, parts, 0.0) ** 2, axis=0))
+    found = np.sqrt(np.mean(off**2, axis=0)) / np.maximum(size, 1e-9)
+    return np.where(known.any(axis=0) & (size > 0), np.clip(found, 1e-3, 1.0), max(error.mean_abs, 1e-3))
+
+
+def _measured_parts(fitted: Fit, table: Table) -> np.ndarray:
+    """Profiled ms per curve [n, curves], overhead taken off."""
+    base_ms, per_ms, per_op = fitted.overhead
+    ms = _attributed(table, base_ms, per_ms, per_op)
+    gone = _gone([cost.site for cost in fitted.sites], table.removed)
+    found = np.zeros((len(ms), len(fitted.curves)))
+    for index, cost in enumerate(fitted.sites):
+        found[:, cost.curve] += np.where(gone[:, index], 0.0, ms[:, index])
+    return found
+
+
+def _drift_share(sites: Sequence[Site], table: Table, observations: Sequence[Observation], seed: int) -> float:
+    """How much of the variation of the dense network's latency the networks measured beside it share, 0 to 1.
+
+    Some of it is the machine's clock, which they share; some is that one loading of a file places it better in memory
+    than another, which they do not.
+    """
+    rough = _predict(_fit(sites, table, seed, trees=False), table)
+    own = np.log(np.array([entry.anchor_ms for entry in observations]) / table.dense_ms)
+    others = np.log(table.total_ms / rough)
+    usual = (np.abs(own) < _USUAL_DRIFT) & (np.abs(others) < 4 * np.median(np.abs(others)) + 1e-9)
+    power = float((own[usual] ** 2).sum())
+    return float(np.clip((own[usual] * others[usual]).sum() / power, 0.0, 1.0)) if power > 0 else 1.0
 
 
 def _block_factors(sites: Sequence[Site], table: Table, blocks: int, seed: int) -> np.ndarray:
@@ -155,7 +221,7 @@ def _fit(sites: Sequence[Site], table: Table, seed: int, *, trees: bool = True) 
     if table.site_ms.shape[1] == 0:
         return _fit_totals(sites, table)
     base_ms, per_ms, per_op = _overhead(table)
-    ms = per_ms * table.site_ms + per_op * table.site_ops
+    ms = _attributed(table, base_ms, per_ms, per_op)
     kinds = {signature: index for index, signature in enumerate(dict.fromkeys(site.signature for site in sites))}
     gone = _gone(sites, table.removed)
     curves = tuple(_curve(sites, kind, ms, gone, table.widths, seed, trees) for kind in kinds)
@@ -163,7 +229,7 @@ def _fit(sites: Sequence[Site], table: Table, seed: int, *, trees: bool = True) 
     for index, site in enumerate(sites):
         left = np.maximum(ms[gone[:, index], index], 0)
         costs.append(SiteCost(site, kinds[site.signature], 1.0, float(left.mean()) if len(left) else 0.0))
-    return _calibrated(Fit(base_ms, tuple(costs), curves), table)
+    return _calibrated(Fit(base_ms, tuple(costs), curves, (base_ms, per_ms, per_op)), table)
 
 
 def _fit_totals(sites: Sequence[Site], table: Table) -> Fit:
@@ -205,6 +271,17 @@ def _overhead(table: Table) -> tuple[float, float, float]:
         # Disturbed profiles must not bend the line.
         weights = 1 / table.total_ms / np.maximum(1, error / (2 * np.median(error) + 1e-9))
     return float(solution[0]), float(solution[1]), float(solution[2])
+
+
+def _attributed(table: Table, base_ms: float, per_ms: float, per_op: float) -> np.ndarray:
+    """Times [n, sites] that add up to the whole run.
+
+    A profile is taken apart from the unprofiled runs, and whatever slowed it slowed all its operators alike, often by
+    a third for seconds. So only the operators' shares are taken from it.
+    """
+    ms = per_ms * table.site_ms + per_op * table.site_ops
+    factor = (table.total_ms - base_ms) / np.maximum(ms.sum(axis=1), 1e-9)
+    return np.asarray(ms * np.clip(factor, 0.3, 3.0)[:, None])
 
 
 def _gone(sites: Sequence[Site], removed: Sequence[frozenset[int]]) -> np.ndarray:
@@ -257,22 +334,56 @@ def _predict(fitted: Fit, table: Table) -> np.ndarray:
 
 
 def _calibrated(fitted: Fit, table: Table) -> Fit:
-    """Factors per curve, near 1, and a base that bring the sums to the unprofiled whole-network times."""
+    """Corrections that bring the sums to the unprofiled whole-network times.
+
+    Per curve a factor near 1, and what a removed site leaves: less than nothing where the others run faster without
+    it, in caches that hold more of what they need.
+    """
     by_curve, fixed = _parts(fitted, table)
-    rest = fixed - fitted.base_ms
     count = len(fitted.curves)
-    weights = 1 / table.total_ms
-    # Ridge towards 1, weaker for the curves that make up much of the time.
-    prior = np.sqrt(_RIDGE * len(weights)) * np.eye(count + 1)
-    prior[count, count] = np.sqrt(_RIDGE) / max(float(np.median(table.total_ms)), 1e-9)
-    for _ in range(3):
-        columns = np.concatenate([by_curve, np.ones((len(weights), 1))], axis=1) * weights[:, None]
-        wanted = (table.total_ms - rest) * weights
-        stacked = np.concatenate([columns, prior])
-        right = np.concatenate([wanted, prior @ np.append(np.ones(count), fitted.base_ms)])
-        solution, *_ = np.linalg.lstsq(stacked, right, rcond=None)
-        error = np.abs((by_curve @ solution[:count] + solution[count] + rest) / table.total_ms - 1)
-        weights = 1 / table.total_ms / np.maximum(1, error / (2 * np.median(error) + 1e-9))
+    absent = np.zeros_like(by_curve)
+    gone = _gone([cost.site for cost in fitted.sites], table.removed)
+    for index, cost in enumerate(fitted.sites):
+        absent[:, cost.curve] += gone[:, index]
+    varying = np.flatnonzero(absent.any(axis=0))
+    columns = np.concatenate([by_curve, np.ones((len(fixed), 1)), absent[:, varying]], axis=1)
+    rest = fixed - fitted.base_ms
+    typical = max(float(np.median(table.total_ms)), 1e-9)
+    # Ridge towards no correction; what a site leaves may move by a share of what such a site takes.
+    size = by_curve.sum(axis=0)[varying] / np.maximum((len(gone) * _sites_of(fitted) - absent.sum(axis=0))[varying], 1)
+    stiffness = np.concatenate(
+        [
+            np.full(count, np.sqrt(_RIDGE * len(fixed))),
+            [np.sqrt(_RIDGE) / typical],
+            np.sqrt(_LEFT_RIDGE) / np.maximum(size, 1e-6),
+        ]
+    )
+    start = np.concatenate([np.ones(count), [fitted.base_ms], np.zeros(len(varying))])
+    solution = _robust(columns, table.total_ms - rest, table.total_ms, np.diag(stiffness), start)
     scales = np.clip(solution[:count], 0.3, 3.0)
-    costs = tuple(SiteCost(cost.site, cost.curve, float(scales[cost.curve]), cost.left_ms) for cost in fitted.sites)
-    return Fit(float(solution[count]), costs, fitted.curves)
+    left = np.zeros(count)
+    left[varying] = solution[count + 1 :]
+    costs = tuple(
+        replace(cost, scale=float(scales[cost.curve]), left_ms=cost.left_ms + float(left[cost.curve]))
+        for cost in fitted.sites
+    )
+    return replace(fitted, base_ms=float(solution[count]), sites=costs)
+
+
+def _sites_of(fitted: Fit) -> np.ndarray:
+    return np.bincount([cost.curve for cost in fitted.sites], minlength=len(fitted.curves))
+
+
+def _robust(
+    columns: np.ndarray, wanted: np.ndarray, total_ms: np.ndarray, prior: np.ndarray, start: np.ndarray
+) -> np.ndarray:
+    """Coefficients near ``start`` with ``columns @ coefficients`` ≈ ``wanted``, errors relative to ``total_ms``."""
+    weights = 1 / total_ms
+    solution = start
+    for _ in range(4):
+        stacked = np.concatenate([columns * weights[:, None], prior])
+        solution, *_ = np.linalg.lstsq(stacked, np.concatenate([wanted * weights, prior @ start]), rcond=None)
+        error = np.abs((columns @ solution - wanted) / total_ms)
+        # Disturbed measurements must not bend the fit.
+        weights = 1 / total_ms / np.maximum(1, error / (2 * np.median(error) + 1e-9))
+    return np.asarray(solution)

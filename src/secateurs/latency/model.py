@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,11 +18,14 @@ from secateurs.latency.targets._base import Target
 from secateurs.network import NetworkSpec
 from secateurs.progress import Progress, Task, silent
 
-__all__ = ["LatencyModel", "ModelError", "Profiler", "profile"]
+__all__ = ["LatencyModel", "ModelError", "Profiler", "Propose", "profile"]
+
+Propose = Callable[[LatencyModel, int], Sequence[tuple[np.ndarray, Collection[int]]]]
+"""Plans (widths, removed blocks) that a solver returns by this model, others for every number; for speed never many."""
 
 _CHUNK = 24
-_FIRST, _STEP, _MOST = 4, 2, 10
-"""Portions before the first look at the error, between two looks, and at most."""
+_FIRST, _ROUNDS, _MORE = 3, 8, 12
+"""Portions before the first look at the error, looks at most, and networks added where the model is unsure."""
 _GOOD_MEAN, _GOOD_P95 = 0.018, 0.045
 _DOUBTFUL, _REFUSED = 0.05, 0.12
 
@@ -37,6 +41,7 @@ class Profiler:
         store: where rows are kept (None: nowhere).
         seed: of the widths to measure.
         progress: where to report.
+        propose: plans of the kind that will be asked for; measured too, because a solver goes where the model errs.
     """
 
     def __init__(
@@ -49,7 +54,9 @@ class Profiler:
         store: Store | None = None,
         seed: int = 0,
         progress: Progress = silent,
+        propose: Propose | None = None,
     ) -> None:
+        self._propose, self._plans = propose, list[tuple[float, float]]()
         self._spec, self._seed, self._store, self._progress = spec, seed, store, progress
         self._collector = Collector(spec, variants, target, threads=threads, store=store, progress=progress)
         self._batch = variants.batch
@@ -73,23 +80,24 @@ class Profiler:
 
     def add_plans(self, plans: Sequence[tuple[np.ndarray, Collection[int]]]) -> LatencyModel:
         """The model re-fitted with the plans ``(widths, removed blocks)`` that a solver returned."""
-        self.measure([Sample(tuple(np.asarray(widths).tolist()), frozenset(gone)) for widths, gone in plans], "plans")
+        self.measure(_samples(plans), "plans")
         return self.fit()
 
     def fit(self) -> LatencyModel:
         """The latency model through everything measured so far."""
         rows = list(self._observations.values())
         fingerprint = self._collector.fingerprint
-        return fit(
+        model = fit(
             self._spec, self._collector.sites.sites, rows, target=fingerprint, batch=self._batch, seed=self._seed
         )
+        return replace(model, error=replace(model.error, plans=tuple(self._plans)))
 
     def run(self, samples: int | None = None, seconds: float = 75.0) -> LatencyModel:
         """The latency model, from as many samples as it needs.
 
         Args:
-            samples: measure this many networks (None: until the error is good, the time is over, or 240).
-            seconds: no further portion is begun after this time.
+            samples: measure this many networks (None: until the error is good or the time is over).
+            seconds: nothing further is begun when it would end after this time.
 
         Raises:
             TargetError: its error on unseen networks is too large to be of use.
@@ -98,31 +106,65 @@ class Profiler:
             portions = [self.chunk(number) for number in range(-(-samples // _CHUNK))]
             self.measure([sample for portion in portions for sample in portion][: samples + 1])
             return self._judged(self.fit())
-        signature = f"profile/{self._spec.fingerprint}/b{self._batch}/seed{self._seed}/v{_CHUNK}"
+        signature = f"profile/2/{self._spec.fingerprint}/b{self._batch}/seed{self._seed}/v{_CHUNK}"
+        signature += "/plans" if self._propose else ""
         earlier = self._store.get(self._collector.fingerprint, signature) if self._store else None
-        number = 0
         if earlier is not None:
-            number = int(earlier["portions"])
-            self.measure([sample for portion in range(number) for sample in self.chunk(portion)])
-        model = self.fit() if earlier is not None else None
-        start, wanted = time.monotonic(), _FIRST
-        while model is None:
-            with self._progress.task(
-                "profile" if number == 0 else "profile further", (wanted - number) * _CHUNK
-            ) as task:
-                late = False
-                while number < wanted and not late:
-                    self._observe(self.chunk(number), task)
-                    number += 1
-                    late = time.monotonic() - start > seconds * number / (number + 1)
-            candidate = self.fit()
-            good = candidate.error.mean_abs <= _GOOD_MEAN and candidate.error.p95 <= _GOOD_P95
-            if good or late or number >= _MOST:
-                model = candidate
-            wanted = number + _STEP
+            self._plans = [(float(predicted), float(measured)) for predicted, measured in earlier["plans"]]
+            self.measure([Sample(tuple(widths), frozenset(gone)) for widths, gone in earlier["samples"]])
+            return self._judged(self.fit())
+        model = self._adapted(seconds)
         if self._store is not None:
-            self._store.put(self._collector.fingerprint, {signature: {"portions": number}})
+            kept = [(sample.widths, sorted(sample.removed)) for sample in self._observations]
+            self._store.put(self._collector.fingerprint, {signature: {"samples": kept, "plans": self._plans}})
         return self._judged(model)
+
+    def _adapted(self, seconds: float) -> LatencyModel:
+        """The model through portions of the design, then through what it turned out to need."""
+        start, steps = time.monotonic(), 0
+
+        def late() -> bool:
+            return steps > 0 and (time.monotonic() - start) * (steps + 1) / steps > seconds
+
+        with self._progress.task("profile", _FIRST * _CHUNK + 1) as task:
+            while steps < _FIRST and not late():
+                self._observe(self.chunk(steps), task)
+                steps += 1
+        model = self.fit()
+        for number in range(_ROUNDS):
+            steps = _FIRST + number
+            unsure = model.error.mean_abs > _GOOD_MEAN or model.error.p95 > _GOOD_P95
+            if late() or (self._propose is None and not unsure):
+                break
+            wrong = self._try_plans(model, number)
+            if not wrong and not unsure:
+                break
+            if unsure:
+                self.measure(self.unsure_of(model, number), "profile further")
+            model = self.fit()
+        return model
+
+    def _try_plans(self, model: LatencyModel, number: int) -> bool:
+        """Measure plans that a solver returns by ``model``; whether it erred on them."""
+        plans = [] if self._propose is None else list(self._propose(model, number))
+        if not plans:
+            return False
+        predicted = np.array([model.predict(widths, gone) for widths, gone in plans])
+        seen = self.measure(_samples(plans), "profile plans")
+        measured = np.array([model.measured_ms(entry.total_ms, entry.anchor_ms) for entry in seen])
+        self._plans += zip(predicted.tolist(), measured.tolist(), strict=True)
+        error = ModelError.of(predicted, measured)
+        return error.mean_abs > _GOOD_MEAN or error.p95 > _GOOD_P95
+
+    def unsure_of(self, model: LatencyModel, number: int) -> list[Sample]:
+        """Of fresh samples of the design those whose predictions are the least sure, relative to their latency."""
+        rng = np.random.default_rng([self._seed, 1000 + number])
+        fresh = space_filling(self._spec, 4 * _MORE, rng)
+        doubts = [
+            model.uncertainty(sample.array(), sample.removed) / model.predict(sample.array(), sample.removed)
+            for sample in fresh
+        ]
+        return [fresh[index] for index in np.argsort(doubts)[::-1][:_MORE]]
 
     def _judged(self, model: LatencyModel) -> LatencyModel:
         error = model.error
@@ -147,6 +189,7 @@ def profile(
     seed: int = 0,
     progress: Progress = silent,
     samples: int | None = None,
+    propose: Propose | None = None,
 ) -> LatencyModel:
     """The latency model of a network on a target, measured in whole-network runs at many widths.
 
@@ -159,9 +202,16 @@ def profile(
         seed: of the widths to measure.
         progress: where to report.
         samples: how many networks to measure (None: until the error is good).
+        propose: plans of the kind that will be asked for, to be measured too.
 
     Raises:
         TargetError: the runtime failed, or the model's error is too large to be of use.
     """
-    profiler = Profiler(spec, variants, target, threads=threads, store=store, seed=seed, progress=progress)
+    profiler = Profiler(
+        spec, variants, target, threads=threads, store=store, seed=seed, progress=progress, propose=propose
+    )
     return profiler.run(samples)
+
+
+def _samples(plans: Sequence[tuple[np.ndarray, Collection[int]]]) -> list[Sample]:
+    return [Sample(tuple(np.asarray(widths).tolist()), frozenset(gone)) for widths, gone in plans]

@@ -22,7 +22,8 @@ SCHEMA = "secateurs.latency-model/1"
 class ModelError:
     """Error on networks that the model had not seen, as fractions: mean absolute, 95th percentile, mean signed.
 
-    ``pairs``: (predicted, measured) ms of those networks.
+    ``pairs``: (predicted, measured) ms of those networks; ``plans``: the same of plans that a solver returned, each
+    predicted before it was measured, where the model errs most in the solver's favour.
     """
 
     mean_abs: float
@@ -31,6 +32,7 @@ class ModelError:
     spearman: float
     count: int
     pairs: tuple[tuple[float, float], ...] = ()
+    plans: tuple[tuple[float, float], ...] = ()
 
     @classmethod
     def of(cls, predicted: np.ndarray, measured: np.ndarray) -> ModelError:
@@ -74,7 +76,9 @@ class LatencyModel:
 
     ``groups``: names of the groups in the order of the widths; ``dense_ms``: measured; ``error``: on unseen
     networks; ``target``: fingerprint; ``gain``: correction by measured plans; ``noise``: how far two measurements of
-    the same network differ, as a fraction.
+    the same network differ, as a fraction; ``spreads``: of measured around predicted time per curve, as a fraction;
+    ``doubt``: factor that makes them agree with the held-out errors; ``drift``: share of the dense network's variation
+    from one measurement to another that other networks show too.
     """
 
     network: str
@@ -89,6 +93,9 @@ class LatencyModel:
     curves: tuple[Curve, ...]
     gain: float = 1.0
     noise: float = 0.01
+    spreads: tuple[float, ...] = ()
+    doubt: float = 1.0
+    drift: float = 1.0
 
     @property
     def offset_ms(self) -> float:
@@ -118,6 +125,11 @@ class LatencyModel:
         Raises:
             TargetError: the widths do not fit the network of this model.
         """
+        table = self._table(widths)
+        total = np.asarray(self.cost_model().evaluate(table, removed))
+        return float(total) if table.ndim == 1 else total
+
+    def _table(self, widths: np.ndarray | Sequence[int] | Mapping[str, int]) -> np.ndarray:
         if isinstance(widths, Mapping):
             widths = [widths.get(name, full) for name, full in zip(self.groups, self.dense_widths, strict=True)]
         table = np.asarray(widths, dtype=np.int64)
@@ -126,8 +138,26 @@ class LatencyModel:
                 f"The latency model knows {len(self.groups)} groups, the widths have shape {table.shape}. "
                 f"Profile this network first ('secateurs profile')."
             )
-        total = np.asarray(self.cost_model().evaluate(table, removed))
-        return float(total) if table.ndim == 1 else total
+        return table
+
+    def uncertainty(self, widths: np.ndarray | Sequence[int] | Mapping[str, int], removed: Collection[int] = ()) -> Any:
+        """One standard deviation of the prediction in ms; shapes as in :meth:`predict`.
+
+        About two in three networks that the model has not seen lie within one of it, 95 % within about two.
+        """
+        table = self._table(widths)
+        parts = np.zeros((*table.shape[:-1], max(len(self.curves), 1)))
+        for entry, term in zip(self.sites, self.terms(), strict=True):
+            if set(removed).isdisjoint(term.blocks):
+                parts[..., entry.curve] += term.evaluate(table)
+        total = np.asarray(self.predict(table, removed))
+        spreads = np.array(self.spreads) if self.spreads else np.full(parts.shape[-1], self.error.mean_abs)
+        sigma = self.doubt * raw_uncertainty(parts, total, spreads, self.noise)
+        return float(sigma) if table.ndim == 1 else sigma
+
+    def measured_ms(self, total_ms: float, anchor_ms: float) -> float:
+        """A latency measured beside the dense network, at the pace of the machine when the model was made."""
+        return float(total_ms * (self.dense_ms / anchor_ms) ** self.drift)
 
     def site_ms(self, widths: np.ndarray) -> dict[str, float]:
         """Predicted ms per site at one vector of widths [groups], costliest first."""
@@ -163,6 +193,9 @@ class LatencyModel:
             "base_ms": self.base_ms,
             "gain": self.gain,
             "noise": self.noise,
+            "spreads": self.spreads,
+            "doubt": self.doubt,
+            "drift": self.drift,
             "sites": [asdict(entry) for entry in self.sites],
             "curves": [curve.to_raw() for curve in self.curves],
         }
@@ -179,8 +212,12 @@ class LatencyModel:
             raw = json.loads(text)
             if raw.pop("schema") != SCHEMA:
                 raise ValueError("another schema")
-            pairs = tuple((float(predicted), float(measured)) for predicted, measured in raw["error"].pop("pairs"))
-            raw["error"] = ModelError(**raw["error"], pairs=pairs)
+            pairs = {
+                name: tuple((float(predicted), float(measured)) for predicted, measured in raw["error"].pop(name, ()))
+                for name in ("pairs", "plans")
+            }
+            raw["error"] = ModelError(**raw["error"], **pairs)
+            raw["spreads"] = tuple(raw.get("spreads", ()))
             raw["sites"] = tuple(_read_site(entry) for entry in raw["sites"])
             raw["curves"] = tuple(Curve.from_raw(curve) for curve in raw["curves"])
             raw["groups"], raw["dense_widths"] = tuple(raw["groups"]), tuple(raw["dense_widths"])
@@ -189,6 +226,12 @@ class LatencyModel:
             raise TargetError(
                 f"This is not a latency model of this version ({error}). Make it again with 'secateurs profile'."
             ) from error
+
+
+def raw_uncertainty(parts: np.ndarray, total: np.ndarray, spreads: np.ndarray, noise: float) -> np.ndarray:
+    """Spread [...] in ms of predictions ``total`` [...] made of ``parts`` [..., curves]: operators that share a curve
+    err together, curves on their own, and measurements by ``noise`` (a fraction)."""
+    return np.asarray(np.sqrt(((parts * spreads) ** 2).sum(axis=-1) + (max(noise, 1e-3) * total) ** 2))
 
 
 def _cost(curve: Curve, scale: float, left_ms: float) -> Any:

@@ -146,16 +146,16 @@ class FakeVariants:
     ) -> bytes:
         """The file."""
         self.built += 1
-        nodes, weights, value, channels = [], [], "x", 3
+        nodes, weights, value, length = [], [], "x", 3
         for i, layer in enumerate(self._spec.layers):
             if not removed.isdisjoint(layer.blocks):
                 continue
-            length = int(layer.outputs.length(np.asarray(widths)))
+            channels, length = (int(axis.length(np.asarray(widths))) for axis in (layer.inputs, layer.outputs))
             weights.append(numpy_helper.from_array(np.zeros((length, channels, 1, 1), np.float32), f"w{i}"))
             nodes.append(helper.make_node("Conv", [value, f"w{i}"], [f"v{i}"], name=f"n{i}"))
-            value, channels = f"v{i}", length
+            value = f"v{i}"
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])
-        y = helper.make_tensor_value_info(value, TensorProto.FLOAT, [1, channels, 8, 8])
+        y = helper.make_tensor_value_info(value, TensorProto.FLOAT, [1, length, 8, 8])
         return helper.make_model(helper.make_graph(nodes, "g", [x], [y], weights)).SerializeToString()
 
 
