@@ -1,0 +1,71 @@
+"""Strategy ``hamp``: a Pareto front by memetic multi-objective evolution, judged by real evaluations."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+
+from secateurs.progress import Progress, silent
+from secateurs.search.hamp.search import Outcome, Search, Settings
+from secateurs.search.problem import Candidate, Problem, Solution
+from secateurs.search.reach import infeasible
+
+
+@dataclass(frozen=True)
+class Hamp:
+    """HAMP-style search (METHODS §5; our reading of Hong et al., Fundamental Research 4(4), 2024).
+
+    Card. Objectives: error on a fixed validation subset after batch-norm re-estimation, and every cost model of the
+    problem. Method: evolution on legal widths and removable blocks; a portfolio of environmental selections shares the
+    population by the hypervolume that its survivors' children bring; every fifth generation a local search around the
+    front, in which a surrogate of the error is consulted while it ranks well. Injected are the dense network, uniform
+    widths and knapsack optima. Ours: all parameters, the portfolio's members, the surrogates, the injection. Cost: some
+    hundred to thousands of real evaluations. When to use: to see what accuracy each latency costs before deciding, or
+    with several costs. When not: for one budget; ``knapsack`` answers in seconds.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    name: str = "hamp"
+    criterion: str | None = None
+    evaluates: bool = True
+
+    def solve(self, problem: Problem, *, seed: int = 0, progress: Progress = silent) -> Solution:
+        """The network of least error within the limits; ``candidates`` is the whole front, least error first.
+
+        ``details``: ``objectives`` (names), ``history`` (per generation), ``evaluations``, ``computed``, ``stopped``.
+
+        Raises:
+            PlanError: the problem has no evaluator, no cost model, or more than three.
+            InfeasibleBudgetError: no network within the limits was found.
+        """
+        began = time.perf_counter()
+        search = Search(problem, self.settings, seed, progress)
+        outcome = search.go()
+        front = front_of(search, outcome)
+        if not front:
+            raise infeasible(problem)
+        best = front[0]
+        details = {
+            "objectives": ["error", *(constraint.name for constraint in problem.constraints)],
+            "history": [asdict(line) for line in outcome.history],
+            "evaluations": outcome.evaluations,
+            "computed": outcome.computed,
+            "stopped": outcome.stopped,
+            "box": {"ideal": outcome.archive.box.ideal.tolist(), "nadir": outcome.archive.box.nadir.tolist()},
+        }
+        seconds = time.perf_counter() - began
+        return Solution(best.widths, best.removed, best.value, best.predicted, None, seconds, tuple(front), details)
+
+
+def front_of(search: Search, outcome: Outcome) -> list[Candidate]:
+    """The archive as candidates, least error first, then cheapest."""
+    archive = outcome.archive
+    order = sorted(range(len(archive)), key=lambda index: tuple(archive.objectives[index]))
+    found = []
+    for index in order:
+        widths, removed = search.encoding.network(archive.genes[index])
+        found.append(search.problem.candidate(widths, removed, accuracy=1.0 - float(archive.objectives[index, 0])))
+    return found
+
+
+__all__ = ["Hamp", "Settings", "front_of"]
