@@ -9,19 +9,30 @@ from typing import Any
 from torch import nn
 
 from secateurs.errors import ExportError
+from secateurs.export.executorch import export_executorch
+from secateurs.export.executorch_variants import ExecutorchVariants
 from secateurs.export.onnx import ExportReport, export_onnx
 from secateurs.export.program import export_program
 from secateurs.export.torch_variants import TorchVariants
 from secateurs.export.variants import OnnxVariants
 
-_EXPORTERS: dict[str, Callable[..., ExportReport]] = {"onnx": export_onnx, "pt2": export_program}
-_VARIANTS: dict[str, Callable[[Any, int], Any]] = {"onnx": OnnxVariants, "pt2": TorchVariants}
+_EXPORTERS: dict[str, Callable[..., ExportReport]] = {
+    "onnx": export_onnx,
+    "pt2": export_program,
+    "pte": export_executorch,
+}
+_VARIANTS: dict[str, Callable[[Any, int], Any]] = {
+    "onnx": OnnxVariants,
+    "pt2": TorchVariants,
+    "pte": ExecutorchVariants,
+}
+Variants = OnnxVariants | TorchVariants | ExecutorchVariants
 
 
 def export_artifact(
     artifact: str, module: nn.Module, example: Any, path: str | os.PathLike[str], *, batch: int | None = 1
 ) -> ExportReport:
-    """Write ``module`` in the format ``artifact`` (``onnx`` or ``pt2``), compared with PyTorch.
+    """Write ``module`` in the format ``artifact`` (``onnx``, ``pt2`` or ``pte``), compared with PyTorch.
 
     Raises:
         ExportError: unknown format, or the export fails or differs.
@@ -29,13 +40,13 @@ def export_artifact(
     return _known(_EXPORTERS, artifact)(module, example, path, batch=batch)
 
 
-def variants(artifact: str, graph: Any, batch: int = 1) -> OnnxVariants | TorchVariants:
+def variants(artifact: str, graph: Any, batch: int = 1) -> Variants:
     """What builds the traced network's files at any widths, in the format ``artifact``.
 
     Raises:
         ExportError: unknown format, or the network cannot be exported.
     """
-    made: OnnxVariants | TorchVariants = _known(_VARIANTS, artifact)(graph, batch)
+    made: Variants = _known(_VARIANTS, artifact)(graph, batch)
     return made
 
 

@@ -55,7 +55,7 @@ class TorchVariants:
         self._base = Path(self._folder.name) / "base.pt2"
         self._base.write_bytes(program_bytes(program))
         self._nodes = {node.name for node in program.graph.nodes}
-        self.operators = _operators(program)
+        self.operators = operators_of(program)
         self.dense_bytes: bytes = self.build(graph.spec.dense_widths)
 
     @property
@@ -103,7 +103,8 @@ def _short(indices: Sequence[int]) -> Any:
     return list(indices)
 
 
-def _operators(program: torch.export.ExportedProgram) -> tuple[OperatorSpec, ...]:
+def operators_of(program: torch.export.ExportedProgram) -> tuple[OperatorSpec, ...]:
+    """The program's operators, in execution order; operators and the values they write have the nodes' names."""
     constant = set(program.graph_signature.inputs_to_parameters) | set(program.graph_signature.inputs_to_buffers)
     found = []
     for node in program.graph.nodes:

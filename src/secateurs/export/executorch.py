@@ -1,0 +1,196 @@
+"""Writes a network as an ExecuTorch program (``.pte``) whose operators run in XNNPACK, for mobile devices."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from secateurs.errors import ExportError, SecateursError
+from secateurs.export.onnx import TOLERANCE, ExportReport, as_arguments, quiet, with_batch
+from secateurs.export.program import to_program
+from secateurs.plan import write_atomic
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """An ExecuTorch program.
+
+    ``content``: the file; ``names``: the exported program's node by debug handle; ``calls``: that node by instruction,
+    for operators outside XNNPACK.
+    """
+
+    content: bytes
+    names: dict[int, str]
+    calls: dict[int, str]
+
+
+def require_executorch() -> None:
+    """Nothing, if ExecuTorch can be imported.
+
+    Raises:
+        ExportError: it is not installed.
+    """
+    if importlib.util.find_spec("executorch") is None:
+        raise ExportError(
+            "Files for ExecuTorch need the package executorch, which is not installed. Install it with "
+            "'pip install secateurs[executorch]'."
+        )
+
+
+def lower(program: torch.export.ExportedProgram) -> Lowered:
+    """The exported program for ExecuTorch, with everything that XNNPACK knows handed to it.
+
+    Raises:
+        ExportError: ExecuTorch is not installed or refuses the program.
+    """
+    require_executorch()
+    try:
+        with silent():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+        with quiet(), torch.no_grad():
+            edge = to_edge_transform_and_lower(
+                program,
+                partitioner=[XnnpackPartitioner()],
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            )
+            names = _names(edge.exported_program(), program)
+            finished = edge.to_executorch()
+    except Exception as error:
+        raise ExportError(
+            f"The network cannot be lowered to ExecuTorch: {type(error).__name__}: {str(error)[:500]}. "
+            f"Replace what the message names, or choose another target."
+        ) from error
+    calls = {
+        int(instruction): names[handle]
+        for instruction, handle in finished.debug_handle_map["forward"].items()
+        if isinstance(handle, int) and handle in names
+    }
+    return Lowered(bytes(finished.buffer), names, calls)
+
+
+def _names(edge: torch.export.ExportedProgram, program: torch.export.ExportedProgram) -> dict[int, str]:
+    """Node of ``program`` by debug handle, from the lowered graph and the graphs handed to XNNPACK."""
+    ours = {origin_of(node): node.name for node in program.graph.nodes}
+    graphs = [edge.graph]
+    for module in edge.graph_module.modules():
+        inner = getattr(module, "original_module", None)
+        if inner is not None:
+            graphs.append(inner.graph)
+    names: dict[int, str] = {}
+    for graph in graphs:
+        for node in graph.nodes:
+            handle, name = node.meta.get("debug_handle"), ours.get(origin_of(node))
+            if node.op == "call_function" and isinstance(handle, int) and name is not None:
+                names[handle] = name
+    return names
+
+
+def origin_of(node: torch.fx.Node) -> str:
+    """Name of the node, in the first graph it was exported to, that ``node`` came from."""
+    name: str = node.name
+    sources = node.meta.get("from_node") or []
+    while sources:
+        name, sources = sources[-1].name, sources[-1].from_node
+    return name
+
+
+def export_executorch(
+    module: nn.Module, example: Any, path: str | os.PathLike[str], *, batch: int | None = 1
+) -> ExportReport:
+    """Write ``module`` to ``path`` as an ExecuTorch program for XNNPACK and compare it with the module.
+
+    Args:
+        module: network, left in the mode it was in.
+        example: a tensor, a tuple of positional inputs, or ``(args, kwargs)``.
+        path: file to write; it appears whole or not at all.
+        batch: fixed batch size.
+
+    Raises:
+        ExportError: it cannot be exported, cannot be written, or computes something else.
+    """
+    path = Path(path)
+    if batch is None:
+        raise ExportError("An ExecuTorch program is exported with a fixed batch size. Leave out the open batch.")
+    program = to_program(module, example, batch=batch)
+    content = lower(program).content
+    error = _max_rel_error(program, example, batch, content)
+    if not error <= TOLERANCE:
+        raise ExportError(
+            f"The exported {path.name} differs from the module by {error:.2g} of the largest output "
+            f"(limit {TOLERANCE:g}). Nothing was written; choose another target."
+        )
+    try:
+        write_atomic(path, content)
+    except (OSError, SecateursError) as failure:
+        raise ExportError(f"Cannot write {path} ({failure}). Free space or choose another folder.") from failure
+    return ExportReport(max_rel_error=error, size_bytes=len(content))
+
+
+def _max_rel_error(program: torch.export.ExportedProgram, example: Any, batch: int, content: bytes) -> float:
+    """max|Δ| / max|y| between the program and the file on random input."""
+    args, kwargs = as_arguments(example)
+    generator = torch.Generator().manual_seed(0)
+
+    def redraw(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, redraw, with_batch((args, kwargs), batch))
+    with torch.no_grad(), quiet():
+        wanted = pytree.tree_leaves(program.module()(*args, **kwargs))
+    inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    worst = 0.0
+    for expected, got in zip(wanted, run_executorch(content, inputs), strict=True):
+        if isinstance(expected, torch.Tensor):
+            scale = float(expected.abs().max()) or 1.0
+            difference = (expected.double() - got.double()).abs().nan_to_num(nan=float("inf"))
+            worst = max(worst, float(difference.max()) / scale)
+    return worst
+
+
+def run_executorch(content: bytes, inputs: list[torch.Tensor]) -> list[Any]:
+    """Outputs of the program ``content`` for ``inputs``.
+
+    Raises:
+        ExportError: ExecuTorch cannot run it.
+    """
+    try:
+        with silent():
+            from executorch.extension.pybindings import _C as runtime
+
+            program = runtime._load_program_from_buffer(content)
+            return list(program.load_method("forward")(tuple(inputs)))
+    except (ImportError, RuntimeError) as error:
+        raise ExportError(
+            f"ExecuTorch cannot run the exported program: {str(error)[:500]}. Choose another target, or another "
+            f"version of the package executorch."
+        ) from error
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Silences what native code writes to the standard streams, and the log records of imported packages."""
+    kept = [os.dup(1), os.dup(2)]
+    disabled = logging.root.manager.disable
+    with open(os.devnull, "w") as sink:
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+    logging.disable(logging.CRITICAL)
+    try:
+        with quiet():
+            yield
+    finally:
+        logging.disable(disabled)
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)

@@ -1,0 +1,111 @@
+"""ExecuTorch with XNNPACK, the runtime of phones, on this machine's processor."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from secateurs.latency.process import Worker, local_command
+from secateurs.latency.targets._base import Operation, lower_half, processor_name
+
+_KINDS = {
+    "Convolution": ("XNNConv2d", "XNNDepthwiseConv2d"),
+    "Deconvolution": ("XNNConvTranspose2d",),
+    "Fully": ("XNNFullyConnected",),
+    "Batch": ("XNNBatchMatrixMultiply",),
+    "Add": ("XNNAdd",),
+    "Subtract": ("XNNSubtract",),
+    "Multiply": ("XNNMultiply",),
+    "Divide": ("XNNDiv",),
+    "Clamp": ("XNNClamp",),
+    "Transpose": ("XNNStaticTranspose",),
+    "Constant": ("XNNStaticConstantPad",),
+    "Max": ("XNNMaxPooling2d",),
+    "Average": ("XNNAvgPooling2d",),
+    "Global": ("XNNGlobalAvgPooling2d",),
+    "Softmax": ("XNNSoftmax",),
+    "Sigmoid": ("XNNSigmoid",),
+    "HardSwish": ("XNNHardswish",),
+}
+"""Kinds of graph nodes by the first word of XNNPACK's operator."""
+
+
+@dataclass(frozen=True)
+class ExecutorchXnnpack:
+    """ExecuTorch with everything that XNNPACK knows handed to XNNPACK, float32."""
+
+    timeout_s: float = field(default=300.0, kw_only=True)
+    name: str = field(default="executorch-xnnpack", init=False)
+    artifact: str = field(default="pte", init=False)
+    precision: str = field(default="f32", init=False)
+    profiles: bool = field(default=True, init=False)
+
+    def available(self) -> str | None:
+        """None, or why not."""
+        if importlib.util.find_spec("executorch") is None:
+            return "the package executorch is not installed (pip install secateurs[executorch])"
+        if importlib.util.find_spec("executorch.extension.pybindings._C") is None:
+            return (
+                f"the package executorch {importlib.metadata.version('executorch')} has no Python runtime for this "
+                f"interpreter (install 1.5 or newer from a wheel)"
+            )
+        return None
+
+    def fingerprint(self, threads: int) -> dict[str, str | int]:
+        """Device, runtime version, precision, threads."""
+        return {
+            "target": self.name,
+            "device": processor_name(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "runtime": f"executorch {importlib.metadata.version('executorch')}",
+            "precision": self.precision,
+            "threads": threads,
+        }
+
+    def start(self) -> Worker:
+        """A new worker process."""
+        quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        return Worker(self.name, local_command("execu_torch"), environment=quiet, timeout_s=self.timeout_s)
+
+    def settings(self, *, threads: int, batch: int, profile: bool) -> dict[str, Any]:
+        """Settings of the worker's engine."""
+        return {"threads": threads, "batch": batch, "profile": profile}
+
+    def operations(self, profile: Mapping[str, Any]) -> tuple[Operation, ...]:
+        """The executed operators, named after the exported program's nodes by their order in every instruction."""
+        events: dict[str, list[tuple[str, float]]] = {}
+        for key, times in profile["nodes_us"].items():
+            _, instruction, kind = key.split("|", 2)
+            events.setdefault(instruction, []).append((kind, lower_half(times) / 1e3))
+        found: list[Operation] = []
+        for instruction, seen in events.items():
+            nodes = [(str(kind), str(name)) for kind, name in profile["instructions"].get(instruction, [])]
+            names = _names([kind for kind, _ in seen], nodes)
+            found += [Operation(own, kind, ms) for own, (kind, ms) in zip(names, seen, strict=True)]
+        return tuple(found)
+
+
+def _names(kinds: Sequence[str], nodes: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """Names of the executed operators ``kinds`` of one instruction, whose graph holds ``nodes``, both in order.
+
+    XNNPACK fuses and inserts operators. Where a kind occurs as often here as there, the n-th is the n-th; any other
+    operator, and one that the lowering invented, belongs to its neighbours.
+    """
+    exact = [""] * len(kinds)
+    families = [*_KINDS.values(), ("",)]
+    for family in families:
+        ours = [index for index, kind in enumerate(kinds) if _KINDS.get(kind.partition(" ")[0], ("",)) == family]
+        theirs = [name for kind, name in nodes if kind in family]
+        if len(ours) == len(theirs):
+            for index, name in zip(ours, theirs, strict=True):
+                exact[index] = name
+    result = []
+    for index, name in enumerate(exact):
+        before = [other for other in exact[:index][::-1] if other][:1]
+        after = [other for other in exact[index:] if other][:1]
+        result.append((name,) if name else tuple(before + after))
+    return result
