@@ -34,8 +34,8 @@ def weight_costs(content: bytes) -> dict[str, float]:
 
 
 def make_fake_target() -> FakeTarget:
-    """A target whose latency is exact and follows from the file's weights."""
-    return FakeTarget(weight_costs, base_ms=0.02)
+    """A target whose latency is exact and follows from the file's weights; a file takes twice its size in memory."""
+    return FakeTarget(weight_costs, base_ms=0.02, memory=lambda content: 2 * len(content))
 
 
 @pytest.fixture(scope="session")

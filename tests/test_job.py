@@ -18,6 +18,7 @@ from secateurs import job as job_module
 from secateurs.data import Data, open_data
 from secateurs.latency import model
 from secateurs.models import Loaded, load
+from secateurs.planning import Planner
 from secateurs.pruning import Place, run
 from secateurs.report import Record
 from secateurs.settings import Settings
@@ -201,6 +202,62 @@ def test_a_budget_out_of_reach_names_the_fastest_measured_point(
     assert not run_folder.exists()
 
 
+def test_several_budgets_are_measured_and_hold_together(network: Loaded, settings: Settings, run_folder: Path) -> None:
+    several = replace(settings, latency="70%", file_size="50%", memory="0.9MB", macs="80%", epochs=0)
+    result = run(network, _digits(network), several, Place(run_folder))
+    budgets = {budget.resource: budget for budget in result.record.budgets}
+    assert list(budgets) == ["latency", "memory", "file_size", "macs"]
+    assert result.record.pruned_within_budget
+    assert all(budget.met for budget in budgets.values())
+    assert max(budget.used for budget in budgets.values()) >= 0.94
+    assert budgets["file_size"].pruned == (run_folder / "model.onnx").stat().st_size
+    assert budgets["memory"].pruned == 2 * (run_folder / "model.onnx").stat().st_size
+    assert budgets["macs"].pruned == result.record.pruned.macs
+    assert result.plan.provenance["budget"] == "latency 70%, memory 900kB, file size 50%, macs 80%"
+    assert set(result.plan.provenance["predicted"]) == set(budgets)
+
+
+def test_multiply_adds_alone_need_no_latency_model(
+    network: Loaded, settings: Settings, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_module, "profile", None)
+    only = replace(settings, latency=None, macs="50%", epochs=0)
+    record = run(network, _digits(network), only, Place(run_folder)).record
+    assert record.pruned.macs <= 0.5 * record.dense.macs
+    assert record.pruned.macs >= 0.47 * record.dense.macs
+    assert record.budget_ms is None
+    assert record.predicted_ms is None
+    assert record.budget == "macs 50%"
+    assert "multiply-adds" in (run_folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        ({"file_size": "1kB"}, r"File size budget 1kB .* smallest legal network takes .* when measured"),
+        ({"memory": "0.1%"}, r"Memory budget 0.1% .* smallest legal network"),
+        ({"macs": "10k"}, r"Macs budget 10k .* when counted.*Raise --macs"),
+        ({"file_size": "50GB"}, r"File size budget 50GB is not below .*nothing to prune"),
+    ],
+)
+def test_other_budgets_out_of_reach(
+    budget: dict[str, str], told: str, network: Loaded, settings: Settings, run_folder: Path
+) -> None:
+    with pytest.raises(sc.PlanError, match=told) as caught:
+        run(network, _digits(network), replace(settings, latency=None, **budget), Place(run_folder))
+    assert caught.value.exit_code == (1 if "nothing to prune" in told else 3)
+    assert not run_folder.exists()
+
+
+def test_budgets_that_no_network_meets_together(network: Loaded, settings: Settings) -> None:
+    planner = Planner(sc.trace(network.module, network.example()), None, resources=("macs", "file_size"))
+    lowest = {one["constraint"]: one["ratio"] for one in planner.reach}
+    assert 0 < lowest["macs"] < 0.2
+    with pytest.raises(sc.InfeasibleBudgetError, match="macs"):
+        planner.solve({"macs": 0.9 * lowest["macs"], "file_size": 0.9})
+    assert "Within reach by the model: macs" in planner.reachable()
+
+
 def test_a_budget_above_dense_is_refused(network: Loaded, settings: Settings, run_folder: Path) -> None:
     loose = replace(settings, latency="500ms")
     with pytest.raises(sc.PlanError, match="nothing to prune"):
@@ -222,7 +279,7 @@ def test_from_python_with_loaders_and_no_folder(fake_target: str) -> None:
 
 
 def test_python_says_what_is_missing(network: Loaded) -> None:
-    with pytest.raises(sc.PlanError, match="latency="):
+    with pytest.raises(sc.PlanError, match="No budget"):
         sc.prune(network.module, network.example(), data="digits")
     with pytest.raises(sc.DataError, match="channels, height, width"):
         sc.prune(network.module, torch.zeros(1, 5), data="digits", latency="50%")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateurs.closed_loop import Attempt, Goal
+from secateurs.cost import quantity
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.export.artifacts import export_artifact
 from secateurs.export.onnx import ExportReport
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import Target
 from secateurs.latency.timing import Protocol, compare
-from secateurs.plan import Measurement
+from secateurs.plan import RESOURCES, Measurement
 from secateurs.progress import Progress, silent
 from secateurs.report import wording
 
@@ -60,18 +62,18 @@ class Bench:
         """
         return export_artifact(self.target.artifact, module, self.example, path, batch=self.batch)
 
-    def dense_ms(self) -> float:
-        """Latency of the dense file now."""
-        return self._compare({"dense": self.dense}, QUICK)["dense"].latency_ms
+    def measure_dense(self) -> Measurement:
+        """Latency and memory of the dense file now."""
+        return self._compare({"dense": self.dense}, QUICK)["dense"]
 
     def measure(self, module: nn.Module, store: Store, name: str) -> Measurement:
-        """Latency of a candidate, exported for real, beside dense.
+        """Latency, memory and file size of a candidate, exported for real, beside dense.
 
         ``name``: says which network it is; a candidate that the store knows is not measured again, so that another
         run on the same rows makes the same plan.
         """
         shape = "x".join(str(size) for leaf in inputs_of(self.example) for size in leaf.shape[1:])
-        signature = f"candidate/1/b{self.batch}/{shape}/{name}"
+        signature = f"candidate/2/b{self.batch}/{shape}/{name}"
         fingerprint = self.target.fingerprint(self.threads)
         held = store.get(fingerprint, signature)
         if held is not None:
@@ -81,10 +83,11 @@ class Bench:
         return measured
 
     def export_and_compare(self, module: nn.Module) -> Measurement:
-        """Latency of a module beside dense, whatever the store knows."""
+        """Latency, memory and file size of a module beside dense, whatever the store knows."""
         with self._scratch() as path:
-            self.export(module, path)
-            return self._compare({"dense": self.dense, "pruned": path}, QUICK)["pruned"]
+            written = self.export(module, path)
+            measured = self._compare({"dense": self.dense, "pruned": path}, QUICK)["pruned"]
+            return replace(measured, file_bytes=written.size_bytes)
 
     def final(self) -> dict[str, Measurement]:
         """Latencies of ``dense`` and ``pruned`` from one interleaved run of the deployed files."""
@@ -116,22 +119,25 @@ def inputs_of(example: Any) -> list[Tensor]:
 
 
 def out_of_reach(
-    error: InfeasibleBudgetError, measured: Measurement, limit: float, budget: str, target: str
+    error: InfeasibleBudgetError, goal: Goal, attempt: Attempt[Any], budget: str, target: str
 ) -> InfeasibleBudgetError:
-    """The error for a budget below the fastest legal network, with that network's *measured* latency."""
-    ratio = measured.ratio or 0.0
-    details = dict(error.details)
+    """The error for a budget below what any legal network takes, with the *measured* figure of the least one."""
+    what, details = RESOURCES[goal.resource], dict(error.details)
     removed, narrow = details.get("removed", []), details.get("at_minimum", [])
-    costliest = ", ".join(f"{name} ({cost:.3g} ms)" for name, cost in details.get("costliest", []))
+    costliest = ", ".join(f"{name} ({quantity(cost, what.unit)})" for name, cost in details.get("costliest", []))
     limits = f"There {len(narrow)} of {len(details.get('widths', {}))} groups are at their minimum width"
     limits += f", {len(removed)} blocks are removed" if removed else ""
     limits += f", and what still costs most is {costliest}" if costliest else ""
-    dense_ms = measured.latency_ms / ratio if ratio else 0.0
-    fastest = wording.milliseconds(measured.latency_ms)
+    measured, ratio = attempt.measured, goal.ratio(attempt)
+    dense = measured.latency_ms / ratio if goal.resource == "latency" and ratio else goal.dense
+    found = {"measured": ratio * dense, "measured_ratio": ratio, "measured_ms": measured.latency_ms}
+    told = "counted" if goal.exact else "measured"
     return InfeasibleBudgetError(
-        f"Budget {budget} ({wording.milliseconds(limit * dense_ms)}) cannot be reached on {target}: the fastest legal "
-        f"network takes {fastest} when measured, {ratio:.1%} of dense ({wording.milliseconds(dense_ms)}). {limits}. "
-        f"Raise --latency to {wording.percent(1.02 * ratio, 0).replace(' ', '')} or more, "
+        f"{what.words.capitalize()} budget {budget} ({wording.amount(goal.limit * dense, what.unit)}) cannot be "
+        f"reached on {target}: the {'fastest' if goal.resource == 'latency' else 'smallest'} legal network takes "
+        f"{wording.amount(ratio * dense, what.unit)} when {told}, {ratio:.1%} of dense "
+        f"({wording.amount(dense, what.unit)}). {limits}. "
+        f"Raise {what.option} to {wording.percent(1.02 * ratio, 0).replace(' ', '')} or more, "
         f"or give the search more freedom (a smaller --min-width, --blocks, fewer --keep).",
-        {**details, "measured_ms": measured.latency_ms, "measured_ratio": ratio},
+        {**details, **found},
     )

@@ -12,6 +12,19 @@ import numpy as np
 
 from secateurs.network import AxisSpec
 
+_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_WORDS = {"bytes": "B", "macs": "multiply-adds"}
+
+
+def quantity(value: float, unit: str) -> str:
+    """``3.2 ms``, ``20 MB``, ``300 M multiply-adds``: at most four significant digits, decimal prefixes."""
+    if unit == "ms":
+        return f"{value:.4g} ms"
+    factor, prefix = next((pair for pair in _PREFIXES if value >= pair[0]), (1.0, ""))
+    word = _WORDS.get(unit, unit)
+    return f"{value / factor:.4g} {prefix}{'' if unit == 'bytes' or not prefix else ' '}{word}"
+
+
 CostFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(input lengths, output lengths), both integer arrays that broadcast together, to costs of the broadcast shape."""
 

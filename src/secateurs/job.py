@@ -1,4 +1,4 @@
-"""The main job: a trained network in, a smaller one out that was measured to be within the latency budget.
+"""The main job: a trained network in, a smaller one out that was measured to be within the budgets.
 
 Stages, each recorded in the run folder when it ends: dense → plan (trace, latency model, search and closed loop) →
 repair → fine-tune → deploy (export and final measurement), then result.json and report.html. A resumed run takes
@@ -19,16 +19,16 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from secateurs.bench import Bench, out_of_reach
-from secateurs.closed_loop import Attempt, Goal, close, upper
+from secateurs.closed_loop import Attempt, Limits, close, goal_for, untold
 from secateurs.data import Data, accuracy
 from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.latency.model import LatencyModel
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import processor_name
 from secateurs.models import Loaded
-from secateurs.outcome import Facts, make_record
-from secateurs.plan import Measurement, Plan
-from secateurs.planning import Choice, Planner, name_of, target_label
+from secateurs.outcome import Facts, check_budgets, make_record
+from secateurs.plan import RESOURCES, Measurement, Plan, describe_budgets
+from secateurs.planning import Batches, Choice, Planner, name_of, target_label
 from secateurs.profiling import open_target, profile
 from secateurs.progress import Progress, silent
 from secateurs.recover.batch_norm import reestimate
@@ -92,13 +92,14 @@ class Job:
             return self._finished()
         self.seconds = dict(self.folder.done("seconds") or {})
         self.began = time.monotonic() - self.seconds.get("total", 0.0)
-        facts: Facts = {**self._stage("dense", self._dense), **self._stage("plan", self._plan)}
+        facts: Facts = self._stage("dense", self._dense)
+        facts = {**facts, **self._stage("plan", lambda: self._plan(facts))}
         plan = Plan.load(self.folder.path / "plan.json")
         small = apply(self.loaded.module, plan, self.example, check=False).eval()
         facts |= self._stage("repair", lambda: self._repair(small, plan))
         small.load_state_dict(load_file(self.folder.path / REPAIRED))
         facts |= self._tune(small, facts)
-        facts |= self._stage("deploy", lambda: self._deploy(small))
+        facts |= self._stage("deploy", lambda: self._deploy(small, facts))
         record = make_record(self.settings, facts, plan, self.seconds, self.command)
         self.folder.write("report.html", render(record))
         self.folder.write("result.json", record.to_json())
@@ -169,14 +170,42 @@ class Job:
             "notes": [*self.data.notes, *(() if self.loaded.source.get("weights") else self.loaded.notes)],
         }
 
-    def _plan(self) -> Facts:
+    def _plan(self, facts: Facts) -> Facts:
         """Trace, latency model, search and closed loop; writes plan.json."""
         settings, bench, store = self.settings, self._bench(), Store(self.store, progress=self.progress)
         with self._timed("trace"), self.progress.task("trace"):
             graph = trace(self.loaded.module, self.example, barriers=settings.barrier, keep=settings.keep)
             spec = graph.spec
+        costs = self._profile(graph, bench, store)
+        dense = self._dense_figures(graph, costs, bench, facts)
+        planner = self._planner(graph, costs, bench, dense)
+        accepted, attempts = self._close(planner, dense, bench, store)
+        plan = planner.plan(accepted.choice, describe_budgets(settings.budgets))
+        with self._timed("recover"), self.progress.task("check the cut"):
+            error = check_plan(self.loaded.module, plan, self.example)
+        solution = accepted.choice.solution
+        self.folder.write("plan.json", plan.to_json())
+        return {
+            "strategy": planner.search.name,
+            "criterion": name_of(planner.criterion_used),
+            "predicted_ms": plan.provenance["predicted_ms"],
+            "gap": solution.gap,
+            "rounds": len(attempts),
+            "points": self._points(costs, planner, attempts, accepted),
+            "latency_model": None if costs is None else model_error(costs),
+            "dense_macs": spec.macs(spec.dense_widths),
+            "macs": spec.macs(solution.widths, solution.removed),
+            "structure_check_rel_error": error,
+            "plan_notes": self._plan_notes(graph, costs),
+        }
+
+    def _profile(self, graph: Graph, bench: Bench, store: Store) -> LatencyModel | None:
+        """The latency model, where latency is limited."""
+        settings = self.settings
+        if settings.latency is None:
+            return None
         with self._timed("profile"):
-            costs = profile(
+            return profile(
                 graph,
                 bench.target,
                 threads=settings.threads,
@@ -185,28 +214,31 @@ class Job:
                 seed=settings.seed,
                 progress=self.progress,
             )
-        planner = self._planner(graph, costs, bench)
-        accepted, attempts = self._close(planner, costs, bench, store)
-        plan = planner.plan(accepted.choice, str(settings.budget))
-        with self._timed("recover"), self.progress.task("check the cut"):
-            error = check_plan(self.loaded.module, plan, self.example)
-        solution = accepted.choice.solution
-        self.folder.write("plan.json", plan.to_json())
-        return {
-            "strategy": planner.search.name,
-            "criterion": name_of(planner.criterion_used),
-            "predicted_ms": accepted.choice.predicted * planner.dense_ms,
-            "gap": solution.gap,
-            "rounds": len(attempts),
-            "points": self._points(costs, planner, attempts, accepted),
-            "latency_model": model_error(costs),
-            "dense_macs": spec.macs(spec.dense_widths),
-            "macs": spec.macs(solution.widths, solution.removed),
-            "structure_check_rel_error": error,
-            "plan_notes": self._plan_notes(graph, costs, accepted),
-        }
 
-    def _planner(self, graph: Graph, costs: LatencyModel, bench: Bench) -> Planner:
+    def _dense_figures(self, graph: Graph, costs: LatencyModel | None, bench: Bench, facts: Facts) -> dict[str, float]:
+        """What the dense network takes of every limited resource."""
+        spec, budgets = graph.spec, {budget.resource: budget for budget in self.settings.budgets}
+        found: dict[str, float] = {}
+        # A latency in ms is about now: the latency model's dense figure may be from another day.
+        if "memory" in budgets or ("latency" in budgets and budgets["latency"].absolute):
+            with self._timed("measure"):
+                now = bench.measure_dense()
+            found = {"latency": now.latency_ms, "memory": float(now.memory_bytes or 0)}
+        elif costs is not None:
+            found["latency"] = costs.dense_ms
+        found |= {"file_size": float(facts["dense_bytes"]), "macs": float(spec.macs(spec.dense_widths))}
+        for name, budget in budgets.items():
+            what, dense = RESOURCES[name], found[name]
+            if dense <= 0:
+                raise untold(name)
+            if budget.limit(dense) >= dense:
+                raise PlanError(
+                    f"{what.words.capitalize()} budget {budget} is not below what the dense network takes, "
+                    f"{wording.amount(dense, what.unit)}: there is nothing to prune. Give a lower {what.option}."
+                )
+        return {name: found[name] for name in budgets}
+
+    def _planner(self, graph: Graph, costs: LatencyModel | None, bench: Bench, dense: dict[str, float]) -> Planner:
         settings = self.settings
         return Planner(
             graph,
@@ -216,29 +248,26 @@ class Job:
             seed=settings.seed,
             legal=settings.legal,
             target=target_label(bench.target.fingerprint(settings.threads)),
-            data=self.data.calibration.take(SCORED).batches(SCORED_BATCH),
+            data=calibration_batches(self.data),
+            resources=tuple(dense),
+            dense=dense,
+            batch=settings.batch,
             facts={"source": dict(self.loaded.source), "data": self.data.name},
             progress=self.progress,
         )
 
     def _close(
-        self, planner: Planner, costs: LatencyModel, bench: Bench, store: Store
+        self, planner: Planner, dense: dict[str, float], bench: Bench, store: Store
     ) -> tuple[Attempt[Choice], list[Attempt[Choice]]]:
         """The accepted plan and every plan that was measured."""
-        budget = self.settings.budget
-        with self._timed("measure"):
-            # A budget in ms is about now: the latency model's dense figure may be from another day.
-            dense_ms = bench.dense_ms() if budget.kind == "ms" else costs.dense_ms
-        goal = Goal(budget.limit_ms(dense_ms) / dense_ms)
-        if goal.limit >= 1:
-            raise PlanError(
-                f"Budget {budget} is not below what the dense network takes on {planner.target}, "
-                f"{wording.milliseconds(dense_ms)}: there is nothing to prune. Give a lower --latency."
-            )
+        budgets = {budget.resource: budget for budget in self.settings.budgets}
+        goals = {name: goal_for(name, budget.limit(dense[name]), dense[name]) for name, budget in budgets.items()}
+        with self._timed("search"):
+            self.progress.say(planner.reachable())
 
-        def solve(limit: float) -> Choice:
+        def solve(limits: Limits) -> Choice:
             with self._timed("search"):
-                return planner.solve(limit)
+                return planner.solve(limits)
 
         def measure(choice: Choice) -> Measurement:
             small = apply(self.loaded.module, planner.plan(choice), self.example, check=False)
@@ -246,18 +275,26 @@ class Job:
                 return bench.measure(small, store, f"{planner.graph.spec.fingerprint}/{choice.key}")
 
         try:
-            return close(goal, solve, measure, progress=self.progress)
+            return close(list(goals.values()), solve, measure, progress=self.progress)
         except InfeasibleBudgetError as error:
-            fastest = planner.fastest()
-            attempt = Attempt(fastest, measure(fastest))
-            if goal.met(attempt.measured):
+            if error.details.get("conflict"):
+                raise
+            goal = goals[error.details["constraint"]]
+            least = planner.least(goal.resource)
+            attempt = Attempt(least, measure(least))
+            if all(other.met(attempt) for other in goals.values()):
                 return attempt, [attempt]
-            raise out_of_reach(error, attempt.measured, goal.limit, str(budget), planner.target) from error
+            if goal.met(attempt):
+                raise
+            raise out_of_reach(error, goal, attempt, str(budgets[goal.resource]), planner.target) from error
 
     def _points(
-        self, costs: LatencyModel, planner: Planner, attempts: list[Attempt[Choice]], accepted: Attempt[Choice]
+        self, costs: LatencyModel | None, planner: Planner, attempts: list[Attempt[Choice]], accepted: Attempt[Choice]
     ) -> list[dict[str, Any]]:
-        """Predicted against measured: the model's own held-out networks, and the plans of the closed loop."""
+        """Predicted against measured ms: the model's own held-out networks, and the plans of the closed loop."""
+        if costs is None:
+            return []
+        dense_ms = planner.dense_costs["latency"]
         points = [
             {"kind": "held-out", "predicted_ms": predicted, "measured_ms": measured}
             for predicted, measured in costs.error.pairs
@@ -267,17 +304,17 @@ class Job:
             points.append(
                 {
                     "kind": "final" if attempt is accepted else "candidate",
-                    "predicted_ms": attempt.choice.predicted * planner.dense_ms,
-                    "measured_ms": attempt.measured.ratio * planner.dense_ms,
+                    "predicted_ms": attempt.choice.predicted["latency"] * dense_ms,
+                    "measured_ms": attempt.measured.ratio * dense_ms,
                 }
             )
         return points
 
-    def _plan_notes(self, graph: Graph, costs: LatencyModel, accepted: Attempt[Choice]) -> list[str]:
+    def _plan_notes(self, graph: Graph, costs: LatencyModel | None) -> list[str]:
         notes = [f"Not pruned through: {barrier}" for barrier in graph.barriers[:10]]
         if len(graph.barriers) > 10:
             notes.append(f"{len(graph.barriers) - 10} more operators are not pruned through; see 'secateurs doctor'.")
-        if costs.error.mean_abs > 0.05:
+        if costs is not None and costs.error.mean_abs > 0.05:
             notes.append(
                 f"The latency model is off by {costs.error.mean_abs:.1%} on average, so the choice may not be the "
                 f"best; the budget is measured and holds. Profile again on a quieter machine."
@@ -357,27 +394,29 @@ class Job:
             store.put(device, {signature: held})
         return held
 
-    def _deploy(self, small: nn.Module) -> Facts:
+    def _deploy(self, small: nn.Module, facts: Facts) -> Facts:
         """The files to deploy, and their measurement beside dense."""
         bench = self._bench()
         self.folder.write("model.safetensors", save(tensors(small)))
         with self._timed("measure"):
             with self.progress.task("export pruned"):
                 written = bench.export(small, bench.deployed)
+            found: Facts = {
+                "params": parameter_count(small),
+                "file_bytes": written.size_bytes,
+                "export_max_rel_error": written.max_rel_error,
+            }
             for _ in range(3):
-                measured = bench.final()
-                dense, pruned = measured["dense"], measured["pruned"]
-                limit = self.settings.budget.limit_ms(dense.latency_ms) / dense.latency_ms
-                if upper(pruned) <= limit:
+                found |= {name: asdict(measured) for name, measured in bench.final().items()}
+                if all(budget.met for budget in check_budgets(self.settings.budgets, {**facts, **found})):
                     break
                 self.progress.say("The final measurement is not clearly within the budget; measuring again.")
-        return {
-            "dense": asdict(dense),
-            "pruned": asdict(pruned),
-            "params": parameter_count(small),
-            "file_bytes": written.size_bytes,
-            "export_max_rel_error": written.max_rel_error,
-        }
+        return found
+
+
+def calibration_batches(data: Data) -> Batches:
+    """The images that loss-aware criteria are gathered over, in batches."""
+    return data.calibration.take(SCORED).batches(SCORED_BATCH)
 
 
 def parameter_count(module: nn.Module) -> int:

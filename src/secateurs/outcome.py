@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from secateurs.plan import Plan
+from secateurs.closed_loop import untold
+from secateurs.plan import RESOURCES, Budget, Plan, describe_budgets
 from secateurs.planning import versions
 from secateurs.report.record import (
+    BudgetRecord,
     GroupRecord,
     ModelError,
     Point,
@@ -29,7 +31,7 @@ def make_record(
 ) -> Record:
     """The record of a finished run."""
     dense, pruned = facts["dense"], facts["pruned"]
-    budget_ms = settings.budget.limit_ms(dense["latency_ms"])
+    budgets = check_budgets(settings.budgets, facts)
     return Record(
         model=facts["model"],
         strategy=facts["strategy"],
@@ -37,9 +39,10 @@ def make_record(
         seed=settings.seed,
         versions=versions(),
         target=target_record(facts["target"], settings.threads, facts["precision"]),
-        budget=str(settings.budget),
-        budget_ms=budget_ms,
-        budget_used=pruned["ratio"] * dense["latency_ms"] / budget_ms,
+        budget=describe_budgets(settings.budgets),
+        budgets=budgets,
+        budget_ms=next((one.limit for one in budgets if one.resource == "latency"), None),
+        budget_used=budgets[0].used,
         predicted_ms=facts["predicted_ms"],
         dense=_side(dense, facts["dense_accuracy"], facts["dense_macs"], facts["dense_params"], facts["dense_bytes"]),
         pruned=PrunedSide(
@@ -65,12 +68,43 @@ def make_record(
             GroupRecord(name=name, units=plan.group_sizes[name], kept=len(kept)) for name, kept in plan.groups.items()
         ),
         points=tuple(Point(**point) for point in facts["points"]),
-        latency_model=ModelError(**facts["latency_model"]),
+        latency_model=None if facts["latency_model"] is None else ModelError(**facts["latency_model"]),
         gap=facts["gap"],
         rounds=facts["rounds"],
-        notes=_notes(facts, budget_ms),
+        notes=_notes(facts, budgets),
         command=command,
         created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    )
+
+
+def check_budgets(budgets: Sequence[Budget], facts: Mapping[str, Any]) -> tuple[BudgetRecord, ...]:
+    """Every budget with the figures of the deployed files.
+
+    Raises:
+        TargetError: memory is limited, and the target does not tell it.
+    """
+    dense, pruned = facts["dense"], facts["pruned"]
+    latency = dense["latency_ms"]
+    figures = {
+        "latency": (latency, pruned["ratio"] * latency, pruned["ratio_upper"] * latency),
+        "memory": (dense["memory_bytes"], pruned["memory_bytes"], pruned["memory_bytes"]),
+        "file_size": (facts["dense_bytes"], facts["file_bytes"], facts["file_bytes"]),
+        "macs": (facts["dense_macs"], facts["macs"], facts["macs"]),
+    }
+    return tuple(_check(budget, *figures[budget.resource]) for budget in budgets)
+
+
+def _check(budget: Budget, dense: float | None, pruned: float | None, upper: float | None) -> BudgetRecord:
+    if dense is None or pruned is None or upper is None:
+        raise untold(budget.resource)
+    return BudgetRecord(
+        resource=budget.resource,
+        text=str(budget),
+        unit=RESOURCES[budget.resource].unit,
+        limit=budget.limit(dense),
+        dense=dense,
+        pruned=pruned,
+        upper=upper,
     )
 
 
@@ -82,6 +116,7 @@ def _side(measured: Mapping[str, Any], accuracy: float, macs: int, params: int, 
         macs=macs,
         params=params,
         file_bytes=file_bytes,
+        memory_bytes=measured["memory_bytes"],
         peak_memory_bytes=measured["peak_memory_bytes"],
     )
 
@@ -98,18 +133,22 @@ def target_record(fingerprint: Mapping[str, str], threads: int, precision: str) 
     )
 
 
-def _notes(facts: Mapping[str, Any], budget_ms: float) -> tuple[str, ...]:
+def _notes(facts: Mapping[str, Any], budgets: Sequence[BudgetRecord]) -> tuple[str, ...]:
     """What was not done or needs attention."""
     notes = [*facts["notes"], *facts["plan_notes"], *facts["repair_notes"], *facts["tune_notes"]]
-    dense, pruned = facts["dense"], facts["pruned"]
-    used = pruned["ratio"] * dense["latency_ms"] / budget_ms
-    if pruned["ratio_upper"] * dense["latency_ms"] > budget_ms:
+    for budget in budgets:
+        what = RESOURCES[budget.resource]
+        if not budget.met:
+            notes.append(
+                f"The {what.words} budget is missed in the final measurement, {budget.used:.1%} of it at the median: "
+                f"the machine is quieter or busier than when the plan was chosen. Run again, or lower {what.option} a "
+                f"little."
+            )
+    if max(budget.used for budget in budgets) < 0.94:
         notes.append(
-            f"The budget is missed in the final measurement, {used:.1%} of it at the median: the machine is quieter or "
-            f"busier than when the plan was chosen. Run again, or lower --latency a little."
+            f"Only {max(budget.used for budget in budgets):.1%} of the budget is used: no legal plan that was found "
+            f"lies closer to it."
         )
-    elif used < 0.94:
-        notes.append(f"Only {used:.1%} of the budget is used: no legal plan that was found lies closer to it.")
     for name in ("dense", "pruned"):
         if facts[name]["spread"] > 0.1:
             notes.append(

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from secateurs.errors import PlanError
-from secateurs.plan import Budget, Plan
+from secateurs.plan import RESOURCES, Budget, Plan, describe_budgets, parse_budgets
 from secateurs.progress import Progress, silent
 from secateurs.registry import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     import numpy as np
     from torch import Tensor
 
+    from secateurs.cost import CostModel
     from secateurs.importance.context import Criterion
     from secateurs.latency.model import LatencyModel
     from secateurs.search.problem import Problem, Solution, Strategy
     from secateurs.structure import Graph
 
-    Batches = Iterable[tuple[Any, Any]]
     Loss = Callable[[Any, Any], Tensor]
 
+Batches = Iterable[tuple[Any, Any]]
 DEFAULT_STRATEGY = "knapsack"
 DEFAULT_CRITERION = "splamp"
 DEFAULT_CRITERION_WITH_DATA = "fisher"
@@ -47,10 +48,10 @@ class Legal:
 
 @dataclass(frozen=True)
 class Choice:
-    """A network that a search returned. ``predicted``: model latency / dense model latency."""
+    """A network that a search returned. ``predicted``: by resource, the model's figure / the dense model's figure."""
 
     solution: Solution
-    predicted: float
+    predicted: Mapping[str, float]
 
     @property
     def key(self) -> str:
@@ -60,15 +61,17 @@ class Choice:
 
 @dataclass(frozen=True)
 class Planner:
-    """Everything but the budget: solves for any limit without scoring again.
+    """Everything but the budgets' limits: solves for any limits without scoring again.
 
-    ``costs``: the latency model; ``strategy`` and ``criterion``: registered names, or the user's own objects;
-    ``target``: shown in messages, such as ``"onnxruntime-cpu, 1 thread"``; ``data``: batches (inputs, targets) for
-    criteria that need them, judged by ``loss`` (None: cross-entropy); ``facts``: further provenance.
+    ``costs``: the latency model (None where latency is not limited); ``strategy`` and ``criterion``: registered names,
+    or the user's own objects; ``target``: shown in messages, such as ``"onnxruntime-cpu, 1 thread"``; ``data``:
+    batches (inputs, targets) for criteria that need them, judged by ``loss`` (None: cross-entropy); ``resources``:
+    what is limited, the main one first; ``dense``: what the dense network was measured to take of them, where known;
+    ``batch``: that memory is counted for; ``facts``: further provenance.
     """
 
     graph: Graph
-    costs: LatencyModel
+    costs: LatencyModel | None
     strategy: str | Strategy = DEFAULT_STRATEGY
     criterion: str | Criterion | None = None
     seed: int = 0
@@ -76,6 +79,9 @@ class Planner:
     target: str = ""
     data: Batches | None = None
     loss: Loss | None = None
+    resources: tuple[str, ...] = ("latency",)
+    dense: Mapping[str, float] = field(default_factory=dict)
+    batch: int = 1
     facts: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = silent
 
@@ -105,13 +111,36 @@ class Planner:
         return score(self.graph, self.criterion_used, self.data, self.loss, self.seed, self.progress)
 
     @cached_property
-    def dense_ms(self) -> float:
-        """What the latency model says of the untouched network."""
-        return float(self.costs.predict(self.graph.spec.dense_widths))
+    def models(self) -> dict[str, CostModel]:
+        """The cost model of every limited resource.
+
+        Raises:
+            PlanError: latency is limited, but there is no latency model.
+        """
+        return {name: self._model(name) for name in self.resources}
+
+    def _model(self, resource: str) -> CostModel:
+        from secateurs.resources import macs_model, memory_model, size_model
+
+        spec = self.graph.spec
+        if resource == "macs":
+            return macs_model(spec)
+        if resource == "file_size":
+            return size_model(spec, self.dense.get("file_size"))
+        if resource == "memory":
+            return memory_model(spec, self.batch, self.dense.get("memory"))
+        if self.costs is None:
+            raise PlanError("A latency budget needs a latency model: costs = secateurs.profile(graph, target=...).")
+        return self.costs.cost_model()
+
+    @cached_property
+    def dense_costs(self) -> dict[str, float]:
+        """What the cost models say of the untouched network, by resource."""
+        widths = self.graph.spec.dense_widths
+        return {name: float(model.evaluate(widths)) for name, model in self.models.items()}
 
     @cached_property
     def _unlimited(self) -> Problem:
-        from secateurs.cost import CostModel
         from secateurs.importance.values import curve
         from secateurs.search.options import legal_widths, right_ends
         from secateurs.search.problem import Constraint, Problem
@@ -122,51 +151,90 @@ class Planner:
                 "Nothing in this network can be pruned: it has no group of removable units. "
                 "'secateurs doctor' says what pins it."
             )
-        model = CostModel("ms", self.costs.offset_ms, tuple(self.costs.terms()))
         options = legal_widths(spec, minimum=self.legal.min_width, pinned=self.legal.pinned)
         return Problem(
             spec,
-            right_ends(spec, options, model),
+            right_ends(spec, options, list(self.models.values())),
             tuple(curve(self.scores[group.name]) for group in spec.groups),
-            (Constraint("latency", model, self.dense_ms, self.target),),
+            tuple(
+                Constraint(name, model, self.dense_costs[name], "" if name == "macs" else self.target)
+                for name, model in self.models.items()
+            ),
             removable=frozenset(range(len(spec.blocks))) if self.legal.blocks else frozenset(),
         )
 
-    def problem(self, limit: float) -> Problem:
-        """The search problem with a model latency of at most ``limit`` x dense."""
+    def problem(self, limits: Mapping[str, float]) -> Problem:
+        """The search problem with a model cost of at most ``limits[resource]`` x dense of every resource."""
         from dataclasses import replace
 
         free = self._unlimited
-        return replace(free, constraints=(replace(free.constraints[0], limit=limit * self.dense_ms),))
+        limited = tuple(replace(c, limit=limits[c.name] * self.dense_costs[c.name]) for c in free.constraints)
+        return replace(free, constraints=limited)
 
-    def solve(self, limit: float) -> Choice:
-        """The strategy's best network within ``limit`` (a ratio to dense, by the model).
+    @cached_property
+    def reach(self) -> tuple[dict[str, Any], ...]:
+        """Per resource the least that any legal network takes by the model (``ratio`` to dense), and what limits it.
+
+        See :func:`secateurs.search.reach.reach`.
+        """
+        from secateurs.search.reach import reach
+
+        found = reach(self._unlimited)
+        return tuple({**one, "ratio": one["fastest"] / self.dense_costs[one["constraint"]]} for one in found)
+
+    def reachable(self) -> str:
+        """:attr:`reach` in one sentence."""
+        parts = [
+            f"{RESOURCES[one['constraint']].words} {one['ratio']:.1%} of dense "
+            f"(most of it for {', '.join(name for name, _ in one['costliest'])})"
+            for one in self.reach
+        ]
+        return f"Within reach by the model: {'; '.join(parts)}."
+
+    def solve(self, limits: Mapping[str, float]) -> Choice:
+        """The strategy's best network within ``limits`` (by resource a ratio to dense, by the models).
 
         Raises:
-            InfeasibleBudgetError: no legal network is that fast by the model.
+            InfeasibleBudgetError: no legal network is within them by the models; known before the search begins.
         """
-        return self.choice(self.search.solve(self.problem(limit), seed=self.seed, progress=self.progress))
+        from secateurs.search.reach import infeasible
+
+        problem = self.problem(limits)
+        if any(one["ratio"] > limits[one["constraint"]] * (1 + 1e-9) for one in self.reach):
+            raise infeasible(problem, self.reach)
+        return self.choice(self.search.solve(problem, seed=self.seed, progress=self.progress))
 
     def choice(self, solution: Solution) -> Choice:
-        """The solution with its predicted latency ratio, by the full model."""
-        return Choice(solution, float(self.costs.predict(solution.widths, solution.removed)) / self.dense_ms)
+        """The solution with its predicted ratios, by the full models."""
+        found = {
+            name: float(model.evaluate(solution.widths, solution.removed)) / self.dense_costs[name]
+            for name, model in self.models.items()
+        }
+        return Choice(solution, found)
 
-    def fastest(self) -> Choice:
-        """The fastest legal network by the model."""
+    def least(self, resource: str) -> Choice:
+        """The legal network that takes least of a resource, by the model."""
+        import numpy as np
+
         from secateurs.search.problem import Solution
-        from secateurs.search.reach import fastest
 
-        point = fastest(self._unlimited)
+        problem, spec = self._unlimited, self.graph.spec
+        one = next(found for found in self.reach if found["constraint"] == resource)
+        widths = np.array([one["widths"][group.name] for group in spec.groups], dtype=np.int64)
+        removed = frozenset(index for index, block in enumerate(spec.blocks) if block.name in one["removed"])
+        point = problem.candidate(widths, removed)
         return self.choice(Solution(point.widths, point.removed, point.value, point.predicted, None, 0.0))
 
     def plan(self, choice: Choice, budget: str = "") -> Plan:
         """The choice as a plan: the best-scored units of every group stay."""
         spec, solution = self.graph.spec, choice.solution
         widths = {group.name: int(width) for group, width in zip(spec.groups, solution.widths, strict=True)}
+        predicted = {name: ratio * self.dense_costs[name] for name, ratio in choice.predicted.items()}
         facts = {
             "target": self.target,
             "budget": budget,
-            "predicted_ms": choice.predicted * self.dense_ms,
+            "predicted_ms": predicted.get("latency"),
+            "predicted": predicted,
             "gap": solution.gap,
             **self.facts,
         }
@@ -249,6 +317,9 @@ def plan(
     costs: LatencyModel | None = None,
     *,
     latency: str | float | Budget | None = None,
+    memory: str | float | Budget | None = None,
+    file_size: str | float | Budget | None = None,
+    macs: str | float | Budget | None = None,
     keep: float | None = None,
     strategy: str | Strategy | None = None,
     criterion: str | Criterion | None = None,
@@ -258,14 +329,18 @@ def plan(
     legal: Legal | None = None,
     progress: Progress = silent,
 ) -> Plan:
-    """The best plan by the latency model for a budget, or a uniform cut to a ratio without one.
+    """The best plan within one or several budgets by the models, or a uniform cut to a ratio without any.
+
+    Everything is predicted, not measured: see :func:`secateurs.prune` for the closed loop.
 
     Args:
         graph: the traced network.
         costs: its latency model (:func:`secateurs.profile`); needed for ``latency``.
-        latency: the budget: ``"60%"`` of dense, ``"3.2ms"`` or ``"2x"``. Predicted, not measured: see
-            :func:`secateurs.prune` for the closed loop.
-        keep: instead of ``latency``: every group keeps max(1, floor(keep * units + 0.5)) units.
+        latency: a budget: ``"60%"`` of dense, ``"3.2ms"`` or ``"2x"``.
+        memory: a budget of the peak memory that the network adds to the runtime's process: ``"20MB"``, ``"60%"``.
+        file_size: a budget of the deployed file: ``"10MB"``, ``"60%"``.
+        macs: a budget of multiply-adds at batch 1: ``"300M"``, ``"50%"``.
+        keep: instead of budgets: every group keeps max(1, floor(keep * units + 0.5)) units.
         strategy: a registered name or an own object; ``knapsack`` by default (``uniform`` with ``keep``).
         criterion: a registered name or an own function ``(graph, group, context) -> scores``; by default a loss-aware
             one where there is ``data``.
@@ -276,20 +351,20 @@ def plan(
         progress: where to report.
 
     Raises:
-        PlanError: not exactly one of ``latency`` and ``keep``, or they do not go with the other arguments.
-        InfeasibleBudgetError: no legal network is that fast by the model.
+        PlanError: neither budgets nor ``keep``, or both, or they do not go with the other arguments.
+        InfeasibleBudgetError: no legal network is within the budgets by the models.
     """
-    if (latency is None) == (keep is None):
-        raise PlanError("Give either latency= (a budget such as '60%') or keep= (the share of units that stays).")
+    budgets = parse_budgets(latency, memory, file_size, macs)
+    if bool(budgets) == (keep is not None):
+        raise PlanError(
+            "Give either budgets (latency='60%', memory=, file_size=, macs=) or keep= (the share of units that stays)."
+        )
     if keep is not None:
         if strategy not in (None, "uniform"):
             raise PlanError("keep= sets one ratio for all groups: only strategy='uniform' does. Give latency= instead.")
         wanted = criterion or default_criterion(data)
         found = score(graph, wanted, data, loss, seed, progress)
         return _uniform_plan(graph, keep, found, provenance("uniform", wanted, seed, {"keep": keep}))
-    if costs is None:
-        raise PlanError("A latency budget needs a latency model: costs = secateurs.profile(graph, target=...).")
-    budget = Budget.parse(latency)  # type: ignore[arg-type]
     planner = Planner(
         graph,
         costs,
@@ -297,13 +372,15 @@ def plan(
         criterion,
         seed=seed,
         legal=legal or Legal(),
-        target=target_label(costs.target),
+        target="" if costs is None else target_label(costs.target),
         data=data,
         loss=loss,
+        resources=tuple(budget.resource for budget in budgets),
+        batch=1 if costs is None else costs.batch,
         progress=progress,
     )
-    limit = budget.limit_ms(planner.dense_ms) / planner.dense_ms
-    return planner.plan(planner.solve(limit), str(budget))
+    limits = {b.resource: b.limit(dense := planner.dense_costs[b.resource]) / dense for b in budgets}
+    return planner.plan(planner.solve(limits), describe_budgets(budgets))
 
 
 def target_label(target: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from secateurs.data import Data, from_loaders, open_data
-from secateurs.errors import DataError, PlanError
+from secateurs.errors import DataError
 from secateurs.job import Job, Result
 from secateurs.models import Loaded, Preprocessing
 from secateurs.planning import DEFAULT_STRATEGY
@@ -46,6 +46,9 @@ def prune(
     *,
     data: str | Data | tuple[Any, Any],
     latency: str | float | None = None,
+    memory: str | float | None = None,
+    file_size: str | float | None = None,
+    macs: str | float | None = None,
     target: str = DEFAULT_TARGET,
     strategy: str = DEFAULT_STRATEGY,
     criterion: str | None = None,
@@ -57,13 +60,16 @@ def prune(
     resume: bool = False,
     progress: Progress = silent,
 ) -> Result:
-    """The smaller network that was measured to be within the budget, with its plan and its record.
+    """The smaller network that was measured to be within the budgets, with its plan and its record.
 
     Args:
         model: the trained network; untouched.
         example: a tensor [batch, channels, height, width], or the inputs in another form that ``trace`` takes.
         data: a source's text such as ``"digits"``, a :class:`~secateurs.data.Data`, or (train, test) loaders.
-        latency: the budget: ``"60%"`` of dense, ``"3.2ms"``, ``"2x"``, or a fraction of dense.
+        latency: a budget: ``"60%"`` of dense, ``"3.2ms"``, ``"2x"``, or a fraction of dense.
+        memory: a budget of the peak memory that the network adds to the runtime's process: ``"20MB"``, ``"60%"``.
+        file_size: a budget of the deployed file: ``"10MB"``, ``"60%"``.
+        macs: a budget of multiply-adds at batch 1: ``"300M"``, ``"50%"``.
         target: runtime on a device.
         strategy: search.
         criterion: scores of units; None takes the strategy's own or the default.
@@ -80,11 +86,11 @@ def prune(
         SecateursError: anything else that is wrong with the input, the data, the folder or the runtime.
     """
     if settings is None:
-        if latency is None:
-            raise PlanError("Give latency=, a budget such as '60%', '3.2ms' or '2x'.")
-        text = latency if isinstance(latency, str) else f"{float(latency) * 100!r}%"
         settings = Settings(
-            latency=text,
+            latency=_text(latency),
+            memory=_text(memory),
+            file_size=_text(file_size),
+            macs=_text(macs),
             target=target,
             strategy=strategy,
             criterion=criterion,
@@ -117,6 +123,10 @@ def run(
         inputs = loaded.example() if example is None else example
         command = str(folder.job.get("command", ""))
         return Job(loaded, data, settings, folder, inputs, command, place.store, progress).run()
+
+
+def _text(budget: str | float | None) -> str | None:
+    return f"{float(budget) * 100!r}%" if isinstance(budget, (int, float)) else budget
 
 
 def check_names(settings: Settings) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from secateurs.errors import DataError, PlanError
-from secateurs.plan import Budget
+from secateurs.plan import Budget, parse_budgets
 from secateurs.planning import DEFAULT_STRATEGY, Legal
 from secateurs.profiling import DEFAULT_TARGET
 
@@ -23,14 +23,18 @@ DEFAULT_REPAIR = "least-squares"
 class Settings:
     """Settings of one run.
 
-    ``latency``: the budget (``60%``, ``3.2ms``, ``2x``); ``criterion``: None takes the strategy's own or the default;
+    ``latency``, ``memory``, ``file_size``, ``macs``: the budgets, one at least (``60%``, ``2x``, ``3.2ms``, ``20MB``,
+    ``300M``); ``criterion``: None takes the strategy's own or the default;
     ``threads``/``batch``: of the measured runtime; ``repair``: of the cut weights, one of :data:`REPAIRS`; ``epochs``:
     of fine-tuning (0: none), ``lr``: its peak rate (None: the recipe's choice), ``train_batch`` and ``precision``
     (``auto``, ``fp32``, ``bf16``): also of fine-tuning; ``min_width``, ``blocks``: which networks are legal;
     ``keep``/``barrier``: patterns of what stays whole and of what is not pruned through.
     """
 
-    latency: str
+    latency: str | None = None
+    memory: str | None = None
+    file_size: str | None = None
+    macs: str | None = None
     target: str = DEFAULT_TARGET
     strategy: str = DEFAULT_STRATEGY
     criterion: str | None = None
@@ -48,7 +52,8 @@ class Settings:
     barrier: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        Budget.parse(self.latency)
+        if not self.budgets:
+            raise PlanError("No budget is given. Give --latency, --memory, --file-size or --macs, or several of them.")
         if self.repair not in REPAIRS:
             raise PlanError(f"Repair {self.repair!r} is unknown. Known: {', '.join(REPAIRS)}.")
         for name, least in (("threads", 1), ("batch", 1), ("epochs", 0), ("train_batch", 1), ("min_width", 1)):
@@ -56,9 +61,9 @@ class Settings:
                 raise PlanError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
 
     @property
-    def budget(self) -> Budget:
-        """The budget."""
-        return Budget.parse(self.latency)
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets, the main one first."""
+        return parse_budgets(self.latency, self.memory, self.file_size, self.macs)
 
     @property
     def legal(self) -> Legal:

@@ -14,13 +14,28 @@ from rich.console import Console
 from secateurs.errors import DataError
 from secateurs.report import Record, console, render, wording
 from secateurs.report.charts import prediction_chart, widths_chart
-from secateurs.report.record import GroupRecord, ModelError, Point, PrunedSide, Seconds, Side, TargetRecord
+from secateurs.report.record import (
+    BudgetRecord,
+    GroupRecord,
+    ModelError,
+    Point,
+    PrunedSide,
+    Seconds,
+    Side,
+    TargetRecord,
+)
 
 DESIGN_KEYS = {
     *("schema", "model", "strategy", "criterion", "seed", "versions", "target", "budget_ms", "predicted_ms", "dense"),
     *("pruned", "blocks_removed", "classes", "epochs", "speedup", "export_max_rel_error"),
     *("structure_check_rel_error", "seconds"),
 }
+
+
+LATENCY = BudgetRecord(resource="latency", text="60%", unit="ms", limit=1.98, dense=3.3, pruned=1.93, upper=1.95)
+FILE_SIZE = BudgetRecord(
+    resource="file_size", text="3MB", unit="bytes", limit=3e6, dense=3.47e6, pruned=2.08e6, upper=2.08e6
+)
 
 
 def make_record(**changes: object) -> Record:
@@ -42,6 +57,7 @@ def make_record(**changes: object) -> Record:
         versions={"secateurs": "0.1.0", "torch": "2.13.0"},
         target=TargetRecord(name="onnxruntime-cpu", fingerprint="Example CPU", threads=1, precision="fp32"),
         budget="60%",
+        budgets=(LATENCY,),
         budget_ms=1.98,
         budget_used=0.976,
         predicted_ms=1.94,
@@ -148,9 +164,21 @@ def test_page_escapes_what_users_named() -> None:
 
 
 def test_page_says_when_the_budget_is_missed() -> None:
-    missed = make_record(latency_ratio_upper=0.63)
+    missed = make_record(budgets=(LATENCY.model_copy(update={"upper": 2.08}),))
     assert "Budget missed" in render(missed)
     assert "Budget met" in render(make_record())
+
+
+def test_every_budget_is_told_and_one_missed_is_enough() -> None:
+    both = make_record(budgets=(LATENCY, FILE_SIZE))
+    assert both.pruned_within_budget
+    assert "Budgets met: 1.93 ms measured, 97.5 % of the budget of 1.98 ms (60%); 2.08 MB on disk" in wording.verdict(
+        both
+    )
+    over = FILE_SIZE.model_copy(update={"pruned": 3.1e6, "upper": 3.1e6})
+    assert not make_record(budgets=(LATENCY, over)).pruned_within_budget
+    without = make_record(budgets=(FILE_SIZE,), budget_ms=None, predicted_ms=None, latency_model=None, points=())
+    assert "3MB" in render(without)
 
 
 def test_widths_chart_names_every_group_and_marks_removed_ones() -> None:

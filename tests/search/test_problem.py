@@ -145,8 +145,16 @@ def test_right_ends_keep_only_the_widest_of_a_plateau() -> None:
     axis = AxisSpec(0, ((0, 1),))
     model = CostModel("ms", 0.0, (CostTerm("t", None, axis, Staircase(1.0, 4, 8)),))
     spec = small((32,))
-    options = right_ends(spec, (np.arange(1, 33),), model)
+    options = right_ends(spec, (np.arange(1, 33),), [model])
     assert options[0].tolist() == [1, 8, 16, 24, 32]
+
+
+def test_right_ends_keep_a_width_that_saves_anything_limited() -> None:
+    axis = AxisSpec(0, ((0, 1),))
+    time = CostModel("ms", 0.0, (CostTerm("t", None, axis, Staircase(1.0, 4, 8)),))
+    size = CostModel("bytes", 0.0, (CostTerm("t", None, axis, Table(np.arange(33.0)[None, :] // 4)),))
+    options = right_ends(small((32,)), (np.arange(1, 33),), [time, size])
+    assert options[0].tolist() == [1, 3, 7, 8, 11, 15, 16, 19, 23, 24, 27, 31, 32]
 
 
 def test_reachable_lengths() -> None:

@@ -14,7 +14,6 @@ MODEL_HELP = (
     "A built-in network (cifar-resnet56, mobilenet-v1 …, see 'secateurs ls models'), timm:NAME, torchvision:NAME, "
     "file.py:factory or package.module:factory; options behind a question mark, such as mobilenet-v1?width=0.25."
 )
-LATENCY_HELP = "60% of dense, 3.2ms, or a speed-up such as 2x."
 STRATEGY_HELP = "Search, see 'secateurs ls strategies'."
 DATA_HELP = "digits, parquet:TRAIN,TEST, imagefolder:DIR or file.py:factory."
 
@@ -52,6 +51,18 @@ MinWidth = Annotated[int, typer.Option("--min-width", min=1, help="Fewest units 
 RemoveBlocks = Annotated[
     bool, typer.Option("--blocks/--no-blocks", help="Whether whole residual blocks may be removed.")
 ]
+Latency = Annotated[
+    str | None,
+    typer.Option("--latency", metavar="BUDGET", help="Of one run: 60% of dense, 3.2ms, or a speed-up such as 2x."),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="BUDGET", help="Peak that the network adds to the runtime's process: 20MB, 60%."),
+]
+FileSize = Annotated[
+    str | None, typer.Option("--file-size", metavar="BUDGET", help="Of the deployed file: 10MB, 60% of dense.")
+]
+Macs = Annotated[str | None, typer.Option("--macs", metavar="BUDGET", help="Multiply-adds at batch 1: 300M, 50%.")]
 Store = Annotated[
     Path | None,
     typer.Option("--store", help="SQLite file of measurements [the user's cache folder].", show_default=False),

@@ -25,14 +25,18 @@ def verb(
     model: o.Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write the plan to.")],
     target: o.Target = "onnxruntime-cpu",
-    latency: Annotated[str | None, typer.Option("--latency", metavar="BUDGET", help=o.LATENCY_HELP)] = None,
+    latency: o.Latency = None,
+    memory: o.Memory = None,
+    file_size: o.FileSize = None,
+    macs: o.Macs = None,
     ratio: Annotated[
-        float | None, typer.Option("--ratio", help="Instead of --latency: the share of units every group keeps.")
+        float | None, typer.Option("--ratio", help="Instead of budgets: the share of units every group keeps.")
     ] = None,
     strategy: Annotated[str | None, typer.Option("--strategy", help=o.STRATEGY_HELP)] = None,
     criterion: o.Criterion = None,
     weights: o.Weights = None,
     data: o.Data = None,
+    classes: o.Classes = "all",
     shape: o.Input = None,
     normalize: o.Normalize = None,
     barrier: o.Barrier = None,
@@ -47,35 +51,44 @@ def verb(
 ) -> None:
     """Choose what to keep, by the latency model.
 
-    The latency is predicted, not measured: 'prune' closes the loop. --ratio needs no latency model.
+    Costs are predicted, not measured: 'prune' closes the loop. Only --latency needs a latency model.
     """
-    from secateurs.plan import Budget
+    from secateurs.data import open_data
+    from secateurs.job import calibration_batches
+    from secateurs.plan import parse_budgets
     from secateurs.planning import Legal, plan
     from secateurs.profiling import open_target, profile
     from secateurs.registry import load
     from secateurs.structure import trace
 
     writable(output)
-    if latency is not None:
-        Budget.parse(latency)
-        opened = open_target(target)
+    parse_budgets(latency, memory, file_size, macs)
+    opened = None if latency is None else open_target(target)
     for kind, name in (("strategies", strategy), ("criteria", criterion)):
         if name is not None:
             load(kind, name)
     with shown(talk()) as progress:
         loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
+        calibration = None
+        if data is not None:
+            images = open_data(data, loaded, seed=seed, classes=classes, progress=progress)
+            calibration = calibration_batches(images)
         with progress.task("trace"):
             graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
         costs = None
-        if latency is not None:
+        if opened is not None:
             costs = profile(graph, opened, threads=threads, batch=batch, store=store, seed=seed, progress=progress)
         made = plan(
             graph,
             costs,
             latency=latency,
+            memory=memory,
+            file_size=file_size,
+            macs=macs,
             keep=ratio,
             strategy=strategy,
             criterion=criterion,
+            data=calibration,
             seed=seed,
             legal=Legal(min_width=min_width, blocks=blocks),
             progress=progress,
@@ -97,6 +110,8 @@ def summary(graph: Graph, plan: Plan, dense_ms: float | None) -> dict[str, Any]:
         "strategy": plan.provenance.get("strategy"),
         "criterion": plan.provenance.get("criterion"),
         "predicted_ms": plan.provenance.get("predicted_ms"),
+        "predicted": plan.provenance.get("predicted", {}),
+        "budget": plan.provenance.get("budget"),
         "dense_ms": dense_ms,
         "widths": plan.widths(),
         "units": dict(plan.group_sizes),
@@ -120,10 +135,12 @@ def _show(found: dict[str, Any], output: Path, console: Console) -> None:
         f"{wording.percent(found['macs'] / found['dense_macs'], 1)} of the multiply-adds and "
         f"{wording.percent(found['params'] / found['dense_params'], 1)} of the parameters are kept"
     )
-    predicted = ""
     if found["predicted_ms"] is not None and found["dense_ms"]:
-        predicted = (
+        kept += (
             f"; predicted {wording.milliseconds(found['predicted_ms'])}, "
             f"{wording.percent(found['predicted_ms'] / found['dense_ms'], 1)} of dense (not measured)"
         )
-    console.print(f"{kept}{predicted}. Written to {escape(str(output))}.")
+    for name, text in (("memory", "of memory at the peak"), ("file_size", "on disk")):
+        if name in found["predicted"]:
+            kept += f"; predicted {wording.size(round(found['predicted'][name]))} {text} (not measured)"
+    console.print(f"{kept}. Written to {escape(str(output))}.")

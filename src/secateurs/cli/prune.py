@@ -29,7 +29,10 @@ def verb(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder for the run's files.")],
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help=o.MODEL_HELP, show_default=False)] = None,
     data: o.Data = None,
-    latency: Annotated[str | None, typer.Option("--latency", metavar="BUDGET", help=o.LATENCY_HELP)] = None,
+    latency: o.Latency = None,
+    memory: o.Memory = None,
+    file_size: o.FileSize = None,
+    macs: o.Macs = None,
     target: o.Target = "onnxruntime-cpu",
     weights: o.Weights = None,
     strategy: o.Strategy = "knapsack",
@@ -59,10 +62,10 @@ def verb(
     ] = False,
     as_json: o.Json = False,
 ) -> None:
-    """The main job: to a measured budget, with a report.
+    """The main job: to measured budgets, with a report.
 
     Trace, latency model, plan, cut, repair, fine-tune, export, measure. The plan is tightened until the exported file
-    was measured to be within the budget.
+    was measured to be within every budget.
     """
     from secateurs.settings import Settings
 
@@ -76,6 +79,9 @@ def verb(
     }
     chosen = {
         "latency": latency,
+        "memory": memory,
+        "file_size": file_size,
+        "macs": macs,
         "target": target,
         "strategy": strategy,
         "criterion": criterion,
@@ -94,11 +100,12 @@ def verb(
     }
     if resume:
         given, chosen = _from_folder(context, output, given, chosen)
-    elif model is None or data is None or latency is None:
-        missing = [
-            name for name, value in (("MODEL", model), ("--data", data), ("--latency", latency)) if value is None
-        ]
-        raise typer.BadParameter(f"{' and '.join(missing)} missing. Only --resume takes them from the folder.")
+    else:
+        budgets = [text for text in (latency, memory, file_size, macs) if text is not None]
+        wanted = {"MODEL": model, "--data": data, "a budget such as --latency 60%": budgets or None}
+        missing = [name for name, value in wanted.items() if value is None]
+        if missing:
+            raise typer.BadParameter(f"{' and '.join(missing)} missing. Only --resume takes them from the folder.")
     _run(Settings.from_dict(chosen), given, output, resume=resume, store=store, as_json=as_json)
 
 
@@ -132,11 +139,9 @@ def _run(
 ) -> None:
     """The job with progress; Ctrl-C says how to go on."""
     from secateurs.data import open_data
-    from secateurs.plan import Budget
     from secateurs.pruning import Place, check_names, run
     from secateurs.run_folder import check_free
 
-    Budget.parse(settings.latency)
     check_names(settings)
     place = Place(output, resume, store, shlex.join(["secateurs", *sys.argv[1:]]), given)
     if not resume:

@@ -45,10 +45,14 @@ class Protocol:
 
 @dataclass
 class _Candidate:
-    """One file, its process and what was timed so far: a list of run times in ms per turn."""
+    """One file, its process and what was timed so far: a list of run times in ms per turn.
+
+    ``empty_bytes``: peak memory of the process before it loaded the file.
+    """
 
     name: str
     worker: Worker
+    empty_bytes: int = 0
     runs: int = 1
     turns: list[list[float]] = field(default_factory=list)
 
@@ -120,8 +124,9 @@ def compare(
             path = content if isinstance(content, (str, Path)) else folder / f"{index}.{target.artifact}"
             if isinstance(content, bytes):
                 Path(path).write_bytes(content)
+            empty_bytes = worker.peak_bytes()
             worker.load(name, Path(path), target.settings(threads=threads, batch=batch, profile=False))
-            candidates.append(_Candidate(name, worker))
+            candidates.append(_Candidate(name, worker, empty_bytes))
         stack.enter_context(measuring(progress))
         for candidate in candidates:
             latency_ms = warm_up(candidate.worker, candidate.name)
@@ -230,5 +235,6 @@ def _summarise(candidates: list[_Candidate], reference: str, peaks: Mapping[str,
             ratio=None if ratios is None else float(np.median(ratios)),
             ratio_upper=None if ratios is None else median_interval(ratios)[1],
             peak_memory_bytes=peaks[candidate.name] or None,
+            memory_bytes=(peaks[candidate.name] - candidate.empty_bytes) or None,
         )
     return results

@@ -28,7 +28,8 @@ class TargetRecord(_Frozen):
 
 
 class Side(_Frozen):
-    """One network as deployed: latency in ms, spread = IQR / median, accuracy as a fraction, counts, file size."""
+    """One network as deployed: latency in ms, spread = IQR / median, accuracy as a fraction, counts, file size;
+    ``memory_bytes``: by how much the file raised the peak of the runtime's process, ``peak_memory_bytes``."""
 
     latency_ms: float
     latency_spread: float
@@ -36,6 +37,7 @@ class Side(_Frozen):
     macs: int
     params: int
     file_bytes: int
+    memory_bytes: int | None = None
     peak_memory_bytes: int | None = None
 
 
@@ -83,14 +85,42 @@ class ModelError(_Frozen):
     networks: int = 0
 
 
+class BudgetRecord(_Frozen):
+    """One budget after the final measurement, in ``unit`` (``ms``, ``bytes``, ``macs``).
+
+    ``resource``: ``latency``, ``memory``, ``file_size`` or ``macs``; ``text``: as the user gave it; ``upper``: upper
+    end of the 95 % interval of ``pruned``, where it has one.
+    """
+
+    resource: str
+    text: str
+    unit: str
+    limit: float
+    dense: float
+    pruned: float
+    upper: float
+
+    @property
+    def used(self) -> float:
+        """Share of the budget that is taken, 1.0 = all of it."""
+        return self.pruned / self.limit
+
+    @property
+    def met(self) -> bool:
+        """Whether the upper bound is within the limit."""
+        return self.upper <= self.limit * (1 + 1e-9)
+
+
 class Record(_Frozen):
     """Everything ``result.json`` holds.
 
-    ``budget``: as the user gave it; ``budget_ms``: in the milliseconds of the final interleaved measurement;
-    ``budget_used``: measured share of the budget, 1.0 = all of it; ``latency_ratio`` and ``latency_ratio_upper``:
-    median of the per-turn ratios to the dense network and the upper end of its 95 % interval; ``speedup``: ratio of
-    the medians of that run; ``class_count``: classes among which the argmax is taken; ``gap``: proven distance of the
-    search's solution from the best one, as a fraction of its value; ``notes``: what was not done or needs attention.
+    ``budget``: as the user gave it; ``budgets``: every one with its figures; ``budget_ms``: the latency budget in the
+    milliseconds of the final interleaved measurement (None: latency was not limited); ``budget_used``: measured share
+    of the main budget (the first), 1.0 = all of it; ``predicted_ms``: None where there is no latency model;
+    ``latency_ratio`` and ``latency_ratio_upper``: median of the per-turn ratios to the dense network and the upper end
+    of its 95 % interval; ``speedup``: ratio of the medians of that run; ``class_count``: classes among which the
+    argmax is taken; ``gap``: proven distance of the search's solution from the best one, as a fraction of its value;
+    ``notes``: what was not done or needs attention.
     """
 
     schema_: str = Field(default=SCHEMA, alias="schema")
@@ -101,9 +131,10 @@ class Record(_Frozen):
     versions: dict[str, str]
     target: TargetRecord
     budget: str
-    budget_ms: float
+    budgets: tuple[BudgetRecord, ...]
+    budget_ms: float | None
     budget_used: float
-    predicted_ms: float
+    predicted_ms: float | None
     dense: Side
     pruned: PrunedSide
     blocks_removed: tuple[str, ...] = ()
@@ -131,8 +162,8 @@ class Record(_Frozen):
 
     @property
     def pruned_within_budget(self) -> bool:
-        """Whether the upper 95 % bound of the measured latency is within the budget."""
-        return self.latency_ratio_upper * self.dense.latency_ms <= self.budget_ms * (1 + 1e-9)
+        """Whether every budget is met; of latency the upper 95 % bound counts."""
+        return all(budget.met for budget in self.budgets)
 
     def to_json(self) -> str:
         """Stable JSON text."""

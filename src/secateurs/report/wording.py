@@ -40,6 +40,13 @@ def size(value: int) -> str:
     return f"{value} B"
 
 
+def amount(value: float, unit: str) -> str:
+    """``3.41 ms``, ``3.41 MB`` or ``126 M multiply-adds``."""
+    if unit == "ms":
+        return milliseconds(value)
+    return size(round(value)) if unit == "bytes" else f"{count(round(value))} multiply-adds"
+
+
 def percent(fraction: float, digits: int = 2) -> str:
     """``89.79 %``."""
     return f"{100 * fraction:.{digits}f} %"
@@ -63,14 +70,28 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+WHAT = {
+    "latency": "measured",
+    "memory": "of memory at the peak, measured",
+    "file_size": "on disk",
+    "macs": "left",
+}
+
+
 def verdict(record: Record) -> str:
-    """One sentence: was the budget met, how much faster, at what accuracy."""
+    """Were the budgets met, how much faster, at what accuracy."""
     change = points(record.pruned.accuracy - record.dense.accuracy)
-    met = record.pruned_within_budget
-    head = "Budget met" if met else "Budget missed"
+    parts = [
+        f"{amount(one.pruned, one.unit)} {WHAT[one.resource]}, {percent(one.used, 1)} of the budget of "
+        f"{amount(one.limit, one.unit)} ({one.text})"
+        for one in record.budgets
+    ]
+    if all(one.met for one in record.budgets):
+        head = "Budget met" if len(parts) == 1 else "Budgets met"
+    else:
+        head = "Budget missed"
     return (
-        f"{head}: {milliseconds(record.pruned.latency_ms)} measured, {percent(record.budget_used, 1)} of the budget of "
-        f"{milliseconds(record.budget_ms)} ({record.budget}). {record.speedup:.2f}× faster than dense, "
+        f"{head}: {'; '.join(parts)}. {record.speedup:.2f}× faster than dense, "
         f"accuracy {percent(record.pruned.accuracy)} ({change})."
     )
 
@@ -105,4 +126,7 @@ def rows(record: Record) -> list[tuple[str, str, str, str]]:
     table.append(("Multiply-adds", count(dense.macs), count(pruned.macs), kept(dense.macs, pruned.macs)))
     table.append(("Parameters", count(dense.params), count(pruned.params), kept(dense.params, pruned.params)))
     table.append(("File", size(dense.file_bytes), size(pruned.file_bytes), kept(dense.file_bytes, pruned.file_bytes)))
+    if dense.memory_bytes and pruned.memory_bytes:
+        memory = (size(dense.memory_bytes), size(pruned.memory_bytes), kept(dense.memory_bytes, pruned.memory_bytes))
+        table.append(("Peak memory", *memory))
     return table

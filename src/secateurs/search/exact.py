@@ -196,5 +196,5 @@ def _fallback(problem: Problem) -> Candidate:
     """A feasible point where the solver had none in time: the fastest network, if it meets all limits."""
     point = fastest(problem)
     if not bool(problem.fits(point.widths, point.removed)):
-        raise infeasible(problem, point)
+        raise infeasible(problem)
     return point

@@ -73,26 +73,27 @@ def _ladder(low: int, high: int, grain: int) -> np.ndarray:
 
 
 def right_ends(
-    spec: NetworkSpec, options: Sequence[np.ndarray], model: CostModel, *, noise: float = 0.005
+    spec: NetworkSpec, options: Sequence[np.ndarray], models: Sequence[CostModel], *, noise: float = 0.005
 ) -> tuple[np.ndarray, ...]:
-    """The options without those that a wider one of the same group matches in cost (METHODS §7.2).
+    """The options without those that a wider one of the same group matches in every cost (METHODS §7.2).
 
     A width goes when, with the other groups dense and again with them at half of their width, a wider option costs
-    at most ``noise`` x (the cost of the operators that the group touches) more. Only for single-group axes: a group
-    that is concatenated with others keeps all its options, its plateau depends on them.
+    at most ``noise`` x (the cost of the operators that the group touches) more. Only what is timed has noise. Only for
+    single-group axes: a group that is concatenated with others keeps all its options, its plateau depends on them.
     """
-    together = {g for term in model.terms for axis in (term.inputs, term.outputs) for g in _mixed(axis)}
-    dense = spec.dense_widths
-    halves = np.array([widths[len(widths) // 2] for widths in options])
+    together = {g for model in models for term in model.terms for a in (term.inputs, term.outputs) for g in _mixed(a)}
+    contexts = (spec.dense_widths, np.array([widths[len(widths) // 2] for widths in options]))
+    slack = np.array([1 + noise if model.unit == "ms" else 1.0 for model in models for _ in contexts])
     result = []
     for group, widths in enumerate(options):
         if group in together or len(widths) < 2:
             result.append(widths)
             continue
         keep = np.ones(len(widths), dtype=bool)
-        costs = np.stack([_touched(model, group, widths, context) for context in (dense, halves)])
+        costs = np.stack([_touched(model, group, widths, context) for model in models for context in contexts])
         for here in range(len(widths) - 1):
-            keep[here] = not np.any(np.all(costs[:, here + 1 :] <= costs[:, here, None] * (1 + noise), axis=0))
+            ceiling = (costs[:, here] * slack)[:, None]
+            keep[here] = not np.any(np.all(costs[:, here + 1 :] <= ceiling, axis=0))
         keep[0] = True
         result.append(widths[keep])
     return tuple(result)

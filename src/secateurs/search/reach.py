@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from secateurs.cost import quantity
 from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.search.lagrangian import cheapest, relax
 from secateurs.search.milp import solve_milp
@@ -51,38 +53,49 @@ def fixed_terms(problem: Problem, point: Candidate, *, constraint: int = 0) -> l
     return [(name, cost) for cost, name in costs[:NAMED_AT_MOST]]
 
 
-def infeasible(problem: Problem, point: Candidate | None = None) -> InfeasibleBudgetError:
-    """The error to raise when nothing legal meets all limits.
+def reach(problem: Problem) -> tuple[dict[str, Any], ...]:
+    """How little each constraint's cost can be at all, and what limits it: one set of details per constraint.
 
-    Its ``details``: ``constraint``, ``limit``, ``unit``, ``fastest`` (cost), ``widths`` (by group name), ``removed``
-    (block names), ``at_minimum`` (group names), ``costliest`` [(term, cost)], ``conflict`` (True where every limit
-    can be met alone but not together).
+    ``constraint``, ``limit``, ``unit``, ``fastest`` (cost), ``widths`` (by group name), ``removed`` (block names),
+    ``at_minimum`` (group names), ``costliest`` [(term, cost)], ``offset`` (the fixed part of the cost).
     """
-    points = [fastest(problem, constraint=c) if c or point is None else point for c in range(len(problem.constraints))]
-    short = [c for c, p in enumerate(points) if not _meets(problem, p, c)]
+    return tuple(_details(problem, fastest(problem, constraint=c), c) for c in range(len(problem.constraints)))
+
+
+def infeasible(problem: Problem, points: Sequence[Mapping[str, Any]] | None = None) -> InfeasibleBudgetError:
+    """The error to raise when nothing legal meets all limits; ``points``: what :func:`reach` gave, where known.
+
+    Its ``details`` are :func:`reach`'s of the first limit that cannot be met, and ``conflict``: True where every limit
+    can be met alone but not together.
+    """
+    found = reach(problem) if points is None else points
+    details = [{**d, "limit": c.limit} for d, c in zip(found, problem.constraints, strict=True)]
+    short = [index for index, one in enumerate(details) if one["fastest"] > one["limit"] + SLACK * abs(one["limit"])]
     index = short[0] if short else 0
-    details = _details(problem, points[index], index, conflict=not short)
-    where = problem.constraints[index].where
-    unit, place = details["unit"], f" ({where})" if where else ""
+    chosen = {**details[index], "conflict": not short}
+    where, unit = problem.constraints[index].where, chosen["unit"]
     if short:
         what = (
-            f"Budget {details['limit']:.4g} {unit} of {details['constraint']} is below the fastest legal network, "
-            f"{details['fastest']:.4g} {unit}{place}."
+            f"Budget {quantity(chosen['limit'], unit)} of {_words(chosen['constraint'])} is below the "
+            f"{'fastest' if unit == 'ms' else 'smallest'} legal network, {quantity(chosen['fastest'], unit)}"
+            f"{f' ({where})' if where else ''}."
+        )
+    elif len(details) == 1:
+        what = (
+            f"This search finds no network within {quantity(chosen['limit'], unit)}, though the least that a legal one "
+            f"takes is {quantity(chosen['fastest'], unit)}; knapsack would find one."
         )
     else:
-        names = ", ".join(f"{c.name} {c.limit:.4g} {c.model.unit}" for c in problem.constraints)
+        names = ", ".join(f"{_words(c.name)} {quantity(c.limit, c.model.unit)}" for c in problem.constraints)
         what = f"No legal network meets all limits at once ({names}), though each can be met alone."
-    return InfeasibleBudgetError(
-        f"{what} {_limits(details, len(problem.options))} {_advice(problem, details)}", details
-    )
+    return InfeasibleBudgetError(f"{what} {_limits(chosen, len(problem.options))} {_advice(problem, chosen)}", chosen)
 
 
-def _meets(problem: Problem, point: Candidate, index: int) -> bool:
-    constraint = problem.constraints[index]
-    return point.predicted[constraint.name] <= constraint.limit + SLACK * abs(constraint.limit)
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
-def _details(problem: Problem, point: Candidate, index: int, *, conflict: bool) -> dict[str, Any]:
+def _details(problem: Problem, point: Candidate, index: int) -> dict[str, Any]:
     spec, constraint = problem.spec, problem.constraints[index]
     inside = [not point.removed.isdisjoint(blocks) for blocks in problem.inner_blocks]
     at_minimum = [
@@ -98,7 +111,6 @@ def _details(problem: Problem, point: Candidate, index: int, *, conflict: bool) 
         "at_minimum": at_minimum,
         "costliest": fixed_terms(problem, point, constraint=index),
         "offset": constraint.model.offset,
-        "conflict": conflict,
     }
 
 
@@ -108,17 +120,17 @@ def _limits(details: dict[str, Any], groups: int) -> str:
     if details["removed"]:
         text += f" and {len(details['removed'])} blocks are removed"
     if details["costliest"]:
-        parts = ", ".join(f"{name} ({cost:.3g} {unit})" for name, cost in details["costliest"])
+        parts = ", ".join(f"{name} ({quantity(cost, unit)})" for name, cost in details["costliest"])
         text += f"; what still costs most is {parts}"
     if details["offset"] > 0:
-        text += f", beside a fixed {details['offset']:.3g} {unit}"
+        text += f", beside a fixed {quantity(details['offset'], unit)}"
     return text + "."
 
 
 def _advice(problem: Problem, details: dict[str, Any]) -> str:
     if details["conflict"]:
         return "Raise one of the limits."
-    advice = f"Raise the budget to at least {details['fastest']:.4g} {details['unit']}, allow narrower groups"
+    advice = f"Raise the budget to at least {quantity(details['fastest'], details['unit'])}, allow narrower groups"
     if problem.spec.blocks and not problem.removable:
         return advice + ", or allow whole blocks to be removed."
     return advice + ", or unpin some."

@@ -1,0 +1,114 @@
+"""What a network takes besides time, as cost models over the widths: multiply-adds, bytes of the file, peak memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateurs.cost import CostModel, CostTerm
+from secateurs.network import AxisSpec, LayerSpec, NetworkSpec, ParameterSpec
+
+BYTES_PER_SCALAR = 4
+"""Files and activations are float32."""
+
+SHARPNESS = 8
+"""Exponent of the norm over layers that stands in for the largest one."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """``scale`` times the lengths of the axes that count."""
+
+    scale: float
+    inputs: bool = True
+    outputs: bool = True
+
+    def __call__(self, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        rows, columns = np.broadcast_arrays(np.asarray(inputs, np.float64), np.asarray(outputs, np.float64))
+        return self.scale * (rows if self.inputs else 1.0) * (columns if self.outputs else np.ones_like(columns))
+
+
+def macs_model(spec: NetworkSpec) -> CostModel:
+    """Multiply-adds at batch 1; equal to :meth:`NetworkSpec.macs`."""
+    terms = []
+    for layer in spec.layers:
+        work = layer.positions * layer.kernel_elements
+        if layer.kind == "depthwise":
+            cost = Product(work, inputs=False)
+        elif layer.group_inputs is not None:
+            cost = Product(work * layer.group_inputs, inputs=False)
+        else:
+            cost = Product(work / layer.groups)
+        inputs = layer.inputs if cost.inputs else None
+        terms.append(CostTerm(layer.name, inputs, layer.outputs, cost, layer.blocks))
+    return CostModel("macs", 0.0, tuple(terms))
+
+
+def size_model(spec: NetworkSpec, dense_bytes: float | None = None) -> CostModel:
+    """Bytes of the deployed file: its parameters, and what ``dense_bytes`` (the dense file) holds besides."""
+    terms = tuple(_stored(spec, 1.0))
+    weights = _at_dense(spec, terms)
+    return CostModel("bytes", max(0.0, (dense_bytes or weights) - weights), terms)
+
+
+def memory_model(spec: NetworkSpec, batch: int = 1, dense_bytes: float | None = None) -> CostModel:
+    """Peak bytes that the network adds to the runtime's process: parameters, and the activations where most live.
+
+    A peak is a maximum over layers, which no sum of terms is. Here it is the layers' activations (input and output)
+    weighted by the gradient of their 8-norm at the dense widths, so that layers near the peak count. ``dense_bytes``
+    (the dense network, measured) says how many copies of the weights the runtime keeps. Our own reading; the closed
+    loop corrects what it errs.
+    """
+    held = np.array([_activations(layer, spec.dense_widths) for layer in spec.layers]) * batch
+    peak = float(held.max(initial=0.0))
+    norm = float(np.sum((held / max(peak, 1.0)) ** SHARPNESS) ** (1 / SHARPNESS)) or 1.0
+    weights = (held / max(peak, 1.0) / norm) ** (SHARPNESS - 1)
+    alive = [term for layer, weight in zip(spec.layers, weights, strict=True) for term in _alive(layer, weight * batch)]
+    stored = _at_dense(spec, tuple(_stored(spec, 1.0)))
+    measured = dense_bytes if dense_bytes is not None else stored + peak
+    copies = max(1.0, (measured - _at_dense(spec, tuple(alive))) / max(stored, 1.0))
+    return CostModel("bytes", 0.0, (*_stored(spec, copies), *alive))
+
+
+def _at_dense(spec: NetworkSpec, terms: tuple[CostTerm, ...]) -> float:
+    return float(CostModel("bytes", 0.0, terms).evaluate(spec.dense_widths))
+
+
+def _stored(spec: NetworkSpec, copies: float) -> Iterator[CostTerm]:
+    for parameter in spec.parameters:
+        if parameter.trainable:
+            yield _parameter_term(parameter, copies * BYTES_PER_SCALAR, spec.dense_widths)
+
+
+def _parameter_term(parameter: ParameterSpec, scale: float, dense: np.ndarray) -> CostTerm:
+    """Scalars of a parameter times ``scale``; of more than two axes that vary, the last ones count at full length."""
+    varying = [axis for axis in parameter.axes if axis.parts]
+    fixed = [axis for axis in parameter.axes if not axis.parts] + varying[2:]
+    for axis in fixed:
+        scale *= int(axis.length(dense))
+    outputs = varying[0] if varying else None
+    inputs = varying[1] if len(varying) > 1 else None
+    cost = Product(scale, inputs is not None, outputs is not None)
+    return CostTerm(parameter.name, inputs, outputs, cost, parameter.blocks)
+
+
+def _positions(layer: LayerSpec) -> tuple[int, int]:
+    """Positions of a layer's input and of its output."""
+    return int(np.prod(layer.input_hw)) if layer.input_hw else layer.positions, layer.positions
+
+
+def _activations(layer: LayerSpec, widths: np.ndarray) -> float:
+    before, after = _positions(layer)
+    return float(BYTES_PER_SCALAR * (before * layer.inputs.length(widths) + after * layer.outputs.length(widths)))
+
+
+def _alive(layer: LayerSpec, weight: float) -> Iterator[CostTerm]:
+    for axis, positions in zip((layer.inputs, layer.outputs), _positions(layer), strict=True):
+        if weight * positions > 1e-3:
+            yield _axis_term(layer, axis, weight * positions * BYTES_PER_SCALAR)
+
+
+def _axis_term(layer: LayerSpec, axis: AxisSpec, scale: float) -> CostTerm:
+    return CostTerm(f"{layer.name} (activations)", None, axis, Product(scale, inputs=False), layer.blocks)
