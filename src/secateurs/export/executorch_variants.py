@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.resources
 import json
 import math
-import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +22,17 @@ from secateurs.export.executorch import lower
 from secateurs.export.program import to_program
 from secateurs.export.torch_variants import operators_of
 from secateurs.export.variants import DISSOLVED, kept_units
+from secateurs.export.xnnpack_graph import (
+    Json,
+    becomes_clamp,
+    drop_unused,
+    integers,
+    read_graph,
+    replace_value,
+    same_layout,
+    tensor_of,
+    write_graph,
+)
 from secateurs.network import AxisSpec, NetworkSpec
 from secateurs.structure.apply import apply
 
@@ -34,7 +41,6 @@ _PROBES, _DRAWS = (2, 3), 200
 _FUSED = ("relu", "hardtanh", "clamp")
 """Operators that XNNPACK computes inside the one before."""
 _NO_BUFFER = 0
-Json = dict[str, Any]
 Place = tuple[str, str, int]
 """Traced node, schema argument, and position in it."""
 
@@ -58,7 +64,7 @@ class _Parts:
         from executorch.exir._serialize._program import deserialize_pte_binary
 
         file = deserialize_pte_binary(content)
-        return cls(file, [_graph(bytes(delegate.data)) for delegate in file.program.backend_delegate_data])
+        return cls(file, [read_graph(bytes(delegate.data)) for delegate in file.program.backend_delegate_data])
 
     def slots(self) -> Iterator[tuple[Any, Any]]:
         """Every place ``(container, key)`` of an integer that may depend on widths, always in the same order."""
@@ -68,8 +74,8 @@ class _Parts:
             elif hasattr(value.val, "int_val"):
                 yield vars(value.val), "int_val"
         for graph in self.graphs:
-            yield from _integers(graph["xvalues"])
-            yield from _integers(graph["xnodes"])
+            yield from integers(graph["xvalues"])
+            yield from integers(graph["xnodes"])
 
     def numbers(self) -> list[int]:
         """The integers in the slots."""
@@ -168,7 +174,7 @@ class ExecutorchVariants:
         _cut_outer_weights(whole.program)
         whole.named_data = _cut_weights(parts.graphs, self._parts.graphs, whole.named_data)
         for delegate, graph in zip(whole.program.backend_delegate_data, parts.graphs, strict=True):
-            delegate.data = _payload(graph)
+            delegate.data = write_graph(graph)
         header = json.dumps({"instructions": self._labels(parts)}).encode()
         return header + b"\n" + bytes(serialize_pte_binary(whole, extract_delegate_segments=True))
 
@@ -202,19 +208,19 @@ class ExecutorchVariants:
             index, entry = self._writer(parts, gone)
             other, source = self._writer(parts, instead)
             graph, renamed = moves[index]
-            found = _same_layout(graph, entry, source["xnode_union"]["output_id"]) if index == other else None
+            found = same_layout(graph, entry, source["xnode_union"]["output_id"]) if index == other else None
             if found is None:
                 raise ExportError(
                     f"The block that ends at {gone} reads {instead} from outside its XNNPACK graph, so it cannot be "
                     f"removed by editing. Plan without removing blocks, or choose another target."
                 )
-            if not _clamped(graph, entry, found):
+            if not becomes_clamp(graph, entry, found):
                 renamed[entry["xnode_union"]["output_id"]] = found
         for graph, renamed in moves:
             for value in renamed:
-                _replace(graph, value, renamed)
+                replace_value(graph, value, renamed)
         for graph in parts.graphs:
-            _drop_unused(graph)
+            drop_unused(graph)
 
     def _writer(self, parts: _Parts, name: str) -> tuple[int, Json]:
         """Index of the XNNPACK graph, and the operator in it, that computes the traced node ``name``."""
@@ -232,16 +238,6 @@ class ExecutorchVariants:
             f"Node {name} of the traced network has no counterpart in the lowered program. "
             f"Plan without removing blocks, or choose another target."
         )
-
-
-def _integers(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Places of the integers in nested JSON."""
-    entries: Iterable[tuple[Any, Any]] = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    for key, value in entries:
-        if isinstance(value, (dict, list)):
-            yield from _integers(value)
-        elif isinstance(value, int):
-            yield tree, key
 
 
 def _axes(spec: NetworkSpec) -> list[AxisSpec]:
@@ -302,111 +298,6 @@ def _meaning(
     )
 
 
-def _graph(payload: bytes) -> Json:
-    """The XNNPACK graph in a delegate's data."""
-    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
-    from executorch.exir._serialize._flatbuffer import _flatc_decompile
-
-    header = XNNHeader.from_bytes(payload[: XNNHeader.EXPECTED_LENGTH])
-    start = header.flatbuffer_offset
-    with tempfile.TemporaryDirectory(prefix="secateurs-xnnpack-") as folder:
-        (Path(folder) / "graph.bin").write_bytes(payload[start : start + header.flatbuffer_size])
-        _flatc_decompile(folder, _schema(folder), str(Path(folder) / "graph.bin"), ["--raw-binary"])
-        text = (Path(folder) / "graph.json").read_text()
-    graph: Json = json.loads(re.sub(r"(?<![\"\w])inf\b", "Infinity", text))
-    return graph
-
-
-def _payload(graph: Json) -> bytes:
-    """A delegate's data for an XNNPACK graph without inline constants."""
-    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
-    from executorch.exir._serialize._flatbuffer import _flatc_compile
-
-    with tempfile.TemporaryDirectory(prefix="secateurs-xnnpack-") as folder:
-        source = Path(folder) / "graph.json"
-        source.write_text(json.dumps(graph))
-        _flatc_compile(folder, _schema(folder), str(source))
-        body = (Path(folder) / "graph.bin").read_bytes()
-    start = -(-XNNHeader.EXPECTED_LENGTH // 16) * 16
-    end = start + -(-len(body) // 16) * 16
-    header = XNNHeader(start, len(body), end, 0).to_bytes()
-    return header.ljust(start, b"\0") + body.ljust(end - start, b"\0")
-
-
-def _schema(folder: str) -> str:
-    text = importlib.resources.files("executorch.backends.xnnpack.serialization").joinpath("schema.fbs").read_bytes()
-    path = Path(folder) / "schema.fbs"
-    path.write_bytes(text)
-    return str(path)
-
-
-def _tensor(value: Json) -> Json:
-    """The tensor in a value, quantised or not."""
-    union: Json = value["xvalue_union"]
-    return union.get("tensor_value", union)
-
-
-def _reads(node: Json) -> dict[str, int]:
-    """Values that an XNNPACK operator reads, by field."""
-    return {key: value for key, value in node.items() if key.endswith("_id") and key != "output_id"}
-
-
-def _same_layout(graph: Json, entry: Json, value: int) -> int | None:
-    """``value``, or its transpose, whichever the operator reads; None where it reads neither."""
-    transposes = [
-        other["xnode_union"]["output_id"]
-        for other in graph["xnodes"]
-        if other["xnode_union_type"] == "XNNStaticTranspose" and other["xnode_union"]["input_id"] == value
-    ]
-    return next((found for found in (value, *transposes) if found in _reads(entry["xnode_union"]).values()), None)
-
-
-def _clamped(graph: Json, entry: Json, value: int) -> bool:
-    """Whether the activation fused into the removed operator must stay, which then becomes that activation."""
-    writer = next((other for other in graph["xnodes"] if other["xnode_union"]["output_id"] == value), {})
-    if "output_min_max" not in entry or "output_min_max" in writer:
-        return False
-    node = {"input_id": value, "output_id": entry["xnode_union"]["output_id"], "flags": 0}
-    entry |= {"xnode_union_type": "XNNClamp", "xnode_union": node}
-    return True
-
-
-def _replace(graph: Json, value: int, renamed: Mapping[int, int]) -> None:
-    """Let every reader of ``value`` read what stays of it; an output of the graph keeps its place.
-
-    Raises:
-        ExportError: an input of the graph would become its output.
-    """
-    final = value
-    while final in renamed:
-        final = renamed[final]
-    for entry in graph["xnodes"]:
-        node = entry["xnode_union"]
-        node |= {key: final for key, read in _reads(node).items() if read == value}
-    tensors = {tensor["id_out"]: tensor for tensor in map(_tensor, graph["xvalues"])}
-    if tensors[value]["flags"]:
-        if tensors[final]["flags"]:
-            raise ExportError(
-                "A block whose removal joins an input of an XNNPACK graph to its output cannot be removed by editing. "
-                "Plan without removing blocks, or choose another target."
-            )
-        for key in ("flags", "external_id"):
-            tensors[final][key], tensors[value][key] = tensors[value][key], tensors[final][key]
-
-
-def _drop_unused(graph: Json) -> None:
-    """Remove the operators and values that no output needs."""
-    needed = {tensor["id_out"] for tensor in map(_tensor, graph["xvalues"]) if tensor["flags"]}
-    kept = []
-    for entry in reversed(graph["xnodes"]):
-        node = entry["xnode_union"]
-        if node["output_id"] in needed:
-            kept.append(entry)
-            needed.update(_reads(node).values())
-    graph["xnodes"] = kept[::-1]
-    graph["xvalues"] = [value for value in graph["xvalues"] if _tensor(value)["id_out"] in needed]
-
-
 def _cut_weights(graphs: Sequence[Json], dense: Sequence[Json], named: Any) -> Any:
     """The weights at the sizes that ``graphs`` give them; their names are set there to fit the new content."""
     from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
@@ -414,8 +305,8 @@ def _cut_weights(graphs: Sequence[Json], dense: Sequence[Json], named: Any) -> A
     buffers: list[bytes] = []
     entries: dict[str, Any] = {}
     for graph, before in zip(graphs, dense, strict=True):
-        sizes = {tensor["id_out"]: math.prod(tensor["dims"]) for tensor in map(_tensor, before["xvalues"])}
-        for tensor in map(_tensor, graph["xvalues"]):
+        sizes = {tensor["id_out"]: math.prod(tensor["dims"]) for tensor in map(tensor_of, before["xvalues"])}
+        for tensor in map(tensor_of, graph["xvalues"]):
             index = tensor["constant_buffer_idx"]
             if index == _NO_BUFFER:
                 continue
