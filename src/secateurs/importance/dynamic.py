@@ -15,7 +15,7 @@ repeat each other. When not: the scores say who is redundant in a group, not wha
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,6 +135,24 @@ class Dynamics:
             return self.scores(group, acs_mode=acs_mode, partners=partners)
 
         return acs
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What :meth:`restore` needs to go on observing."""
+        held = {"changes": torch.tensor(self.changes)}
+        for name in self._last:
+            held |= {f"gram.{name}": self.gram[name], f"norms.{name}": torch.from_numpy(self.norms[name])}
+            held |= {f"last.{name}": self._last[name], f"own.{name}": self._own[name]}
+        return held
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`tensors` gave."""
+        self.changes = int(tensors["changes"])
+        for group in self.graph.groups:
+            name = group.name
+            if f"last.{name}" in tensors:
+                self.gram[name] = tensors[f"gram.{name}"].clone()
+                self.norms[name] = tensors[f"norms.{name}"].numpy().copy()
+                self._last[name], self._own[name] = tensors[f"last.{name}"].clone(), tensors[f"own.{name}"].clone()
 
     def _check(self) -> None:
         if self.changes == 0:
