@@ -1,22 +1,25 @@
 """How well latency models predict networks they have not seen, on three kinds of width vectors.
 
-    python benchmarks/latency_prediction.py --networks cifar-resnet56 resnet18 mobilenet-v1 --targets onnxruntime-cpu
+    python benchmarks/latency_prediction.py                 # three networks, three runtimes: about half an hour
+    python benchmarks/latency_prediction.py --networks resnet18 --targets onnxruntime-cpu
 
-For each network and target: builds the table, measures fresh networks of each kind, and writes one row per kind to
-``benchmarks/results/latency_prediction.csv``, with three baselines: a constant, multiply-adds in proportion to the
-dense latency, and the sum of layers timed alone. Everything measured is kept in the store, so that an interrupted run
-goes on where it was; rows that are already there are skipped (``--again`` measures them anew).
+For each network and target: builds the table, measures fresh networks of each kind, and writes one row per kind, and
+one for all of them, to ``benchmarks/results/latency_prediction.csv``, with three baselines: a constant, multiply-adds
+in proportion to the dense latency, and the sum of layers timed alone. A row is written as soon as it is known and
+everything measured is kept in the store, so that an interrupted run goes on where it was; rows that are already there
+are skipped (``--again`` measures them anew).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import itertools
 import platform
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +31,8 @@ from onnx import TensorProto, helper, numpy_helper
 import secateurs
 from secateurs import planning
 from secateurs.errors import SecateursError
-from secateurs.export.variants import OnnxVariants
-from secateurs.latency.collect import Collector, Observation
+from secateurs.export.artifacts import variants
+from secateurs.latency.collect import Collector, Variants
 from secateurs.latency.design import Sample, rounded
 from secateurs.latency.lock import measuring
 from secateurs.latency.model import LatencyModel, ModelError, Profiler
@@ -37,15 +40,19 @@ from secateurs.latency.store import Store
 from secateurs.latency.targets import Target, lower_half, open_target
 from secateurs.models import load
 from secateurs.network import LayerSpec, NetworkSpec
+from secateurs.profiling import typical_plans
 from secateurs.progress import silent
 from secateurs.structure import Graph, trace
 
 RESULTS = Path(__file__).parent / "results" / "latency_prediction.csv"
 KINDS = ("independent", "shared", "solver")
+NETWORKS, TARGETS = ("cifar-resnet56", "resnet18", "mobilenet-v1"), ("onnxruntime-cpu", "openvino-cpu", "torch-cpu")
+ISOLATED = 6
+"""Networks per kind whose layers are timed alone: every new pair of widths of a layer is a file of its own."""
 FIELDS = (
     "network", "input", "target", "device", "runtime", "precision", "threads", "kind", "networks", "mean_abs", "p95",
-    "signed", "spearman", "constant_mean_abs", "macs_mean_abs", "isolated_mean_abs", "dense_ms", "table_networks",
-    "table_seconds", "noise", "secateurs", "python", "date",
+    "signed", "spearman", "within_one_sigma", "constant_mean_abs", "macs_mean_abs", "isolated_mean_abs", "dense_ms",
+    "table_networks", "table_seconds", "noise", "secateurs", "python", "date",
 )  # fmt: skip
 
 
@@ -55,7 +62,7 @@ class Setting:
 
     name: str
     graph: Graph
-    variants: OnnxVariants
+    variants: Variants
     target: Target
     threads: int
     store: Store
@@ -83,50 +90,69 @@ def shared(spec: NetworkSpec, count: int, rng: np.random.Generator) -> list[Samp
 
 def solver(setting: Setting, model: LatencyModel, count: int) -> list[Sample]:
     """Plans that the exact solver returns at 80, 60 and 40 %, for several criteria and seeds."""
-    criteria = [("l1", 0), ("l2", 0), ("splamp", 0), *(("random", seed) for seed in range(count))]
+    criteria = [("l1", 0), ("l2", 0), ("splamp", 0), ("lamp", 0), *(("random", seed) for seed in range(count))]
     found: dict[Sample, None] = {}
     for (criterion, seed), ratio in itertools.product(criteria, (0.8, 0.6, 0.4)):
         planner = planning.Planner(setting.graph, model, "knapsack", criterion, seed)
         try:
-            choice = planner.solve(ratio)
+            solution = planner.solve({"latency": ratio}).solution
         except SecateursError as error:
             print(f"  {criterion} at {ratio:.0%}: {error}")
             continue
-        found[Sample(tuple(choice.solution.widths.tolist()), frozenset(choice.solution.removed))] = None
+        found[Sample(tuple(solution.widths.tolist()), frozenset(solution.removed))] = None
         if len(found) >= count:
             break
     return list(found)
 
 
-def measure(setting: Setting, samples: Sequence[Sample], dense_ms: float) -> tuple[list[Observation], np.ndarray]:
-    """Observations, and latencies in ms [n] with the clock's drift against the table removed."""
-    collector = Collector(setting.spec, setting.variants, setting.target, threads=setting.threads, store=setting.store)
+def measure(setting: Setting, samples: Sequence[Sample], model: LatencyModel) -> np.ndarray:
+    """Latencies in ms [n] of whole networks, at the pace of the machine when the table was made."""
+    collector = Collector(
+        setting.spec, setting.variants, setting.target, threads=setting.threads, store=setting.store, profiled=False
+    )
     with silent.task("measure", len(samples)) as task:
         seen = collector.measure(samples, task)
-    return seen, np.array([entry.total_ms * dense_ms / entry.anchor_ms for entry in seen])
+    return np.array([model.measured_ms(entry.total_ms, entry.anchor_ms) for entry in seen])
 
 
 def isolated(setting: Setting, samples: Sequence[Sample]) -> np.ndarray:
     """Sum of the layers' latencies, each convolution or linear map timed alone, in ms [n]."""
-    pairs: dict[tuple[LayerSpec, int, int], float] = {}
+    pairs: dict[tuple[object, ...], tuple[LayerSpec, int, int]] = {}
     keys = []
     for sample in samples:
         widths, mine = sample.array(), []
         for layer in setting.spec.layers:
             if sample.removed.isdisjoint(layer.blocks):
-                mine.append((layer, int(layer.inputs.length(widths)), int(layer.outputs.length(widths))))
+                inputs, outputs = int(layer.inputs.length(widths)), int(layer.outputs.length(widths))
+                same = (layer.kind, layer.kernel_elements, layer.stride, layer.input_hw, inputs, outputs)
+                pairs[same] = (layer, inputs, outputs)
+                mine.append(same)
         keys.append(mine)
-        pairs.update(dict.fromkeys(mine, 0.0))
+    times: dict[tuple[object, ...], float] = {}
     with setting.target.start() as worker, tempfile.TemporaryDirectory() as folder, measuring():
         settings = setting.target.settings(threads=setting.threads, batch=1, profile=False)
-        for layer, inputs, outputs in pairs:
-            path = Path(folder) / "layer.onnx"
-            path.write_bytes(one_layer(layer, inputs, outputs))
+        for same, pair in pairs.items():
+            path = Path(folder) / f"layer.{setting.target.artifact}"
+            path.write_bytes((one_layer if setting.target.artifact == "onnx" else one_program)(*pair))
             worker.load("layer", path, settings)
-            times = worker.run(["layer"], runs=15, skip=2)["times_ms"]["layer"]
-            pairs[layer, inputs, outputs] = lower_half(times)
+            times[same] = lower_half(worker.run(["layer"], runs=15, skip=2)["times_ms"]["layer"])
             worker.drop(["layer"])
-    return np.array([sum(pairs[key] for key in mine) for mine in keys])
+    return np.array([sum(times[key] for key in mine) for mine in keys])
+
+
+def one_program(layer: LayerSpec, inputs: int, outputs: int) -> bytes:
+    """A PyTorch program with this layer alone."""
+    module: torch.nn.Module
+    if not layer.input_hw:
+        module, shape = torch.nn.Linear(inputs, outputs), (1, inputs)
+    else:
+        side = round(layer.kernel_elements**0.5)
+        groups = outputs if layer.kind == "depthwise" else layer.groups
+        module = torch.nn.Conv2d(inputs, outputs, side, layer.stride, side // 2, groups=groups)
+        shape = (1, inputs, *layer.input_hw)
+    memory = io.BytesIO()
+    torch.export.save(torch.export.export(module.eval(), (torch.zeros(shape),)), memory)
+    return memory.getvalue()
 
 
 def one_layer(layer: LayerSpec, inputs: int, outputs: int) -> bytes:
@@ -156,29 +182,56 @@ def scaled_error(prediction: np.ndarray, measured: np.ndarray) -> float:
     return float(np.abs(prediction / measured - 1).mean())
 
 
-def row(
-    setting: Setting, kind: str, samples: Sequence[Sample], model: LatencyModel, facts: dict[str, object]
-) -> dict[str, object]:
-    """One line of the results."""
-    seen, measured = measure(setting, samples, model.dense_ms)
+@dataclass(frozen=True)
+class Seen:
+    """Fresh networks of one kind: what was predicted, what was measured [n], and the multiply-adds [n] of dense."""
+
+    samples: list[Sample]
+    predicted: np.ndarray
+    measured: np.ndarray
+    macs: np.ndarray
+
+    def __add__(self, other: Seen) -> Seen:
+        arrays = zip(self.arrays(), other.arrays(), strict=True)
+        return Seen(self.samples + other.samples, *(np.concatenate(pair) for pair in arrays))
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The arrays."""
+        return self.predicted, self.measured, self.macs
+
+
+def look(setting: Setting, kind: str, model: LatencyModel, count: int, seed: int) -> Seen:
+    """Measure ``count`` fresh networks of one kind (those in the store are not measured again)."""
+    rng, spec = np.random.default_rng([seed, 7, KINDS.index(kind)]), setting.spec
+    if kind == "solver":
+        samples = solver(setting, model, count)
+    else:
+        samples = (independent if kind == "independent" else shared)(spec, count, rng)
     predicted = np.array([model.predict(sample.array(), sample.removed) for sample in samples])
-    error, spec = ModelError.of(predicted, measured), setting.spec
     macs = np.array([spec.macs(sample.array(), sample.removed) for sample in samples]) / spec.macs(spec.dense_widths)
-    alone = isolated(setting, samples[:12]) if setting.target.artifact == "onnx" else None
+    return Seen(samples, predicted, measure(setting, samples, model), macs)
+
+
+def row(setting: Setting, kind: str, seen: Seen, model: LatencyModel, facts: dict[str, object]) -> dict[str, object]:
+    """One line of the results."""
+    error, measured = ModelError.of(seen.predicted, seen.measured), seen.measured
+    sigma = np.array([model.uncertainty(sample.array(), sample.removed) for sample in seen.samples])
     print(f"{setting.name} {setting.target.name} {kind}: {error}", flush=True)
+    alone = None if kind == "all" else isolated(setting, seen.samples[:ISOLATED])
     fingerprint = setting.target.fingerprint(setting.threads)
     return {
         **{key: fingerprint[key] for key in ("target", "device", "runtime", "precision", "threads")},
         **facts,
         "network": setting.name,
         "kind": kind,
-        "networks": len(seen),
+        "networks": len(measured),
         "mean_abs": f"{error.mean_abs:.4f}",
         "p95": f"{error.p95:.4f}",
         "signed": f"{error.signed:.4f}",
         "spearman": f"{error.spearman:.4f}",
+        "within_one_sigma": f"{float((np.abs(seen.predicted - measured) <= sigma).mean()):.3f}",
         "constant_mean_abs": f"{scaled_error(np.full(len(measured), np.median(measured)), measured):.4f}",
-        "macs_mean_abs": f"{scaled_error(macs * model.dense_ms, measured):.4f}",
+        "macs_mean_abs": f"{scaled_error(seen.macs * model.dense_ms, measured):.4f}",
         "isolated_mean_abs": "" if alone is None else f"{scaled_error(alone, measured[: len(alone)]):.4f}",
         "secateurs": secateurs.__version__,
         "python": platform.python_version(),
@@ -186,43 +239,45 @@ def row(
     }
 
 
-def run(setting: Setting, kinds: Sequence[str], count: int, seed: int) -> list[dict[str, object]]:
-    """Rows for one network on one target."""
-    start = time.monotonic()
+def run(setting: Setting, kinds: Sequence[str], count: int, seed: int) -> Iterator[dict[str, object]]:
+    """Rows for one network on one target, each as soon as it is known."""
     profiler = Profiler(
-        setting.spec, setting.variants, setting.target, threads=setting.threads, store=setting.store, seed=seed
+        setting.spec,
+        setting.variants,
+        setting.target,
+        threads=setting.threads,
+        store=setting.store,
+        seed=seed,
+        propose=lambda costs, number: typical_plans(setting.graph, costs, seed, number),
     )
     model = profiler.run()
-    seconds = time.monotonic() - start
-    print(f"{setting.name} {setting.target.name}: table in {seconds:.0f} s, held out {model.error}", flush=True)
+    print(f"{setting.name} {setting.target.name}: table in {profiler.seconds:.0f} s, {model.error}", flush=True)
     facts = {
         "input": "x".join(str(size) for size in setting.graph.args[0].shape[1:]),
         "dense_ms": f"{model.dense_ms:.3f}",
         "table_networks": model.error.count,
-        "table_seconds": f"{seconds:.0f}",
+        "table_seconds": f"{profiler.seconds:.0f}",
         "noise": f"{model.noise:.4f}",
     }
-    rng = np.random.default_rng([seed, 7])
-    rows = []
-    for kind in kinds:
-        samples = {
-            "independent": lambda: independent(setting.spec, count, rng),
-            "shared": lambda: shared(setting.spec, count, rng),
-            "solver": lambda: solver(setting, model, count),
-        }[kind]()
-        rows.append(row(setting, kind, samples, model, facts))
-    return rows
+    everything = None
+    for kind in KINDS if "all" in kinds else kinds:
+        seen = look(setting, kind, model, count, seed)
+        everything = seen if everything is None else everything + seen
+        if kind in kinds:
+            yield row(setting, kind, seen, model, facts)
+    if "all" in kinds and everything is not None:
+        yield row(setting, "all", everything, model, facts)
 
 
-def write(rows: Sequence[dict[str, object]], path: Path) -> None:
-    """Add rows to the results."""
+def write(entry: dict[str, object], path: Path) -> None:
+    """Add a row to the results."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
     with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, FIELDS)
         if fresh:
             writer.writeheader()
-        writer.writerows(rows)
+        writer.writerow(entry)
 
 
 def done(path: Path) -> set[tuple[str, str, str]]:
@@ -236,9 +291,9 @@ def done(path: Path) -> set[tuple[str, str, str]]:
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["cifar-resnet56", "resnet18", "mobilenet-v1"])
-    parser.add_argument("--targets", nargs="+", default=["onnxruntime-cpu"])
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--targets", nargs="+", default=TARGETS)
+    parser.add_argument("--kinds", nargs="+", default=(*KINDS, "all"), choices=(*KINDS, "all"))
     parser.add_argument("--count", type=int, default=40, help="networks per kind")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -251,14 +306,16 @@ def main() -> None:
         for name in options.networks:
             loaded = load(name)
             graph = trace(loaded.module, loaded.example())
-            variants = OnnxVariants(graph)
             for text in options.targets:
                 kinds = [
                     kind for kind in options.kinds if options.again or (name, text, kind) not in done(options.output)
                 ]
                 if kinds:
-                    setting = Setting(name, graph, variants, open_target(text), options.threads, store)
-                    write(run(setting, kinds, options.count, options.seed), options.output)
+                    target = open_target(text)
+                    built = variants(target.artifact, graph, 1)
+                    setting = Setting(name, graph, built, target, options.threads, store)
+                    for entry in run(setting, kinds, options.count, options.seed):
+                        write(entry, options.output)
 
 
 if __name__ == "__main__":

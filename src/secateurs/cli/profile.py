@@ -15,6 +15,7 @@ from secateurs.cli.options import Batch, Input, Json, Model, Normalize, Seed, St
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
 from secateurs.report import wording
+from secateurs.report.profile_figure import FORMATS, save
 
 if TYPE_CHECKING:
     from secateurs.latency.model import LatencyModel
@@ -29,6 +30,9 @@ def verb(
     target: Target = "onnxruntime-cpu",
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the latency model as JSON.")] = None,
+    draw: Annotated[
+        Path | None, typer.Option("--draw", help="Draw layers, staircases and errors: .png, .svg, .pdf or .html.")
+    ] = None,
     shape: Input = None,
     normalize: Normalize = None,
     threads: Threads = 1,
@@ -41,13 +45,17 @@ def verb(
 
     Measures the network at many widths and fits what every operator costs, with the error on held-out networks.
     """
+    from secateurs.errors import DataError
     from secateurs.plan import write_atomic
     from secateurs.profiling import open_target, profile
     from secateurs.structure import trace
 
     opened = open_target(target)
-    if output is not None:
-        writable(output)
+    for path in (output, draw):
+        if path is not None:
+            writable(path)
+    if draw is not None and draw.suffix.lower() not in FORMATS:
+        raise DataError(f"--draw {draw} ends in {draw.suffix!r}. A profile is drawn as {', '.join(FORMATS)}.")
     with shown(talk()) as progress:
         loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
         with progress.task("trace"):
@@ -55,14 +63,21 @@ def verb(
         costs = profile(graph, opened, threads=threads, batch=batch, store=store, seed=seed, progress=progress)
     if output is not None:
         write_atomic(output, costs.to_json().encode())
+    if draw is not None:
+        from secateurs.profile_drawing import drawing
+
+        save(drawing(model, costs, graph.spec.dense_widths), draw)
     found = summary(graph, costs)
     emit(found, lambda console: _show(found, console), as_json=as_json)
 
 
 def summary(graph: Graph, costs: LatencyModel) -> dict[str, Any]:
     """Dense latency, error and the cost of every operator at dense widths, highest first."""
+    from secateurs.profile_drawing import drawing
+
     dense = graph.spec.dense_widths
-    terms = [{"name": term.name, "ms": float(term.evaluate(dense))} for term in costs.terms()]
+    bars = drawing("", costs, dense, shown=len(costs.sites)).bars
+    terms = [{"name": bar.name, "ms": bar.ms, "sigma_ms": bar.sigma_ms} for bar in bars]
     return {
         "target": dict(costs.target),
         "dense_ms": costs.dense_ms,
@@ -71,30 +86,40 @@ def summary(graph: Graph, costs: LatencyModel) -> dict[str, Any]:
             "mean_abs": costs.error.mean_abs,
             "p95": costs.error.p95,
             "spearman": costs.error.spearman,
+            "plans_mean_abs": _plans_error(costs),
         },
         "operators": sorted(terms, key=lambda term: -term["ms"]),  # type: ignore[operator]
     }
 
 
+def _plans_error(costs: LatencyModel) -> float | None:
+    """Mean absolute error on plans of the solver, each predicted before it was measured."""
+    pairs = costs.error.plans
+    return sum(abs(predicted / measured - 1) for predicted, measured in pairs) / len(pairs) if pairs else None
+
+
 def _show(found: dict[str, Any], console: Console) -> None:
     error = found["error"]
+    planned = error["plans_mean_abs"]
     table = Table(title=f"Dense: {wording.milliseconds(found['dense_ms'])}", title_justify="left", header_style="dim")
     table.add_column("operator", no_wrap=True)
     table.add_column("ms", justify="right")
+    table.add_column("±", justify="right", style="dim")
     table.add_column("share", justify="right")
     table.add_column("")
     operators = found["operators"]
-    rows = [(term["name"], term["ms"]) for term in operators[:SHOWN]]
+    rows = [(term["name"], term["ms"], f"{term['sigma_ms']:.4f}") for term in operators[:SHOWN]]
     rest = sum(term["ms"] for term in operators[SHOWN:])
     if rest:
-        rows.append((f"{len(operators) - SHOWN} more", rest))
-    rows.append(("fixed", found["offset_ms"]))
-    longest = max(ms for _, ms in rows) or 1.0
-    for name, ms in rows:
+        rows.append((f"{len(operators) - SHOWN} more", rest, ""))
+    rows.append(("fixed", found["offset_ms"], ""))
+    longest = max(ms for _, ms, _ in rows) or 1.0
+    for name, ms, sigma in rows:
         bar = "█" * round(24 * max(0.0, ms) / longest)
-        table.add_row(escape(name), f"{ms:.4f}", wording.percent(ms / found["dense_ms"], 1), f"[green]{bar}[/]")
+        table.add_row(escape(name), f"{ms:.4f}", sigma, wording.percent(ms / found["dense_ms"], 1), f"[green]{bar}[/]")
     console.print(table)
     console.print(
         f"Error on held-out networks: {wording.percent(error['mean_abs'], 1)} on average, "
-        f"{wording.percent(error['p95'], 1)} at the 95th percentile, rank correlation {error['spearman']:.3f}."
+        f"{wording.percent(error['p95'], 1)} at the 95th percentile, rank correlation {error['spearman']:.3f}"
+        + (f"; {wording.percent(planned, 1)} on plans of the solver." if planned is not None else ".")
     )

@@ -162,7 +162,7 @@ def _judged(sites: Sequence[Site], table: Table, seed: int) -> Judged:
     spreads = _spreads(parts, seen_parts, error)
     raw = raw_uncertainty(parts, predicted, spreads, table.noise)
     doubt = float(np.percentile(np.abs(predicted - measured) / raw, 68.3))
-    return Judged(error, spreads, doubt)
+    return Judged(replace(error, sigmas=tuple((doubt * raw).tolist())), spreads, doubt)
 
 
 def _spreads(parts: np.ndarray, seen: np.ndarray, error: ModelError) -> np.ndarray:

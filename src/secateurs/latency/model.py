@@ -33,6 +33,8 @@ _DOUBTFUL, _REFUSED = 0.05, 0.12
 class Profiler:
     """Measures variants of one network and fits the latency model; keeps what it measured, so that plans can be added.
 
+    ``seconds``: how long :meth:`run` took when it measured.
+
     Args:
         spec: the network.
         variants: builds its files (``secateurs.export.OnnxVariants``).
@@ -57,6 +59,7 @@ class Profiler:
         propose: Propose | None = None,
     ) -> None:
         self._propose, self._plans = propose, list[tuple[float, float]]()
+        self.seconds = 0.0
         self._spec, self._seed, self._store, self._progress = spec, seed, store, progress
         self._collector = Collector(spec, variants, target, threads=threads, store=store, progress=progress)
         self._batch = variants.batch
@@ -110,13 +113,19 @@ class Profiler:
         signature += "/plans" if self._propose else ""
         earlier = self._store.get(self._collector.fingerprint, signature) if self._store else None
         if earlier is not None:
+            self.seconds = float(earlier["seconds"])
             self._plans = [(float(predicted), float(measured)) for predicted, measured in earlier["plans"]]
             self.measure([Sample(tuple(widths), frozenset(gone)) for widths, gone in earlier["samples"]])
             return self._judged(self.fit())
+        start = time.monotonic()
         model = self._adapted(seconds)
+        self.seconds = time.monotonic() - start
         if self._store is not None:
             kept = [(sample.widths, sorted(sample.removed)) for sample in self._observations]
-            self._store.put(self._collector.fingerprint, {signature: {"samples": kept, "plans": self._plans}})
+            self._store.put(
+                self._collector.fingerprint,
+                {signature: {"samples": kept, "plans": self._plans, "seconds": self.seconds}},
+            )
         return self._judged(model)
 
     def _adapted(self, seconds: float) -> LatencyModel:

@@ -23,7 +23,8 @@ class ModelError:
     """Error on networks that the model had not seen, as fractions: mean absolute, 95th percentile, mean signed.
 
     ``pairs``: (predicted, measured) ms of those networks; ``plans``: the same of plans that a solver returned, each
-    predicted before it was measured, where the model errs most in the solver's favour.
+    predicted before it was measured, where the model errs most in the solver's favour; ``sigmas``: the uncertainty of
+    ``pairs`` in ms.
     """
 
     mean_abs: float
@@ -33,6 +34,7 @@ class ModelError:
     count: int
     pairs: tuple[tuple[float, float], ...] = ()
     plans: tuple[tuple[float, float], ...] = ()
+    sigmas: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, predicted: np.ndarray, measured: np.ndarray) -> ModelError:
@@ -212,11 +214,10 @@ class LatencyModel:
             raw = json.loads(text)
             if raw.pop("schema") != SCHEMA:
                 raise ValueError("another schema")
-            pairs = {
-                name: tuple((float(predicted), float(measured)) for predicted, measured in raw["error"].pop(name, ()))
-                for name in ("pairs", "plans")
-            }
-            raw["error"] = ModelError(**raw["error"], **pairs)
+            error = raw["error"]
+            for name in ("pairs", "plans"):
+                error[name] = tuple((float(predicted), float(measured)) for predicted, measured in error.get(name, ()))
+            raw["error"] = ModelError(**{**error, "sigmas": tuple(error.get("sigmas", ()))})
             raw["spreads"] = tuple(raw.get("spreads", ()))
             raw["sites"] = tuple(_read_site(entry) for entry in raw["sites"])
             raw["curves"] = tuple(Curve.from_raw(curve) for curve in raw["curves"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import queue
@@ -20,7 +21,11 @@ from secateurs.errors import TargetError
 WORKER_FILE = Path(__file__).with_name("worker.py")
 QUIET_SHARE = 0.93
 """Below this share of processor time in a turn of a single thread, something else ran on our core."""
+QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Environment of runtimes that bring their own threads: numpy's would only disturb them."""
 _CHUNK_BYTES = 3 << 20
+_GREETINGS = 40
+"""Lines that a login may print before the worker speaks."""
 
 
 def local_command(engine: str) -> list[str]:
@@ -50,7 +55,7 @@ class Worker:
         remote: bool = False,
         first: bytes = b"",
     ) -> None:
-        self._name, self._timeout_s, self._remote = name, timeout_s, remote
+        self.name, self.remote, self._timeout_s = name, remote, timeout_s
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
         self._answers: queue.Queue[str | None] = queue.Queue()
         try:
@@ -72,7 +77,7 @@ class Worker:
             self._send_bytes(first)
         threading.Thread(target=self._listen, daemon=True).start()
         try:
-            self.about = self._receive(timeout_s)
+            self.about = self._receive(timeout_s, greetings=_GREETINGS if remote else 0)
         except BaseException:
             self.close()
             raise
@@ -83,28 +88,33 @@ class Worker:
             self._answers.put(line.decode("utf-8", "replace"))
         self._answers.put(None)
 
-    def _receive(self, timeout_s: float) -> dict[str, Any]:
+    def _receive(self, timeout_s: float, greetings: int = 0) -> dict[str, Any]:
         try:
             line = self._answers.get(timeout=timeout_s)
         except queue.Empty:
             self._process.kill()
             raise TargetError(
-                f"{self._name}: the runtime did not answer within {timeout_s:.0f} s and was stopped. "
+                f"{self.name}: the runtime did not answer within {timeout_s:.0f} s and was stopped. "
                 f"The model may be too large for this device, or the runtime hangs. {self._tail()}"
             ) from None
         if line is None:
             code = self._process.wait()
             raise TargetError(
-                f"{self._name}: the runtime's process ended unexpectedly with exit code {code}. {self._tail()} "
+                f"{self.name}: the runtime's process ended unexpectedly with exit code {code}. {self._tail()} "
                 f"Try another target or another version of the runtime."
             )
         try:
             answer: dict[str, Any] = json.loads(line)
         except json.JSONDecodeError as error:
-            raise TargetError(f"{self._name}: the worker answered {line[:200]!r}, which is not JSON.") from error
+            if greetings:
+                return self._receive(timeout_s, greetings - 1)
+            raise TargetError(
+                f"{self.name}: the worker answered {line[:200]!r}, which is not JSON. Something else prints to its "
+                f"standard output; silence that."
+            ) from error
         if "error" in answer:
             raise TargetError(
-                f"{self._name}: the runtime refused the model or failed: {answer['error'][:1500]}. "
+                f"{self.name}: the runtime refused the model or failed: {answer['error'][:1500]}. "
                 f"See 'secateurs ls targets' for what it can run."
             )
         return answer
@@ -138,10 +148,10 @@ class Worker:
     def load(self, key: str, file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Load a model file under ``key`` and run it once; returns ``load_ms`` and ``first_ms``."""
         name = str(file.resolve())
-        if self._remote:
+        if self.remote:
             name = self._send(file)
         answer = self.ask({"do": "load", "key": key, "file": name, "settings": dict(settings)})
-        if self._remote:
+        if self.remote:
             self.ask({"do": "remove", "name": name})
         return answer
 
@@ -170,6 +180,15 @@ class Worker:
     def peak_bytes(self) -> int:
         """Peak resident memory of the worker process."""
         return int(self.ask({"do": "peak"})["bytes"])
+
+    def lock(self) -> bool:
+        """Whether the device's measurement lock is now held by the worker process."""
+        return bool(self.ask({"do": "lock"})["held"])
+
+    def unlock(self) -> None:
+        """Give the device's measurement lock back; nothing where the process is gone, and the lock with it."""
+        with contextlib.suppress(TargetError):
+            self.ask({"do": "unlock"})
 
     def close(self) -> None:
         """End the process."""

@@ -12,7 +12,7 @@ from scipy.optimize import nnls
 GRAINS = (4, 8, 16, 32)
 _TREES, _DEPTH, _RATE, _LEAF = 60, 3, 0.12, 4
 _ENOUGH_FOR_TREES = 24
-_MOST_ROWS = 2500
+_MOST_ROWS, _SHOWN = 2500, 80
 _FLOOR_MS = 1e-4
 
 
@@ -127,6 +127,8 @@ class Curve:
     """Non-negative coefficients of the staircase basis."""
     forest: Forest | None = field(default=None)
     """Correction of the logarithm."""
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
+    """Some of the measured (input channels, output channels, ms) [k, 3], to be drawn."""
 
     @classmethod
     def fit(
@@ -137,6 +139,8 @@ class Curve:
             chosen = np.random.default_rng(seed).choice(len(ms), _MOST_ROWS, replace=False)
             inputs, outputs, ms = inputs[chosen], outputs[chosen], ms[chosen]
         ms = np.maximum(ms, _FLOOR_MS)
+        shown = np.random.default_rng(seed).permutation(len(ms))[:_SHOWN]
+        points = np.round(np.stack([inputs, outputs, ms], axis=1)[shown], 6)
         columns = basis(inputs, outputs)
         # Between relative and absolute error: small networks matter, but so do the large operators.
         importance = 1.0 / np.sqrt(ms * (ms + np.median(ms)))
@@ -145,9 +149,9 @@ class Curve:
         weights = solution / scale
         rough = np.maximum(columns @ weights, _FLOOR_MS)
         if not trees or len(ms) < _ENOUGH_FOR_TREES:
-            return cls(weights)
+            return cls(weights, points=points)
         wanted = np.clip(np.log(ms / rough), -1.5, 1.5)
-        return cls(weights, Forest.fit(_features(inputs, outputs), wanted, ms * importance, seed))
+        return cls(weights, Forest.fit(_features(inputs, outputs), wanted, ms * importance, seed), points)
 
     def predict(self, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Times [...] for channel counts that broadcast together; equal pairs are computed once."""
@@ -163,10 +167,15 @@ class Curve:
 
     def to_raw(self) -> dict[str, Any]:
         """Plain lists for JSON."""
-        return {"weights": self.weights.tolist(), "forest": self.forest.to_raw() if self.forest else None}
+        return {
+            "weights": self.weights.tolist(),
+            "forest": self.forest.to_raw() if self.forest else None,
+            "points": self.points.tolist(),
+        }
 
     @classmethod
     def from_raw(cls, raw: dict[str, Any]) -> Curve:
         """Read :meth:`to_raw`'s result."""
         forest = Forest.from_raw(raw["forest"]) if raw["forest"] else None
-        return cls(np.array(raw["weights"], dtype=np.float64), forest)
+        points = np.array(raw.get("points", []), dtype=np.float64).reshape(-1, 3)
+        return cls(np.array(raw["weights"], dtype=np.float64), forest, points)

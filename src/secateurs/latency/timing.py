@@ -127,7 +127,7 @@ def compare(
             empty_bytes = worker.peak_bytes()
             worker.load(name, Path(path), target.settings(threads=threads, batch=batch, profile=False))
             candidates.append(_Candidate(name, worker, empty_bytes))
-        stack.enter_context(measuring(progress))
+        stack.enter_context(measuring(progress, worker=candidates[0].worker))
         for candidate in candidates:
             latency_ms = warm_up(candidate.worker, candidate.name)
             candidate.runs = rules.runs_per_turn or max(2, min(200, math.ceil(TURN_MS / latency_ms)))

@@ -4,10 +4,12 @@ Self-contained on purpose: it is started by file path, imports nothing of secate
 torch) and can be copied to another machine together with one engine file. Usage: ``python worker.py ENGINE.py``.
 
 An engine file defines ``describe() -> dict`` and ``load(path: str, settings: dict) -> session``, where a session has
-``run()`` and, where the runtime has a profiler, ``profile() -> dict`` (ends profiling and returns what it saw).
+``run()`` and, where the runtime has a profiler, ``profile() -> dict`` (ends profiling and returns what it saw). Where the
+device has a clock of its own, ``timed() -> float`` is a run with its time in ms, and the engine's ``peak_bytes() -> int``
+the device's memory.
 
 Requests: ``load`` (key, file, settings), ``run`` (keys, rounds, runs, skip), ``profile`` (key), ``drop`` (keys),
-``put`` (name, data), ``peak``, ``quit``. Every answer is one object; a failed request answers ``{"error": text}``.
+``put`` (name, data), ``remove`` (name), ``peak``, ``lock``, ``unlock``, ``quit``. Every answer is one object; a failed request answers ``{"error": text}``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import shutil
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import IO, Any
 
 
 def peak_bytes() -> int:
@@ -48,12 +50,45 @@ def raise_priority() -> None:
         os.nice(-10)
 
 
+def lock_path() -> str:
+    """This machine's measurement lock: ``$SECATEURS_LOCK`` or one name in the system's folder for temporary files."""
+    return os.environ.get("SECATEURS_LOCK") or os.path.join(tempfile.gettempdir(), "secateurs-measure.lock")
+
+
+def open_lock(path: str) -> IO[bytes]:
+    """The lock file, made if need be so that every user may open it."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o666))
+        os.chmod(path, 0o666)
+    return open(path, "r+b" if os.access(path, os.W_OK) else "rb")
+
+
+def try_lock(file: IO[bytes]) -> bool:
+    """Whether the lock is ours now; closing the file, or the end of the process, gives it back."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 class Host:
     """Holds the loaded sessions and answers requests."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         self.sessions: dict[str, Any] = {}
+        self.lock: IO[bytes] | None = None
         self.folder = tempfile.mkdtemp(prefix="secateurs-worker-")
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -76,17 +111,16 @@ class Host:
         keys, runs, skip = request["keys"], request["runs"], request.get("skip", 0)
         times: dict[str, list[float]] = {key: [] for key in keys}
         wall_start, cpu_start = time.perf_counter_ns(), time.process_time_ns()
-        clock = time.perf_counter_ns
         for _ in range(request.get("rounds", 1)):
             for key in keys:
-                run, seen = self.sessions[key].run, times[key]
+                session = self.sessions[key]
                 for _ in range(skip):
-                    run()
-                for _ in range(runs):
-                    before = clock()
-                    run()
-                    seen.append((clock() - before) / 1e6)
+                    session.run()
+                times[key] += _timed_runs(session, runs)
         wall, cpu = time.perf_counter_ns() - wall_start, time.process_time_ns() - cpu_start
+        if any(hasattr(self.sessions[key], "timed") for key in keys):
+            # Waiting for another device is no sign of a busy processor.
+            cpu = wall
         return {"times_ms": times, "wall_ms": wall / 1e6, "cpu_ms": cpu / 1e6}
 
     def do_profile(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +144,31 @@ class Host:
         return {}
 
     def do_peak(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"bytes": peak_bytes()}
+        return {"bytes": getattr(self.engine, "peak_bytes", peak_bytes)()}
+
+    def do_lock(self, request: dict[str, Any]) -> dict[str, Any]:
+        path = lock_path()
+        if self.lock is None:
+            self.lock = open_lock(path)
+        return {"held": try_lock(self.lock), "path": path}
+
+    def do_unlock(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+        return {}
+
+
+def _timed_runs(session: Any, runs: int) -> list[float]:
+    """Times of so many runs in ms."""
+    if hasattr(session, "timed"):
+        return [session.timed() for _ in range(runs)]
+    run, clock, seen = session.run, time.perf_counter_ns, []
+    for _ in range(runs):
+        before = clock()
+        run()
+        seen.append((clock() - before) / 1e6)
+    return seen
 
 
 def serve(engine_file: str) -> None:

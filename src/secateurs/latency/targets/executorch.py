@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from secateurs.latency.process import Worker, local_command
+from secateurs.latency.process import QUIET, Worker, local_command
 from secateurs.latency.targets._base import Operation, lower_half, processor_name
 
 _KINDS = {
@@ -68,8 +68,7 @@ class ExecutorchXnnpack:
 
     def start(self) -> Worker:
         """A new worker process."""
-        quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        return Worker(self.name, local_command("execu_torch"), environment=quiet, timeout_s=self.timeout_s)
+        return Worker(self.name, local_command("execu_torch"), environment=QUIET, timeout_s=self.timeout_s)
 
     def settings(self, *, threads: int, batch: int, profile: bool) -> dict[str, Any]:
         """Settings of the worker's engine."""

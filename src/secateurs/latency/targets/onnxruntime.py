@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from secateurs.latency.process import Worker, local_command
+from secateurs.latency.process import QUIET, Worker, local_command
 from secateurs.latency.targets._base import Operation, lower_half, processor_name
 
 _SUFFIX = re.compile(r"(_nchwc)?(_token_\d+)?$")
@@ -51,9 +51,7 @@ class OnnxRuntimeCpu:
 
     def start(self) -> Worker:
         """A new worker process."""
-        # OpenMP has no part in ONNX Runtime, but numpy's thread pool would start with the worker.
-        quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        return Worker(self.name, local_command(self.engine), environment=quiet, timeout_s=self.timeout_s)
+        return Worker(self.name, local_command(self.engine), environment=QUIET, timeout_s=self.timeout_s)
 
     def settings(self, *, threads: int, batch: int, profile: bool) -> dict[str, Any]:
         """Settings of the worker's engine."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateurs.errors import PlanError
-from secateurs.latency.process import Worker, local_command
+from secateurs.latency.process import QUIET, Worker, local_command
 from secateurs.latency.targets._base import Operation, lower_half, processor_name
 
 PRECISIONS = ("f32", "bf16", "f16")
@@ -59,7 +59,7 @@ class OpenVinoCpu:
 
     def start(self) -> Worker:
         """A new worker process."""
-        quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OPENVINO_TELEMETRY": "0"}
+        quiet = {**QUIET, "OPENVINO_TELEMETRY": "0"}
         return Worker(self.name, local_command(self.engine), environment=quiet, timeout_s=self.timeout_s)
 
     def settings(self, *, threads: int, batch: int, profile: bool) -> dict[str, Any]:
