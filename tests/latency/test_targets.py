@@ -129,7 +129,7 @@ def test_addresses_are_read() -> None:
     command = target._command("x")
     assert "StrictHostKeyChecking=yes" in command
     assert command[command.index("--") + 1] == "board.local"
-    with pytest.raises(PlanError, match="another machine yet"):
+    with pytest.raises(PlanError, match="cannot run on another machine"):
         make_target("ssh://host/torch-cpu")
 
 

@@ -4,12 +4,13 @@ Self-contained on purpose: it is started by file path, imports nothing of secate
 torch) and can be copied to another machine together with one engine file. Usage: ``python worker.py ENGINE.py``.
 
 An engine file defines ``describe() -> dict`` and ``load(path: str, settings: dict) -> session``, where a session has
-``run()`` and, where the runtime has a profiler, ``profile() -> dict`` (ends profiling and returns what it saw). Where the
-device has a clock of its own, ``timed() -> float`` is a run with its time in ms, and the engine's ``peak_bytes() -> int``
-the device's memory.
+``run()`` and, where the runtime has a profiler, ``profile() -> dict`` (ends profiling and returns what it saw). Where
+the device has a clock of its own, ``timed() -> float`` is a run with its time in ms, and the engine's
+``peak_bytes() -> int`` tells the device's memory.
 
 Requests: ``load`` (key, file, settings), ``run`` (keys, rounds, runs, skip), ``profile`` (key), ``drop`` (keys),
-``put`` (name, data), ``remove`` (name), ``peak``, ``lock``, ``unlock``, ``quit``. Every answer is one object; a failed request answers ``{"error": text}``.
+``put`` (name, data), ``remove`` (name), ``peak``, ``lock``, ``unlock``, ``quit``. Every answer is one object; a failed
+request answers ``{"error": text}``.
 """
 
 from __future__ import annotations
@@ -147,10 +148,9 @@ class Host:
         return {"bytes": getattr(self.engine, "peak_bytes", peak_bytes)()}
 
     def do_lock(self, request: dict[str, Any]) -> dict[str, Any]:
-        path = lock_path()
         if self.lock is None:
-            self.lock = open_lock(path)
-        return {"held": try_lock(self.lock), "path": path}
+            self.lock = open_lock(lock_path())
+        return {"held": try_lock(self.lock)}
 
     def do_unlock(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.lock is not None:

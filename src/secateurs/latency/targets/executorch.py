@@ -43,6 +43,8 @@ class ExecutorchXnnpack:
     artifact: str = field(default="pte", init=False)
     precision: str = field(default="f32", init=False)
     profiles: bool = field(default=True, init=False)
+    engine: str = field(default="execu_torch", init=False)
+    package: str = field(default="executorch", init=False)
 
     def available(self) -> str | None:
         """None, or why not."""
@@ -68,7 +70,7 @@ class ExecutorchXnnpack:
 
     def start(self) -> Worker:
         """A new worker process."""
-        return Worker(self.name, local_command("execu_torch"), environment=QUIET, timeout_s=self.timeout_s)
+        return Worker(self.name, local_command(self.engine), environment=QUIET, timeout_s=self.timeout_s)
 
     def settings(self, *, threads: int, batch: int, profile: bool) -> dict[str, Any]:
         """Settings of the worker's engine."""

@@ -1,7 +1,8 @@
 """Another machine, reached with the system's OpenSSH client: ``ssh://[user@]host[:port]/TARGET[?python=PROGRAM]``.
 
 The remote machine needs Python 3.10 and the runtime, nothing of secateurs: the worker and the engine travel through
-the connection. Host keys are checked and no password is asked for, so the connection must work with keys alone.
+the connection, and the measurement lock is taken there. Host keys are checked and no password is asked for, so the
+connection must work with keys alone; everything else (addresses, jumps, key files) is OpenSSH's own configuration.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateurs.errors import PlanError, TargetError
-from secateurs.latency.process import WORKER_FILE, Worker
+from secateurs.latency.process import QUIET, WORKER_FILE, Worker
 from secateurs.latency.targets._base import Operation
 
 _FORM = re.compile(
     r"ssh://(?:(?P<user>[\w.-]+)@)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\])(?::(?P<port>\d+))?"
     r"/(?P<target>[^?]+)(?:\?python=(?P<python>[\w./~-]+))?"
 )
-_OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=10")
+_OPTIONS = (
+    "-T", "-a", "-x", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=10",
+    # A dead connection ends the client, and with it the measurement.
+    "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4", "-o", "ClearAllForwardings=yes",
+)  # fmt: skip
 # Read the rest of the program from the connection: one line of base64, then the worker's own requests.
 _BOOT = "import sys,base64;exec(compile(base64.b64decode(sys.stdin.readline()),'secateurs','exec'))"
 _PROBE = """
@@ -79,10 +84,10 @@ class SshTarget:
                 f"for example ssh://pi@192.168.1.20/onnxruntime-cpu."
             )
         inner = make_target(match["target"])
-        if inner.artifact != "onnx" or not hasattr(inner, "engine"):
+        if not hasattr(inner, "engine"):
             raise PlanError(
-                f"Target {match['target']!r} cannot run on another machine yet. Choose one that runs ONNX files, such "
-                f"as ssh://{match['host']}/onnxruntime-cpu."
+                f"Target {match['target']!r} cannot run on another machine: its files are made for this one. Choose "
+                f"one whose files can travel, such as ssh://{match['host']}/onnxruntime-cpu."
             )
         port = int(match["port"]) if match["port"] else None
         return cls(match["host"].strip("[]"), inner, match["user"], port, match["python"] or "python3")
@@ -90,8 +95,10 @@ class SshTarget:
     @property
     def name(self) -> str:
         """The text that names it."""
-        where = f"{self.user}@{self.host}" if self.user else self.host
-        return f"ssh://{where}{f':{self.port}' if self.port else ''}/{self.inner.name}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        where = f"{self.user}@{host}" if self.user else host
+        python = "" if self.python == "python3" else f"?python={self.python}"
+        return f"ssh://{where}{f':{self.port}' if self.port else ''}/{self.inner.name}{python}"
 
     @property
     def artifact(self) -> str:
@@ -145,6 +152,7 @@ class SshTarget:
         boot = "\n".join(
             [
                 "import os, sys, tempfile, shutil",
+                f"os.environ.update({QUIET!r})",
                 "folder = tempfile.mkdtemp(prefix='secateurs-engine-')",
                 f"files = {{'worker.py': {WORKER_FILE.read_text()!r}, 'engine.py': {engine.read_text()!r}}}",
                 "for name, text in files.items():",
@@ -190,5 +198,6 @@ def _probe(target: SshTarget) -> dict[str, Any]:
             f"{target.host} cannot be used with ssh (exit code {done.returncode}: {words!r}). 'ssh {target.host} "
             f"{target.python} --version' must work without a password and with a known host key"
         )
+    # The login may print before the answer.
     facts: dict[str, Any] = json.loads(done.stdout.decode("utf-8", "replace").strip().splitlines()[-1])
     return facts
