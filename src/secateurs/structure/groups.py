@@ -70,7 +70,7 @@ def layer_of(parameter: str) -> str:
 
 def find_groups(analysis: Analysis, keep: Iterable[str] = ()) -> tuple[Group, ...]:
     """Groups in execution order of their first producer. ``keep``: globs of layers or groups that must stay whole."""
-    patterns = list(keep)
+    patterns = [glob for pattern in keep for glob in (pattern, f"{pattern}.*")]
     order = _axis_order(analysis)
     members, keys = _membership(analysis, order)
     by_signature: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
