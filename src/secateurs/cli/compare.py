@@ -1,4 +1,4 @@
-"""``secateurs compare``: plans side by side, measured on the target in one interleaved run."""
+"""``secateurs compare``: plans side by side, measured on the target, or only what two of them decide differently."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from secateurs.cli.opening import open_model, open_plan
-from secateurs.cli.options import Batch, Input, Json, Model, Normalize, Seed, Target, Threads, Weights
+from secateurs.cli.options import MODEL_HELP, Batch, Input, Json, Normalize, Seed, Target, Threads, Weights
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
+from secateurs.errors import DataError
 from secateurs.report import wording
+
+MODEL_OR_PLAN_HELP = f"{MODEL_HELP} Or a plan file, to see how two plans differ."
 
 if TYPE_CHECKING:
     from secateurs.plan import Measurement
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 @guarded
 def verb(
-    model: Model,
+    model: Annotated[str, typer.Argument(metavar="MODEL|PLAN", help=MODEL_OR_PLAN_HELP, show_default=False)],
     plans: Annotated[list[Path], typer.Argument(metavar="PLAN...", help="Plan files.")],
     target: Target = "onnxruntime-cpu",
     weights: Weights = None,
@@ -34,10 +37,15 @@ def verb(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure plans side by side on a target.
+    """Measure plans side by side on a target, or show how two plans differ.
 
-    The dense network runs in the same interleaved measurement; a difference inside the noise is called a tie.
+    The dense network runs in the same interleaved measurement; a difference inside the noise is called a tie. With a
+    plan in place of the model nothing is measured: 'secateurs compare a/plan.json b/plan.json'.
     """
+    if model.endswith(".json") and Path(model).is_file():
+        difference = _difference(Path(model), plans)
+        emit(difference, lambda console: _show_difference(difference, console), as_json=as_json)
+        return
     from secateurs.bench import FINAL, Bench
     from secateurs.latency.timing import compare
     from secateurs.profiling import open_target
@@ -59,6 +67,52 @@ def verb(
         measured = compare(opened, files, threads=threads, batch=batch, protocol=FINAL, progress=progress, seed=seed)
     rows = [_row(label, found) for label, found in measured.items()]
     emit(rows, lambda console: _show(rows, console), as_json=as_json)
+
+
+def _difference(first: Path, others: list[Path]) -> dict[str, Any]:
+    """What two plans decide differently, as JSON values.
+
+    Raises:
+        DataError: more than two plans.
+    """
+    if len(others) != 1:
+        raise DataError(f"{len(others) + 1} plans are given without a model. Give two, or a MODEL to measure them all.")
+    here, there = open_plan(first), open_plan(others[0])
+    found = here.diff(there)
+    groups = {
+        name: {
+            "units": (here.group_sizes | there.group_sizes).get(name),
+            "kept": [len(plan.groups.get(name, ())) for plan in (here, there)],
+            "only": [list(units) for units in only],
+        }
+        for name, only in found["groups"].items()
+    }
+    return {
+        "plans": [str(first), str(others[0])],
+        "same_network": here.fingerprint.digest == there.fingerprint.digest,
+        "groups": groups,
+        "groups_alike": len(here.groups.keys() | there.groups.keys()) - len(groups),
+        "blocks_removed": [list(only) for only in found["blocks_removed"]],
+    }
+
+
+def _show_difference(found: dict[str, Any], console: Console) -> None:
+    first, second = (escape(name) for name in found["plans"])
+    if not found["same_network"]:
+        console.print("[yellow]The plans belong to different networks.[/]")
+    table = Table(header_style="dim", box=None, pad_edge=False)
+    table.add_column("group", no_wrap=True)
+    for name in ("units", f"kept by {first}", f"by {second}", "only by the first", "only by the second"):
+        table.add_column(name, justify="right")
+    for name, group in found["groups"].items():
+        counts = (*group["kept"], *(len(only) for only in group["only"]))
+        table.add_row(escape(name), str(group["units"]), *map(str, counts))
+    if found["groups"]:
+        console.print(table)
+    for plan, blocks in zip((first, second), found["blocks_removed"], strict=True):
+        if blocks:
+            console.print(f"Blocks removed by {plan} only: {escape(', '.join(blocks))}")
+    console.print(f"{len(found['groups'])} groups differ, {found['groups_alike']} are alike.")
 
 
 def _row(label: str, measured: Measurement) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from secateurs.report import wording
 if TYPE_CHECKING:
     from torch import nn
 
-FORMATS = ("onnx",)
+SUFFIXES = {"openvino": "xml", "executorch": "pte", "torch": "pt2"}
+"""Names of runtimes for their formats; every format can also be named itself."""
 
 
 @guarded
@@ -25,7 +26,12 @@ def verb(
     model: Model,
     plan: PlanFile,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")],
-    to: Annotated[str, typer.Option("--to", help=f"Format: {', '.join(FORMATS)}.")] = "onnx",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", "--format", metavar="onnx|openvino|executorch|torch", help="Format [by the file's suffix]."
+        ),
+    ] = None,
     weights: Weights = None,
     checkpoint: Annotated[
         Path | None,
@@ -44,11 +50,10 @@ def verb(
 
     The file is compared with PyTorch before it appears under its name.
     """
-    from secateurs.export.onnx import export_onnx
+    from secateurs.export.artifacts import export_artifact
     from secateurs.structure import apply
 
-    if to not in FORMATS:
-        raise DataError(f"--to {to!r} is not a format that can be written. There are {', '.join(FORMATS)}.")
+    artifact = chosen_format(to, output)
     writable(output)
     held = open_plan(plan)
     with shown(talk()) as progress:
@@ -57,9 +62,15 @@ def verb(
             small = apply(loaded.module, held, loaded.example()).eval()
             if checkpoint is not None:
                 _load_checkpoint(small, checkpoint)
-        with progress.task(f"export to {to}"):
-            report = export_onnx(small, loaded.example(), output, batch=None if dynamic_batch else batch)
-    found = {"output": str(output), "file_bytes": report.size_bytes, "max_rel_error": report.max_rel_error}
+        with progress.task(f"export to {artifact}"):
+            open_batch = None if dynamic_batch else batch
+            report = export_artifact(artifact, small, loaded.example(), output, batch=open_batch)
+    found = {
+        "output": str(output),
+        "format": artifact,
+        "file_bytes": report.size_bytes,
+        "max_rel_error": report.max_rel_error,
+    }
     emit(
         found,
         lambda console: console.print(
@@ -68,6 +79,25 @@ def verb(
         ),
         as_json=as_json,
     )
+
+
+def chosen_format(to: str | None, output: Path) -> str:
+    """The format that ``--to`` names, or the file's suffix.
+
+    Raises:
+        DataError: neither is a format that can be written.
+    """
+    from secateurs.export.artifacts import formats
+
+    named = output.suffix.removeprefix(".") if to is None else to
+    artifact = SUFFIXES.get(named, named)
+    if artifact not in formats():
+        source = f"-o {output}" if to is None else f"--to {to!r}"
+        raise DataError(
+            f"{source} is not a format that can be written. There are {', '.join(formats())} "
+            f"({', '.join(f'{name} is {suffix}' for name, suffix in SUFFIXES.items())}); name one with --to."
+        )
+    return artifact
 
 
 def _load_checkpoint(small: nn.Module, path: Path) -> None:

@@ -12,6 +12,7 @@ from secateurs.errors import ExportError
 from secateurs.export.executorch import export_executorch
 from secateurs.export.executorch_variants import ExecutorchVariants
 from secateurs.export.onnx import ExportReport, export_onnx
+from secateurs.export.open_vino import export_openvino
 from secateurs.export.program import export_program
 from secateurs.export.torch_variants import TorchVariants
 from secateurs.export.variants import OnnxVariants
@@ -20,6 +21,7 @@ _EXPORTERS: dict[str, Callable[..., ExportReport]] = {
     "onnx": export_onnx,
     "pt2": export_program,
     "pte": export_executorch,
+    "xml": export_openvino,
 }
 _VARIANTS: dict[str, Callable[[Any, int], Any]] = {
     "onnx": OnnxVariants,
@@ -29,10 +31,15 @@ _VARIANTS: dict[str, Callable[[Any, int], Any]] = {
 Variants = OnnxVariants | TorchVariants | ExecutorchVariants
 
 
+def formats() -> list[str]:
+    """Every format that can be written; also the files' suffixes."""
+    return list(_EXPORTERS)
+
+
 def export_artifact(
     artifact: str, module: nn.Module, example: Any, path: str | os.PathLike[str], *, batch: int | None = 1
 ) -> ExportReport:
-    """Write ``module`` in the format ``artifact`` (``onnx``, ``pt2`` or ``pte``), compared with PyTorch.
+    """Write ``module`` in the format ``artifact`` (``onnx``, ``pt2``, ``pte`` or ``xml``), compared with PyTorch.
 
     Raises:
         ExportError: unknown format, or the export fails or differs.

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,18 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return []
 
 
-def _max_rel_error(module: nn.Module, example: Any, batch: int, path: Path) -> float:
+def max_rel_error(
+    module: nn.Module,
+    example: Any,
+    batch: int,
+    path: Path,
+    run: Callable[[Path, list[np.ndarray]], list[np.ndarray]] = run_onnx,
+) -> float:
+    """Largest difference between the file's outputs, computed by ``run``, and PyTorch's, by the largest output.
+
+    Raises:
+        ExportError: an output has another shape.
+    """
     args, kwargs = as_arguments(example)
     generator = torch.Generator().manual_seed(0)
 
@@ -160,7 +171,7 @@ def _max_rel_error(module: nn.Module, example: Any, batch: int, path: Path) -> f
         expected = _tensors(module(*args, **kwargs))
     for name, child in module.named_modules():
         child.training = modes[name]
-    found = run_onnx(path, [tensor.numpy() for tensor in _tensors(args) + _tensors(kwargs)])
+    found = run(path, [tensor.numpy() for tensor in _tensors(args) + _tensors(kwargs)])
     worst = 0.0
     for wanted, got in zip(expected, found, strict=True):
         reference = wanted.detach().cpu().double().numpy()
@@ -198,7 +209,7 @@ def export_onnx(
     try:
         write_atomic(draft, content)
         try:
-            error = _max_rel_error(module, example, batch or 3, draft)
+            error = max_rel_error(module, example, batch or 3, draft)
         except SecateursError:
             raise
         except Exception as failure:
