@@ -74,8 +74,8 @@ def test_every_agent_finds_a_network_within_the_budget_and_repeats_itself(kind: 
     assert bool(problem.fits(one.widths, one.removed))
     assert one.details["episodes"] == other.details["episodes"]
     assert np.array_equal(one.widths, other.widths)
-    assert one.details["accuracy"] == max(row["accuracy"] for row in one.details["episodes"])
-    assert one.details["accuracy"] == pytest.approx(problem.evaluate(one.widths, one.removed).accuracy)
+    assert one.details["summary"]["accuracy"] == max(row["accuracy"] for row in one.details["episodes"])
+    assert one.details["summary"]["accuracy"] == pytest.approx(problem.evaluate(one.widths, one.removed).accuracy)
     assert [row["phase"] for row in one.details["episodes"]] == ["warm-up"] * 6 + ["agent"] * 8
     different = Lap(settings).solve(problem, seed=4)
     assert different.details["episodes"] != one.details["episodes"]
@@ -108,7 +108,7 @@ def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(
     resumed = Lap(SHORT, tmp_path / "cut").solve(again)
     assert resumed.details["episodes"] == whole.details["episodes"]
     assert np.array_equal(resumed.widths, whole.widths)
-    assert again.evaluator.calls == whole.details["evaluations"] - 9
+    assert again.evaluator.calls == whole.details["summary"]["evaluations"] - 9
     finished = judged(chain(), stop_after=0)
     assert Lap(SHORT, tmp_path / "cut").solve(finished).details["episodes"] == whole.details["episodes"]
 
@@ -135,7 +135,7 @@ def test_further_limits_go_on_with_what_was_learnt(tmp_path: Path) -> None:
     assert len(second.details["episodes"]) == 14 + 3
     assert second.details["episodes"][14]["phase"] == "start"
     known = [row for row in first.details["episodes"] if row["latency_ms"] <= tight.constraints[0].limit]
-    assert second.details["accuracy"] >= max(row["accuracy"] for row in known)
+    assert second.details["summary"]["accuracy"] >= max(row["accuracy"] for row in known)
     resumed = Lap(SHORT, tmp_path)
     assert resumed.solve(loose).details["episodes"] == first.details["episodes"]
     assert np.array_equal(resumed.solve(tight).widths, second.widths)
@@ -150,7 +150,7 @@ def test_a_warm_start_is_never_worse_than_the_plan_it_starts_from(removable: boo
     start = found.details["episodes"][0]
     assert start["phase"] == "start"
     assert start["accuracy"] == pytest.approx(problem.evaluate(exact.widths, exact.removed).accuracy)
-    assert found.details["accuracy"] >= start["accuracy"]
+    assert found.details["summary"]["accuracy"] >= start["accuracy"]
 
 
 def test_warm_started_actors_act_like_the_plan() -> None:
@@ -223,9 +223,9 @@ def test_without_a_budget_the_reward_trades(reward: str) -> None:
     problem = chain()
     found = Lap(replace(SHORT, budget=False, reward=reward)).solve(problem)
     episodes = found.details["episodes"]
-    assert found.details["reward"] == reward
+    assert found.details["summary"]["reward"] == reward
     best = max(episodes, key=lambda row: row["reward"])
-    assert found.details["accuracy"] == best["accuracy"]
+    assert found.details["summary"]["accuracy"] == best["accuracy"]
     assert max(row["latency_ms"] for row in episodes) > problem.constraints[0].limit
 
 

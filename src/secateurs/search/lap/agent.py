@@ -21,7 +21,8 @@ from secateurs.errors import PlanError
 from secateurs.search.lap.settings import Agent
 
 _KINDS: dict[str, Any] = {"ddpg": DDPG, "td3": TD3, "sac": SAC}
-_IMITATION_STEPS = 200
+_IMITATION_STEPS, _IMITATED = 2000, 1e-4
+"""Most steps of a warm start's imitation, and the mean square error that ends it."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ class Learner:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                if float(loss.detach()) < _IMITATED:
+                    break
         if hasattr(policy, "actor_target"):
             policy.actor_target.load_state_dict(policy.actor.state_dict())
 

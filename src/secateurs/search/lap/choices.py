@@ -74,6 +74,14 @@ class Choices:
         """The option nearest to ``ratio``; of two equally near the wider one."""
         return int(np.argmin(np.abs(self.ratios[group] - ratio)))
 
+    def network(self, ratios: np.ndarray) -> Network:
+        """The network that such ratios lead to, each moved to its nearest option."""
+        found = self.dense
+        for group, ratio in enumerate(ratios):
+            if self.problem.inner_blocks[group].isdisjoint(found.removed):
+                found = self.placed(found, group, self.nearest(group, float(ratio)))
+        return found
+
     def ratios_of(self, widths: np.ndarray, removed: frozenset[int]) -> np.ndarray:
         """The ratios that lead to a network, 1 for the groups of removed blocks, float64 [groups]."""
         found = 1.0 - np.asarray(widths) / self.problem.spec.dense_widths

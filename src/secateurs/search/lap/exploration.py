@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from secateurs.search.lap.choices import Choices
 from secateurs.search.lap.sensitivity import Sensitivity
 from secateurs.search.problem import Problem
 from secateurs.search.uniform import ratio_ladder
 
+_SHIFTS = np.linspace(-1.0, 1.0, 101)
 FREE_RATIO = 0.4
 """ρ̄ where there is no budget to derive it from."""
 
@@ -38,3 +40,20 @@ def prior_ratios(curves: Sensitivity, mean_ratio: float, most: float) -> np.ndar
     if mean <= 0:
         return np.full(len(curves.relative), min(mean_ratio, most))
     return np.clip(mean_ratio * curves.relative / mean, 0.0, most)
+
+
+def balanced(choices: Choices, ratios: np.ndarray) -> np.ndarray:
+    """The ratios moved by one common amount so that the network just fits the limits, float64 [groups].
+
+    Without it the wall would let early groups keep what they like and take the rest from the last ones. Blocks that
+    the ratios take away stay away, no other is taken; where no shift fits, the ratios of most pruning come back and
+    the wall does the rest. Ours; used where the prior guides exploration.
+    """
+    most = np.array([found[found < 1.0].max(initial=0.0) for found in choices.ratios])
+    gone = np.array([choices.width(g, choices.nearest(g, float(r))) == 0 for g, r in enumerate(ratios)])
+    tried = [np.where(gone, 1.0, np.clip(ratios + shift, 0.0, most)) for shift in _SHIFTS]
+    networks = [choices.network(one) for one in tried]
+    removed = np.zeros((len(tried), len(choices.problem.spec.blocks)), dtype=bool)
+    removed[:, sorted(networks[0].removed)] = True
+    fits = np.flatnonzero(choices.problem.fits(np.stack([network.widths for network in networks]), removed))
+    return tried[int(fits[0])] if len(fits) else tried[-1]

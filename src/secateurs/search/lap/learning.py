@@ -26,6 +26,9 @@ SAVE_SECONDS = 10.0
 AGAIN_SIGMA = 0.2
 """Share of the first exploration with which a search for a further limit starts."""
 
+CHANGED, LEAST_SIGMA = 3.0, 0.1
+"""Groups that an episode changes on average where a search starts from a plan, and by how much at least."""
+
 Action = Callable[[int, np.ndarray], float]
 """(group, state) to the pruning ratio to try."""
 
@@ -111,7 +114,7 @@ class Session:
         last = max((i for i, episode in enumerate(self.episodes) if episode.limit == limit), default=-1)
         return self.episodes[: last + 1]
 
-    def run(self, env: PruningEnv, limit: float | None, start: Start, task: Task) -> list[Episode]:
+    def run(self, table: Table, limit: float | None, start: Start, task: Task) -> list[Episode]:
         """Episodes until this limit has had its share; what was known before included."""
         first = not self.episodes or self.episodes[0].limit == limit
         wanted = self.settings.episodes if first else self.settings.again
@@ -120,39 +123,63 @@ class Session:
         for index in range(done, wanted):
             number = len(self.episodes)
             rng = np.random.default_rng([self.seed, number])
-            phase, action = self._phase(index, first, start, rng)
-            episode, steps = self._play(env, limit, phase, action)
+            phase, action = self._phase(index, first, start, limit, rng)
+            if start.balance is not None and phase != "start":
+                action = _fixed(start.balance(_rehearse(table.rehearsal, action)))
+            episode, steps = self._play(table.env, limit, phase, action)
             self.learner.remember(steps, episode.reward)
-            if phase == "start" and start.imitate:
+            if phase == "start" and start.sparse:
                 self.learner.imitate(steps)
             self.episodes.append(episode)
             if phase == "agent" or number + 1 >= self.settings.warm_episodes:
                 self.learner.learn(len(steps), number)
             if time.monotonic() - self.saved > SAVE_SECONDS:
                 self.save()
-            best = max(e.accuracy for e in self.under(limit) if limit is None or e.latency_ms <= limit * (1 + 1e-9))
+            best = self.best(limit).accuracy
             note = f"accuracy {episode.accuracy:.2%}  best {best:.2%}  {episode.latency_ms:.3g} ms"
             task.advance(1, f"reward {episode.reward:.3f}  {note}" + (f" of {limit:.3g}" if limit else ""))
         if done < wanted:
             self.save()
         return self.under(limit)
 
-    def _phase(self, index: int, first: bool, start: Start, rng: np.random.Generator) -> tuple[str, Action]:
+    def best(self, limit: float | None) -> Episode:
+        """The episode of highest reward that is within ``limit``, the first one of equals."""
+        inside = [e for e in self.under(limit) if limit is None or e.latency_ms <= limit * (1 + 1e-9)]
+        return max(inside, key=lambda episode: episode.reward)
+
+    def _phase(
+        self, index: int, first: bool, start: Start, limit: float | None, rng: np.random.Generator
+    ) -> tuple[str, Action]:
         """What an episode is for, and how it acts; ``index``: its number under the present limit."""
         agent = self.settings.agent
         if index == 0 and start.forced is not None:
-            forced = start.forced
-            return "start", lambda group, seen: float(forced[group])
-        if first and index < self.settings.warm_episodes:
-            if start.centre is None:
-                return "warm-up", lambda group, seen: float(rng.uniform())
-            centre = start.centre
-            return "warm-up", lambda group, seen: truncated_normal(rng, centre[group], start.sigma)
+            return "start", _fixed(start.forced)
+        warm = first and index < self.settings.warm_episodes
         late = index - self.settings.warm_episodes if first else index
-        sigma = agent.sigma * agent.decay ** max(0, late) * (1.0 if first else AGAIN_SIGMA)
-        if first and start.imitate:
-            sigma = min(sigma, start.sigma)
-        return "agent", lambda group, seen: truncated_normal(rng, self.learner.ratio(seen), sigma)
+        sigma = start.sigma if warm else start.sigma * agent.decay ** max(0, late) * (1.0 if first else AGAIN_SIGMA)
+        if start.sparse:
+            return self._sparse(warm, self.best(limit).ratios, sigma, rng)
+        if not warm:
+            return "agent", lambda group, seen: truncated_normal(rng, self.learner.ratio(seen), sigma)
+        if start.centre is None:
+            return "warm-up", lambda group, seen: float(rng.uniform())
+        centre = start.centre
+        return "warm-up", lambda group, seen: truncated_normal(rng, centre[group], sigma)
+
+    def _sparse(
+        self, warm: bool, held: tuple[float, ...], sigma: float, rng: np.random.Generator
+    ) -> tuple[str, Action]:
+        """Some groups around the best network so far, later around the actor; the others as they were."""
+        changed = rng.random(len(held)) < CHANGED / len(held)
+        changed[rng.integers(len(held))] = True
+        sigma = max(sigma, LEAST_SIGMA)
+
+        def act(group: int, seen: np.ndarray) -> float:
+            if not changed[group]:
+                return held[group]
+            return truncated_normal(rng, held[group] if warm else self.learner.ratio(seen), sigma)
+
+        return "warm-up" if warm else "agent", act
 
     def _play(
         self, env: PruningEnv, limit: float | None, phase: str, action: Action
@@ -163,7 +190,7 @@ class Session:
         steps, ratios, last = [], np.ones(len(env.game.choices.options)), False
         while not last:
             wanted = action(env.group, seen)
-            after, reward, last, _, info = env.step(np.array([wanted], dtype=np.float32))
+            after, reward, last, _, info = env.step(np.array([wanted]))
             steps.append(Transition(seen, float(info["action"]), after, last))
             ratios[info["group"]] = info["action"]
             seen = after
@@ -173,18 +200,44 @@ class Session:
         return Episode(limit, phase, *figures, widths, removed, tuple(ratios.tolist()), len(known)), steps
 
 
+def _fixed(ratios: np.ndarray) -> Action:
+    return lambda group, seen: float(ratios[group])
+
+
+def _rehearse(env: PruningEnv, action: Action) -> np.ndarray:
+    """The ratios that actions ask for, played where nothing is judged; 1 for groups that are not asked about."""
+    seen, _ = env.reset()
+    ratios, last = np.ones(len(env.game.choices.options)), False
+    while not last:
+        group = env.group
+        ratios[group] = action(group, seen)
+        seen, _, last, _, _ = env.step(ratios[[group]])
+    return ratios
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where the game is played: ``env``, and ``rehearsal`` without wall and judge."""
+
+    env: PruningEnv
+    rehearsal: PruningEnv
+
+
 @dataclass(frozen=True)
 class Start:
-    """How a search begins.
+    """How a search begins and explores.
 
-    ``centre``: ratios around which the warm-up acts [groups], None for uniform actions; ``sigma``: its spread;
-    ``forced``: ratios of the first episode; ``imitate``: whether the actor is moved to them.
+    ``centre``: ratios around which the warm-up acts [groups], None for uniform actions; ``sigma``: of the truncated
+    normals; ``forced``: ratios of the first episode; ``sparse``: change some groups of the best network at a time,
+    after the actor has learnt the forced ones; ``balance``: moves ratios so that they fit the limits
+    (:func:`~secateurs.search.lap.exploration.balanced`), None leaves that to the wall.
     """
 
     centre: np.ndarray | None
     sigma: float
     forced: np.ndarray | None = None
-    imitate: bool = False
+    sparse: bool = False
+    balance: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def _episode(raw: dict[str, Any]) -> Episode:

@@ -58,8 +58,8 @@ class LapSettings:
     ``episodes``: networks looked at; ``warmup``: how many of them before the agent is asked (None: a quarter, at most
     AMC's 100); ``again``: further episodes when a closed loop asks for another limit; ``most``: largest pruning ratio
     (a block that goes is beyond it); ``reward``: ``auto``, ``r1``, ``r2`` or ``r3``; ``budget``: False searches
-    resource-free, by R1 or R2, and holds no limit; ``warm_start``: another strategy whose plan is the first episode
-    and the centre of the warm-up, ``""`` for none; ``warm_sigma``: spread of the warm-up around it; ``keep``:
+    resource-free, by R1 or R2, and holds no limit; ``warm_start``: another strategy whose plan is the first episode;
+    the others change some groups of the best network so far, ``""`` for none; ``warm_sigma``: by how much; ``keep``:
     candidates that the solution lists.
     """
 
@@ -70,7 +70,7 @@ class LapSettings:
     reward: str = "auto"
     budget: bool = True
     warm_start: str = ""
-    warm_sigma: float = 0.1
+    warm_sigma: float = 0.3
     keep: int = 10
     prior: Prior = field(default_factory=Prior)
     agent: Agent = field(default_factory=Agent)

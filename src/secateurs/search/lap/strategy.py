@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,11 @@ from secateurs.progress import Progress, silent
 from secateurs.registry import load
 from secateurs.search.lap.choices import Choices
 from secateurs.search.lap.environment import Game, PruningEnv
-from secateurs.search.lap.exploration import FREE_RATIO, prior_ratios, uniform_ratio
-from secateurs.search.lap.learning import Episode, Session, Start
+from secateurs.search.lap.exploration import FREE_RATIO, balanced, prior_ratios, uniform_ratio
+from secateurs.search.lap.learning import Episode, Session, Start, Table
 from secateurs.search.lap.rewards import REWARDS
 from secateurs.search.lap.sensitivity import Sensitivity, modelled
-from secateurs.search.lap.settings import LapSettings
+from secateurs.search.lap.settings import Agent, LapSettings
 from secateurs.search.lap.wall import Wall
 from secateurs.search.problem import Candidate, Problem, Solution
 
@@ -49,6 +49,21 @@ class Lap:
     evaluates: bool = True
     sessions: dict[str, Session] = field(default_factory=dict, compare=False, repr=False)
 
+    @classmethod
+    def tuned(cls, options: Mapping[str, Any], folder: Path | None) -> Lap:
+        """A search by the command line's options ``episodes``, ``warm_start`` and ``agent``.
+
+        Raises:
+            PlanError: an option's value is unknown or out of range.
+        """
+        settings = LapSettings(
+            **{name: options[name] for name in ("episodes", "warm_start") if name in options},
+            agent=Agent(kind=options.get("agent", Agent().kind)),
+        )
+        if settings.warm_start:
+            load("strategies", settings.warm_start)
+        return cls(settings, None if folder is None else folder / "lap")
+
     def solve(self, problem: Problem, *, seed: int = 0, progress: Progress = silent) -> Solution:
         """The most accurate network found within the limits (resource-free: the one of highest reward).
 
@@ -68,12 +83,12 @@ class Lap:
         curves = modelled(problem.spec, problem.constraints[0].model)
         reward = REWARDS[settings.reward_name]
         game = Game(choices, wall, curves, reward, _judge(problem), settings.prior.state)
-        env = PruningEnv(game)
-        session = self._session(problem, env, seed)
+        table = Table(PruningEnv(game), PruningEnv(replace(game, wall=None, judge=lambda widths, removed: 0.0)))
+        session = self._session(problem, table.env, seed)
         limit = problem.constraints[0].limit if settings.budget else None
         start = self._start(problem, choices, curves, warm, session, limit)
         with progress.task("lap", settings.episodes) as task:
-            episodes = session.run(env, limit, start, task)
+            episodes = session.run(table, limit, start, task)
         return self._solution(problem, curves, start, episodes, limit, time.perf_counter() - began)
 
     def _warm_start(self, problem: Problem, seed: int, progress: Progress) -> Solution | None:
@@ -121,16 +136,17 @@ class Lap:
         limit: float | None,
     ) -> Start:
         settings = self.settings
+        balance = (lambda ratios: balanced(choices, ratios)) if settings.budget else None
         if warm is not None:
             ratios = choices.ratios_of(warm.widths, warm.removed)
-            return Start(ratios, settings.warm_sigma, ratios, imitate=True)
+            return Start(ratios, settings.warm_sigma, ratios, sparse=True, balance=balance)
         forced = None
         if session.episodes and session.episodes[0].limit != limit:
             forced = np.array(max(session.episodes, key=lambda episode: episode.reward).ratios)
         if not settings.prior.exploration:
             return Start(None, settings.agent.sigma, forced)
         mean = uniform_ratio(problem, choices.most) if settings.budget else min(FREE_RATIO, choices.most)
-        return Start(prior_ratios(curves, mean, choices.most), settings.agent.sigma, forced)
+        return Start(prior_ratios(curves, mean, choices.most), settings.agent.sigma, forced, balance=balance)
 
     def _solution(
         self,
@@ -149,17 +165,21 @@ class Lap:
         best = [_candidate(problem, episode) for episode in ranked[: self.settings.keep]]
         evaluator: Any = problem.evaluator
         details = {
+            "summary": {
+                "evaluations": episodes[-1].evaluations,
+                "evaluations_per_second": float(getattr(evaluator, "evaluations_per_second", 0.0)),
+                "accuracy": ranked[0].accuracy,
+                "agent": self.settings.agent.kind,
+                "reward": self.settings.reward_name,
+                "warm_start": self.settings.warm_start,
+            },
             "episodes": [_row(episode) for episode in episodes],
+            "groups": [group.name for group in problem.spec.groups],
             "sensitivity": {"widths": curves.widths.tolist(), "saved": curves.saved.tolist()},
             "relative_sensitivity": curves.relative.tolist(),
             "prior": None if start.centre is None else [float(ratio) for ratio in start.centre],
             "policy": list(ranked[0].ratios),
-            "evaluations": episodes[-1].evaluations,
-            "evaluations_per_second": float(getattr(evaluator, "evaluations_per_second", 0.0)),
-            "accuracy": ranked[0].accuracy,
-            "reward": self.settings.reward_name,
-            "agent": self.settings.agent.kind,
-            "warm_start": self.settings.warm_start,
+            "limit_ms": limit,
         }
         first = best[0]
         return Solution(first.widths, first.removed, first.value, first.predicted, None, seconds, tuple(best), details)
