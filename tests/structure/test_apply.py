@@ -282,3 +282,25 @@ def test_frozen_parameters_stay_frozen() -> None:
     block.conv1.weight.requires_grad_(False)
     small = apply(block, plan_of(trace(block, image())), image())
     assert [name for name, p in small.named_parameters() if not p.requires_grad] == ["conv1.weight"]
+
+
+class Noisy(nn.Module):
+    """Adds noise and drops out even in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.gain = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 2, 1), nn.Parameter(torch.ones(1, 12, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        x = x + self.gain * torch.randn(x.size(0), 1, *x.shape[2:])
+        return self.b(nn.functional.dropout(x, 0.5, training=True))
+
+
+def test_chance_in_the_forward_does_not_disturb_the_check() -> None:
+    model, example = Noisy().eval(), torch.randn(2, 3, 6, 6)
+    plan = trace(model, example).plan({"a:out": [0, 2, 3, 7]})
+    assert type(apply(model, plan, example)) is Noisy
+    damaged = plan.model_copy(update={"slices": {**plan.slices, "gain": {1: (0, 2, 3, 8)}}})
+    with pytest.raises(StructureError, match="computes something else"):
+        check_plan(model, damaged, example)

@@ -13,7 +13,7 @@ from torch import nn
 TRAITS: dict[str, Trait] = {}
 FAMILIES = (
     "traits_channels", "traits_movement", "traits_layers", "traits_attention", "traits_heads", "traits_parameters",
-    "traits_recurrent", "traits_forms", "traits_blocks",
+    "traits_recurrent", "traits_forms", "traits_blocks", "traits_statistics",
 )  # fmt: skip
 
 

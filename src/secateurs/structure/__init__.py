@@ -3,8 +3,9 @@
 For a custom operator, :func:`rule` registers how units pass through it; see ``docs/add-your-own.md``.
 """
 
-from secateurs.structure.analysis import Call, barrier, move, rule
+from secateurs.structure.analysis import barrier, move, rule
 from secateurs.structure.apply import apply
+from secateurs.structure.call import Call
 from secateurs.structure.graph import Barrier, Graph
 from secateurs.structure.groups import Group, View
 from secateurs.structure.inspection import Inspection, inspect

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch.export.graph_signature import InputKind
 
-from secateurs.structure.ids import NEUTRAL, PINNED, IdSpace
+from secateurs.structure.call import Analysis, Call, bind, concrete_int, concrete_shape
 from secateurs.structure.values import Factor, Value, spread
 
 Rule = Callable[["Call"], Any]
 _RULES: dict[str, Rule] = {}
-
-FEWEST_ROWS = 4
-"""A grid (groups of a convolution, heads) exposes whole rows from this many rows on, else tied columns."""
 
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
@@ -51,249 +46,25 @@ def operator_name(target: Any) -> str:
     return f"{module}.{getattr(target, '__name__', target)}".lstrip("._")
 
 
-@dataclass(frozen=True)
-class ParameterAxis:
-    """One axis of a parameter or buffer with its ids, and what it means to the layer that uses it."""
+def analyse(
+    program: torch.export.ExportedProgram,
+    *,
+    grid: str = "auto",
+    barriers: Iterable[str] = (),
+    attributes: Iterable[str] = (),
+) -> Analysis:
+    """One pass over the exported graph.
 
-    parameter: str
-    dim: int
-    ids: np.ndarray
-
-
-@dataclass(frozen=True)
-class Use:
-    """A weighted operator: which parameter plays which role at which node (``out``, ``in``, ``norm``, ``bias``)."""
-
-    node: str
-    parameter: str
-    dim: int
-    role: str
-    kind: str
-
-
-@dataclass
-class Analysis:
-    """Everything one pass found. ``grid``: ``auto``, ``rows`` or ``columns`` (which kind of unit a grid exposes)."""
-
-    grid: str = "auto"
-    ids: IdSpace = field(default_factory=IdSpace)
-    values: dict[str, Any] = field(default_factory=dict)
-    axes: dict[tuple[str, int], list[np.ndarray]] = field(default_factory=dict)
-    origin: dict[str, str] = field(default_factory=dict)
-    """Exported node name to parameter name, for values that are a parameter or buffer itself."""
-    uses: list[Use] = field(default_factory=list)
-    barriers: list[tuple[str, str]] = field(default_factory=list)
-    """(node name, reason)."""
-    statistics: set[str] = field(default_factory=set)
-    """Nodes whose result mixes units by a statistic (softmax or normalisation over the unit axis)."""
-    grids: int = 0
-    folded_grids: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Grouped operators: node to (rows, chosen axis: 0 rows, 1 columns)."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One operator call as a rule sees it: arguments by name, tensors as :class:`Value`."""
-
-    analysis: Analysis
-    node: torch.fx.Node
-    arguments: dict[str, Any]
-
-    @property
-    def ids(self) -> IdSpace:
-        """The id space of the analysis."""
-        return self.analysis.ids
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the outputs at the traced sizes."""
-        value = self.node.meta["val"]
-        outputs = value if isinstance(value, (tuple, list)) else [value]
-        return [concrete_shape(output) for output in outputs if isinstance(output, torch.Tensor)]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the first output."""
-        return self.shapes[0]
-
-    def __getitem__(self, name: str) -> Any:
-        return self.arguments[name]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Argument ``name`` or the default where the schema has none."""
-        return self.arguments.get(name, default)
-
-    def tensors(self) -> list[Value]:
-        """Every tensor argument, lists flattened, in order."""
-        found: list[Value] = []
-        for argument in self.arguments.values():
-            items = argument if isinstance(argument, (tuple, list)) else [argument]
-            found.extend(item for item in items if isinstance(item, Value))
-        return found
-
-    def pin(self, vectors: Iterable[np.ndarray], reason: str) -> None:
-        """Pin every id of the vectors, with the reason."""
-        for vector in vectors:
-            self.ids.pin(vector, reason, self.node.name)
-
-    def pin_dims(self, value: Value, dims: Iterable[int], reason: str) -> None:
-        """Pin every unit that runs along ``dims`` of ``value``."""
-        for dim in dims:
-            self.pin(value.along(dim), reason)
-
-    def align(self, sides: Sequence[list[np.ndarray]], reason: str) -> list[np.ndarray]:
-        """Unify the id stacks of several tensors along a shared axis and return the stack they now share.
-
-        A side without units cannot lose an index, so it pins the others.
-        """
-        stacked = [side for side in sides if side]
-        if not stacked:
-            return []
-        if len(stacked) < len(sides):
-            for side in stacked:
-                self.pin(side, reason)
-            return stacked[0]
-        depth = max(len(side) for side in stacked)
-        lead = next(side for side in stacked if len(side) == depth)
-        for side in stacked:
-            if len(side) == depth:
-                for mine, other in zip(lead, side, strict=True):
-                    self.ids.unify(mine, other)
-            elif not self._absorb(side, lead):
-                self.pin([*side, *lead], f"{reason} (two kinds of units meet one)")
-        if all((vector == NEUTRAL).any() for vector in lead):
-            return [self._without_neutral([side[i] for side in stacked if len(side) == depth]) for i in range(depth)]
-        return lead
-
-    def _without_neutral(self, vectors: list[np.ndarray]) -> np.ndarray:
-        merged = vectors[0].copy()
-        for vector in vectors[1:]:
-            merged = np.where(merged == NEUTRAL, vector, merged)
-        return merged
-
-    def _absorb(self, side: list[np.ndarray], lead: list[np.ndarray]) -> bool:
-        """Let an untouched parameter axis carry several factors instead of its own ids."""
-        if len(side) != 1:
-            return False
-        own = side[0]
-        for key, stack in self.analysis.axes.items():
-            if len(stack) == 1 and stack[0] is own and np.array_equal(self.ids.find(own), own):
-                others = np.arange(len(self.ids), dtype=np.int64)
-                touched = np.isin(self.ids.find(others), own) & ~np.isin(others, own)
-                if touched.any():
-                    return False
-                self.analysis.axes[key] = list(lead)
-                return True
-        return False
-
-    def grid(self, vector: np.ndarray, sizes: Sequence[int], key: str | None = None) -> tuple[int, np.ndarray]:
-        """Resolve an axis split into ``sizes``: (axis that carries the units, ids along it).
-
-        Survivors must stay a full rectangle, so units run along exactly one of the axes and are tied along the
-        others: whole rows (heads, groups) where there are enough of them, else tied positions.
-        """
-        table = vector.reshape(tuple(sizes))
-        reps = np.where(table == NEUTRAL, NEUTRAL, self.ids.find(table))
-        varying = [d for d in range(len(sizes)) if sizes[d] > 1 and (reps != np.take(reps, [0], axis=d)).any()]
-        if not varying:
-            big = [d for d in range(len(sizes)) if sizes[d] > 1]
-            chosen = big[0] if big else 0
-        elif len(varying) == 1:
-            chosen = varying[0]
-        else:
-            self.analysis.grids += 1
-            chosen = self._choose(varying, sizes)
-        rows = np.moveaxis(table, chosen, 0).reshape(sizes[chosen], -1)
-        if len(varying) > 1:
-            self.ids.tie(rows)
-        return chosen, np.ascontiguousarray(rows.max(axis=1))
-
-    def _choose(self, varying: list[int], sizes: Sequence[int]) -> int:
-        if self.analysis.grid == "columns":
-            return varying[-1]
-        if self.analysis.grid == "rows":
-            return next((d for d in varying if sizes[d] >= 2), varying[0])
-        return next((d for d in varying if sizes[d] >= FEWEST_ROWS), varying[-1])
-
-    def use(self, value_argument: str, dim: int, role: str, kind: str) -> None:
-        """Note that the parameter behind an argument plays ``role`` along ``dim``."""
-        source = self.raw(value_argument)
-        if isinstance(source, torch.fx.Node) and source.name in self.analysis.origin:
-            self.analysis.uses.append(Use(self.node.name, self.analysis.origin[source.name], dim, role, kind))
-
-    def raw(self, name: str) -> Any:
-        """The argument as it stands in the graph (a node, not a value)."""
-        return bind(self.node).get(name)
-
-    def settle(self, moved: torch.Tensor, tie_first: bool = False) -> Factor | None:
-        """Turn ids that an operator moved to new places into a factor along one axis."""
-        shrunk = moved
-        for dim in range(moved.dim()):
-            if moved.size(dim) > 1 and moved.stride(dim) == 0:
-                shrunk = shrunk.narrow(dim, 0, 1)
-        raw = shrunk.numpy()
-        reps = np.where(raw == NEUTRAL, NEUTRAL, self.ids.find(raw))
-        varying = []
-        for dim in range(raw.ndim):
-            if raw.shape[dim] > 1 and (reps != np.take(reps, [0], axis=dim)).any():
-                varying.append(dim)
-        if not varying:
-            alone = np.unique(reps)
-            if len(alone) and not np.isin(alone, (NEUTRAL, PINNED)).all():
-                self.pin([raw.ravel()], "a single unit is picked out by its position")
-            return None
-        compact = raw
-        for dim in range(raw.ndim):
-            if dim not in varying:
-                compact = np.take(compact, [0], axis=dim)
-        if len(varying) == 1:
-            ids = compact.ravel()
-            return Factor(varying[0], np.ascontiguousarray(ids))
-        sizes = [raw.shape[d] for d in varying]
-        self.analysis.grids += 1
-        chosen = varying.index(varying[0]) if tie_first else self._choose(list(range(len(varying))), sizes)
-        rows = np.moveaxis(compact.reshape(sizes), chosen, 0).reshape(sizes[chosen], -1)
-        self.ids.tie(rows)
-        return Factor(varying[chosen], np.ascontiguousarray(rows.max(axis=1)))
-
-
-def bind(node: torch.fx.Node) -> dict[str, Any]:
-    """Arguments of a call by the operator schema's names, defaults filled in."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return {str(i): argument for i, argument in enumerate(node.args)} | dict(node.kwargs)
-    bound: dict[str, Any] = {}
-    positional = list(node.args)
-    for i, argument in enumerate(node.target._schema.arguments):
-        if i < len(positional) and not argument.kwarg_only:
-            bound[argument.name] = positional[i]
-        elif argument.name in node.kwargs:
-            bound[argument.name] = node.kwargs[argument.name]
-        elif argument.has_default_value():
-            bound[argument.name] = argument.default_value
-    return bound
-
-
-def concrete_shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Shape with symbolic sizes replaced by the traced ones."""
-    return tuple(concrete_int(size) for size in tensor.shape)
-
-
-def concrete_int(size: Any) -> int:
-    """A plain int for an int or a symbolic size."""
-    if isinstance(size, torch.SymInt):
-        hint = size.node.hint
-        return int(hint) if hint is not None else int(size.node.expr)
-    return int(size)
-
-
-def analyse(program: torch.export.ExportedProgram, *, grid: str = "auto", barriers: Iterable[str] = ()) -> Analysis:
-    """One pass over the exported graph. ``barriers``: names of nodes to treat as unknown operators."""
+    ``barriers``: names of nodes to treat as unknown operators; ``attributes``: constants that are plain tensor
+    attributes of a module, which a plan can slice as it slices buffers.
+    """
     analysis = Analysis(grid=grid)
-    blocked = set(barriers)
+    blocked, sliceable = set(barriers), set(attributes)
     kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            analysis.values[node.name] = _placeholder(analysis, program, node, kinds[node.name])
+            spec = kinds[node.name]
+            analysis.values[node.name] = _placeholder(analysis, program, node, spec, spec.target in sliceable)
         elif node.op == "get_attr":
             tensor = getattr(program.graph_module, str(node.target), None)
             if isinstance(tensor, torch.Tensor):
@@ -301,7 +72,9 @@ def analyse(program: torch.export.ExportedProgram, *, grid: str = "auto", barrie
             analysis.values[node.name] = tensor
         elif node.op == "call_function":
             analysis.values[node.name] = _run(analysis, node, node.name in blocked)
-        elif node.op == "output":
+        if node.op != "output" and _is_weight(analysis, node, kinds):
+            analysis.weights.add(node.name)
+        if node.op == "output":
             for value in _flatten(_lookup(analysis, node.args)):
                 if isinstance(value, Value):
                     for factor in value.factors:
@@ -309,7 +82,15 @@ def analyse(program: torch.export.ExportedProgram, *, grid: str = "auto", barrie
     return analysis
 
 
-def _placeholder(analysis: Analysis, program: torch.export.ExportedProgram, node: torch.fx.Node, spec: Any) -> Any:
+def _is_weight(analysis: Analysis, node: torch.fx.Node, kinds: dict[str, Any]) -> bool:
+    if node.op == "placeholder":
+        return kinds[node.name].kind is not InputKind.USER_INPUT
+    return all(source.name in analysis.weights for source in node.all_input_nodes)
+
+
+def _placeholder(
+    analysis: Analysis, program: torch.export.ExportedProgram, node: torch.fx.Node, spec: Any, attribute: bool
+) -> Any:
     meta = node.meta.get("val")
     if not isinstance(meta, torch.Tensor):
         return meta if not isinstance(meta, torch.SymInt) else concrete_int(meta)
@@ -318,8 +99,9 @@ def _placeholder(analysis: Analysis, program: torch.export.ExportedProgram, node
     if spec.kind not in owned or spec.target is None:
         return Value(shape)
     real = program.state_dict.get(spec.target, program.constants.get(spec.target))
-    # A tensor that is neither parameter nor buffer stays as it is: no plan slices it.
-    if real is not None and (spec.kind is InputKind.CONSTANT_TENSOR or not real.dtype.is_floating_point):
+    # Integers are positions, and a tensor without a name in the module cannot be sliced: both stay as they are.
+    sliceable = attribute or spec.kind is not InputKind.CONSTANT_TENSOR
+    if real is not None and not (sliceable and (real.dtype.is_floating_point or real.dtype is torch.bool)):
         return Value(shape, constant=real.detach())
     if not node.users:  # nothing reads it, or a tied parameter is read under another name
         return Value(shape)

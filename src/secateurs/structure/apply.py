@@ -83,6 +83,9 @@ def require_match(model: nn.Module, plan: Plan) -> None:
     }
     wanted = plan.fingerprint.shapes
     for name, shape in wanted.items():
+        attribute = None if name in found else _plain_tensor(model, name)
+        if attribute is not None:
+            found[name] = tuple(attribute.shape)
         if name not in found:
             raise PlanMismatchError(
                 f"The plan was made for another network: it has {name} {list(shape)}, which {type(model).__name__} "
@@ -99,6 +102,15 @@ def require_match(model: nn.Module, plan: Plan) -> None:
                 f"The plan was made for another network: {type(model).__name__} has {name}, which the plan does not "
                 "know. Apply it to the network it was made for, or make a new plan."
             )
+
+
+def _plain_tensor(model: nn.Module, name: str) -> torch.Tensor | None:
+    path, _, leaf = name.rpartition(".")
+    try:
+        value = getattr(model.get_submodule(path), leaf, None)
+    except AttributeError:
+        return None
+    return value if isinstance(value, torch.Tensor) else None
 
 
 def cut_copy(model: nn.Module, plan: Plan) -> nn.Module:
@@ -183,12 +195,28 @@ def deep_copy(model: nn.Module, replaced: dict[int, object]) -> nn.Module:
                     id(value), value.detach().clone().requires_grad_(value.is_leaf and value.requires_grad)
                 )
     try:
+        return copy.deepcopy(model, dict(replaced))
+    except Exception:
+        for value in (value for module in model.modules() for value in vars(module).values()):
+            if id(value) not in replaced and not _can_be_copied(value, replaced):
+                replaced[id(value)] = value  # a lock, a handle, a logger: the copy shares it
+    try:
         return copy.deepcopy(model, replaced)
     except Exception as error:
         raise StructureError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). "
-            "Detach tensors that still carry gradients, then apply again."
+            "Move what cannot be copied out of the module, then apply again."
         ) from error
+
+
+def _can_be_copied(value: Any, replaced: Mapping[int, object]) -> bool:
+    if isinstance(value, dict) and any(isinstance(item, (nn.Module, nn.Parameter)) for item in value.values()):
+        return True  # children and parameters of a module
+    try:
+        copy.deepcopy(value, dict(replaced))
+    except Exception:
+        return False
+    return True
 
 
 def _sliced(tensor: torch.Tensor, axes: Mapping[int, Sequence[int]]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from secateurs.plan import Bypass
-from secateurs.structure.analysis import Analysis
+from secateurs.structure.call import Analysis
 from secateurs.structure.groups import module_path
 
 _ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)

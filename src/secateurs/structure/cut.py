@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from secateurs.errors import PlanError
-from secateurs.structure.analysis import bind
+from secateurs.structure.call import bind
 from secateurs.structure.ids import NEUTRAL
 from secateurs.structure.values import Value
 

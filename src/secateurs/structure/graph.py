@@ -16,8 +16,9 @@ from secateurs.errors import PlanError
 from secateurs.network import AxisSpec, BlockSpec, GroupSpec, LayerSpec, NetworkSpec, ParameterSpec
 from secateurs.plan import Fingerprint, Plan
 from secateurs.structure import rules  # noqa: F401  registers every rule
-from secateurs.structure.analysis import Analysis, analyse, concrete_shape, operator_name
+from secateurs.structure.analysis import analyse, operator_name
 from secateurs.structure.blocks import Block, find_blocks
+from secateurs.structure.call import Analysis, concrete_shape
 from secateurs.structure.cut import Cut, cut
 from secateurs.structure.groups import Group, UnitMap, View, digest, find_groups, find_views, module_path, source_line
 from secateurs.structure.values import Value
@@ -59,10 +60,14 @@ class Graph:
         self.args = args
         self.kwargs = kwargs
         self.program = program
-        self.analysis: Analysis = analyse(program, grid=grid, barriers=_matching(program.graph, tuple(barriers)))
+        blocked = _matching(program.graph, tuple(barriers))
+        self.analysis: Analysis = analyse(program, grid=grid, barriers=blocked, attributes=_attributes(model, program))
         self.groups: tuple[Group, ...] = find_groups(self.analysis, keep)
         self.units = UnitMap(self.analysis, self.groups)
-        self.removable_blocks: tuple[Block, ...] = find_blocks(program.graph, self.analysis)
+        whole = _matching(program.graph, tuple(pattern.partition(":")[0] for pattern in keep), "Kept layer")
+        self._held = frozenset({*blocked, *whole})
+        found = find_blocks(program.graph, self.analysis)
+        self.removable_blocks: tuple[Block, ...] = tuple(b for b in found if self._held.isdisjoint(b.nodes))
 
     @cached_property
     def nodes(self) -> dict[str, torch.fx.Node]:
@@ -94,8 +99,9 @@ class Graph:
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """Names and shapes of every parameter and buffer."""
+        """Names and shapes of every parameter, every buffer and every plain tensor attribute that the forward reads."""
         shapes = {name: tuple(tensor.shape) for name, tensor in _owned(self.model).items()}
+        shapes |= {name: tuple(self.program.constants[name].shape) for name in _attributes(self.model, self.program)}
         return Fingerprint(digest=digest(shapes), shapes=shapes)
 
     @cached_property
@@ -121,7 +127,7 @@ class Graph:
 
         Stored measurements are keyed by it, so the input size and every stride count, the weights do not.
         """
-        lines = [self.fingerprint.digest]
+        lines = [self.fingerprint.digest, *sorted(self._held)]
         for node in self.program.graph.nodes:
             if node.op == "call_function":
                 result = node.meta.get("val")
@@ -140,7 +146,7 @@ class Graph:
     def _layers(self, node_blocks: dict[str, tuple[int, ...]]) -> Iterable[LayerSpec]:
         seen: set[str] = set()
         for use in self.analysis.uses:
-            if use.role != "out" or use.node in seen or use.kind == "embedding":
+            if use.role != "out" or use.node in seen or use.kind == "embedding" or use.node in self.analysis.weights:
                 continue
             seen.add(use.node)
             yield self._layer(use.node, use.parameter, use.kind, node_blocks.get(use.node, ()))
@@ -249,8 +255,22 @@ class Graph:
         return describe(self)
 
 
-def _matching(graph: torch.fx.Graph, patterns: tuple[str, ...]) -> list[str]:
-    """Names of the calls whose operator or module path matches a pattern.
+def _attributes(model: torch.nn.Module, program: torch.export.ExportedProgram) -> list[str]:
+    """Constants of the program that are plain tensor attributes of a module, by name."""
+    found = []
+    for name in program.constants:
+        path, _, leaf = name.rpartition(".")
+        try:
+            owner = model.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(vars(owner).get(leaf), torch.Tensor):
+            found.append(name)
+    return found
+
+
+def _matching(graph: torch.fx.Graph, patterns: tuple[str, ...], what: str = "Barrier") -> list[str]:
+    """Names of the calls whose operator or module path, or a module around them, matches a pattern.
 
     Raises:
         PlanError: a pattern matches nothing.
@@ -260,11 +280,11 @@ def _matching(graph: torch.fx.Graph, patterns: tuple[str, ...]) -> list[str]:
         before = len(found)
         for node in graph.nodes:
             texts = (operator_name(node.target), module_path(node)) if node.op == "call_function" else ()
-            if any(fnmatch.fnmatchcase(text, pattern) for text in texts):
+            if any(fnmatch.fnmatchcase(text, glob) for text in texts for glob in (pattern, f"{pattern}.*")):
                 found.append(node.name)
         if len(found) == before:
             raise PlanError(
-                f"Barrier {pattern!r} matches no operator and no module. Give a glob of a module path such as "
+                f"{what} {pattern!r} matches no operator and no module. Give a glob of a module path such as "
                 "'blocks.3.*', or of an operator such as 'aten.roll*'; 'secateurs doctor' lists both."
             )
     return found

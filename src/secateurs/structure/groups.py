@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from secateurs.network import AxisSpec
-from secateurs.structure.analysis import Analysis, Use
+from secateurs.structure.call import Analysis, Use
 from secateurs.structure.ids import NEUTRAL, PINNED
 
 

@@ -13,7 +13,8 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from secateurs.plan import Plan
-from secateurs.structure.analysis import bind, call_target
+from secateurs.structure.analysis import call_target
+from secateurs.structure.call import bind
 from secateurs.structure.cut import Gone, gone_for, rederive
 from secateurs.structure.values import Value
 
@@ -45,7 +46,8 @@ def interpret(
     known: dict[str, Any] = {}
     for node in graph.program.graph.nodes:
         if node.op == "placeholder":
-            known[node.name] = _placeholder(graph, node, kinds[node.name], tensors, leaves)
+            found = _placeholder(graph, node, kinds[node.name], tensors, leaves)
+            known[node.name] = _masked(found, graph.analysis.values.get(node.name), gone)
         elif node.op == "get_attr":
             known[node.name] = getattr(graph.program.graph_module, str(node.target))
         elif node.op == "output":

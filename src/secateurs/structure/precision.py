@@ -23,7 +23,21 @@ class Float64(TorchDispatchMode):
         args, kwargs = pytree.tree_map(_widened, (tuple(args), dict(kwargs or {})))
         if "_assert_tensor_metadata" in str(func):
             return None
+        if str(func).split(".")[1].rstrip("_") in _DRAWS:
+            return _drawn(func, args, kwargs)
         return pytree.tree_map(_widened, func(*args, **kwargs))
+
+
+_DRAWS = (
+    "rand", "randn", "rand_like", "randn_like", "normal", "uniform", "bernoulli", "exponential", "native_dropout",
+)  # fmt: skip
+
+
+def _drawn(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Random numbers that are none, so that two networks of different size can be compared."""
+    if "native_dropout" in str(func):
+        return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+    return pytree.tree_map(lambda leaf: _widened(leaf).fill_(1.0), func(*args, **kwargs))
 
 
 def _widened(leaf: Any) -> Any:

@@ -11,8 +11,8 @@ from torch import nn
 from torch.export.graph_signature import InputKind
 
 from secateurs.plan import Plan
-from secateurs.structure.analysis import bind
 from secateurs.structure.apply import replace_module, sliced_copy
+from secateurs.structure.call import bind
 from secateurs.structure.cut import Cut
 from secateurs.structure.groups import module_path
 from secateurs.structure.values import Value

@@ -13,7 +13,7 @@ import torch
 
 from secateurs.errors import StructureError
 from secateurs.plan import Bypass, Patch, Plan
-from secateurs.structure.analysis import bind
+from secateurs.structure.call import bind
 from secateurs.structure.cut import Cut, gone_for
 from secateurs.structure.groups import module_paths
 from secateurs.structure.scales import QueryRows, query_rows, scales_for
@@ -89,9 +89,11 @@ def _learn(graph: Graph) -> Recipe:
         probe = graph.cut(_probe(graph, uneven))
         for links in _trials(graph, _candidates(graph, probe))[: MOST_TRIALS if uneven else FEW_TRIALS]:
             recipe = Recipe(links, None, queries, fragile=not uneven)
-            reason = _refusal(graph, _plan(graph, probe, (), {}, recipe))
+            plan = _plan(graph, probe, (), {}, recipe)
+            reason = _refusal(graph, plan)
             if reason is None:
-                return recipe
+                reason = _refusal_to_train(graph, plan)
+                return recipe if reason is None else Recipe((), reason)
     return Recipe((), reason)
 
 
@@ -116,6 +118,30 @@ def _refusal(graph: Graph, plan: Plan) -> str | None:
         check_plan(graph.model, plan, (graph.args, graph.kwargs), graph=graph)
     except StructureError as error:
         return str(error).partition(" The original is intact.")[0]
+    return None
+
+
+def _refusal_to_train(graph: Graph, plan: Plan) -> str | None:
+    """Why the cut module does not run in training mode where the dense one does, or None.
+
+    Layers that only training reads (an auxiliary head) are not in the exported graph, so their inputs were not cut.
+    """
+    from secateurs.structure.apply import cut_copy, deep_copy
+    from secateurs.structure.trace import quiet
+
+    read = {name for name in graph.analysis.origin.values() if name in dict(graph.model.named_parameters())}
+    if all(name in read or set(graph.aliases[name]) & read for name, _ in graph.model.named_parameters()):
+        return None
+    with torch.no_grad(), quiet():
+        try:
+            deep_copy(graph.model, {}).train()(*graph.args, **graph.kwargs)
+        except Exception:
+            return None
+        try:
+            cut_copy(graph.model, plan).train()(*graph.args, **graph.kwargs)
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0][:200]
+            return f"The cut network does not run in training mode ({type(error).__name__}: {first})."
     return None
 
 

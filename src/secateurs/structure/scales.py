@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from secateurs.plan import Scale
-from secateurs.structure.analysis import bind, call_target, rule_for
+from secateurs.structure.analysis import call_target, rule_for
+from secateurs.structure.call import bind
 from secateurs.structure.values import Value
 
 if TYPE_CHECKING:

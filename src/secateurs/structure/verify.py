@@ -162,12 +162,15 @@ def check_plan(
                 f"The cut network does not run ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}). "
                 "The original is intact. Please report the architecture; --keep PATTERN leaves the layer alone."
             ) from error
-        if plan.provenance.get("statistics") and graph is not None:
-            from secateurs.structure.interpreter import interpret
-
-            theirs: Any = interpret(graph, plan, dense, inputs, keywords)
-        else:
+        theirs: Any = None
+        if not plan.provenance.get("statistics"):
             theirs = mask_removed(dense, plan)(*inputs, **keywords)
+    if theirs is None or not _finite(theirs):  # not finite: something divides by what is zero now, a weight's own size
+        from secateurs.structure.interpreter import interpret
+
+        graph = graph or trace(model, (args, kwargs), grid=str(plan.provenance.get("grid", "auto")))
+        with torch.no_grad(), quiet(), Float64():
+            theirs = interpret(graph, plan, dense, inputs, keywords)
     error_found = relative_difference(ours, theirs)
     if not error_found <= TOLERANCE:
         where = first_difference(dense, small, plan, inputs, keywords)
@@ -177,6 +180,10 @@ def check_plan(
             "--keep PATTERN leaves the layer alone."
         )
     return error_found
+
+
+def _finite(result: Any) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors_of(result) if tensor.is_floating_point())
 
 
 def _carried_out(dense: nn.Module, plan: Plan, graph: Graph | None) -> nn.Module:

@@ -179,9 +179,10 @@ def _mean(func: Any, value: torch.Tensor, dim: Any = None, keepdim: bool = False
     return value.nanmean(dim=dims, keepdim=keepdim)
 
 
-@_judged("linalg_vector_norm")
+@_judged("linalg_vector_norm", "norm")
 def _vector_norm(func: Any, value: torch.Tensor, order: Any = 2, *rest: Any, **more: Any) -> torch.Tensor:
-    return func(_zeroed(value), order, *rest, **more)
+    counted = func(_there(value), order, *rest, **more)
+    return func(_zeroed(value), order, *rest, **more).masked_fill(counted == 0, float("nan"))
 
 
 @_judged("_weight_norm_interface", "_weight_norm")
@@ -218,6 +219,12 @@ def _extreme_at(func: Any, value: torch.Tensor, *rest: Any, **more: Any) -> Any:
     worst = float("-inf") if "max" in str(func) else float("inf")
     result, places = func(value.masked_fill(value.isnan(), worst), *rest, **more)
     return result.masked_fill(result == worst, float("nan")), places
+
+
+@_judged("logsumexp")
+def _logsumexp(func: Any, value: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+    result = func(value.masked_fill(value.isnan(), float("-inf")), *rest, **more)
+    return result.masked_fill(result == float("-inf"), float("nan"))
 
 
 @_judged("_softmax", "_safe_softmax", "_log_softmax")

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.structure.analysis import Call, rule
+from secateurs.structure.analysis import rule
+from secateurs.structure.call import Call
 from secateurs.structure.values import Factor, Value
 
 _CONTRACTED = "is contracted with something that stays"

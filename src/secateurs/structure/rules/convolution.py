@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.structure.analysis import FEWEST_ROWS, Call, rule
+from secateurs.structure.analysis import rule
+from secateurs.structure.call import FEWEST_ROWS, Call
 from secateurs.structure.ids import NEUTRAL
 from secateurs.structure.values import Factor, Value
 
@@ -26,7 +27,9 @@ def convolution(call: Call) -> Any:
     call.pin_dims(weight, range(2, len(weight.shape)), "it is a kernel position")
     if rank == 1 and _over_units(call, value, channel, transposed):
         return value.with_shape(call.shape, range(len(value.shape)))
-    call.pin_dims(value, [d for d in range(len(value.shape)) if d > channel], "a convolution runs over this axis")
+    alone = [channel + 1 + d for d in range(rank) if not transposed and _touches_nothing(call, weight, d)]
+    slides = [d for d in range(channel + 1, len(value.shape)) if d not in alone]
+    call.pin_dims(value, slides, "a convolution runs over this axis")
     if groups == 1:
         rows, columns = (1, 0) if transposed else (0, 1)
         out = _plain(call, value, weight, channel, rows, columns)
@@ -35,8 +38,19 @@ def convolution(call: Call) -> Any:
     if call.get("bias") is not None:
         call.use("bias", 0, "bias", "conv")
         out = call.align([out, call["bias"].along(0)], "has a bias that stays") if len(call["bias"].shape) else out
-    kept = tuple(f for f in value.factors if f.dim < channel)
+    kept = tuple(f for f in value.factors if f.dim < channel or f.dim in alone)
     return Value(call.shape, kept + tuple(Factor(channel, ids) for ids in out))
+
+
+def _touches_nothing(call: Call, weight: Value, axis: int) -> bool:
+    """True where the kernel is one wide and visits every position: what lies there passes, whatever it is."""
+
+    def at(name: str, neutral: int) -> Any:
+        given = call.get(name, neutral)
+        given = list(given) if isinstance(given, (list, tuple)) else [given]
+        return given[axis] if len(given) > 1 else given[0]
+
+    return weight.shape[2 + axis] == 1 and at("stride", 1) == 1 and at("padding", 0) in (0, "valid", "same")
 
 
 def _over_units(call: Call, value: Value, channel: int, transposed: bool) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from secateurs.structure.analysis import Call, rule
+from secateurs.structure.analysis import rule
+from secateurs.structure.call import Call
 from secateurs.structure.values import Factor, Value
 
 _POINTWISE = (

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.structure.analysis import Call, barrier, call_target, move, rule
+from secateurs.structure.analysis import barrier, call_target, move, rule
+from secateurs.structure.call import Call
 from secateurs.structure.ids import NEUTRAL, PINNED
 from secateurs.structure.values import Factor, Value, spread
 
@@ -24,7 +25,7 @@ _PURE = (
 
 @rule(*_PURE)
 def pure(call: Call) -> Any:
-    """Ids move with their elements; a second tensor (``view_as``) only lends its shape."""
+    """Ids move with their elements; a second tensor (``view_as``) lends its shape, and its units to what is spread."""
     first = next(value for value in call.arguments.values() if isinstance(value, Value))
     if len(call.tensors()) > 1:
         return _like(call, first)
@@ -39,6 +40,10 @@ def _like(call: Call, value: Value) -> Value:
         settled = call.settle(moved.reshape(call.shape) if same else moved.expand(call.shape))
         if settled is not None:
             factors.append(settled)
+    if str(call.node.target) == "aten.expand_as.default":
+        shape = (1,) * (len(call.shape) - len(value.shape)) + value.shape
+        other: Value = call["other"]
+        factors += [factor for factor in other.factors if shape[factor.dim] == 1]
     return Value(call.shape, tuple(factors))
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateurs.structure.analysis import FEWEST_ROWS, Call, rule
+from secateurs.structure.analysis import rule
+from secateurs.structure.call import FEWEST_ROWS, Call
 from secateurs.structure.values import Factor, Value
 
 _STATISTIC = "a statistic spans units"

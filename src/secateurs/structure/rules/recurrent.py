@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateurs.structure.analysis import Call, Use, barrier, rule
+from secateurs.structure.analysis import barrier, rule
+from secateurs.structure.call import Call, Use
 from secateurs.structure.values import Factor, Value
 
 _STATE = "is the state of a recurrent layer"

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from secateurs.structure.analysis import Call, rule
+from secateurs.structure.analysis import rule
+from secateurs.structure.call import Call
 from secateurs.structure.values import Factor, Value
+
+_STATISTICS = (
+    "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp",
+    "linalg_vector_norm", "norm",
+)  # fmt: skip
 
 
 def reduce_dims(call: Call, value: Value, dims: Sequence[int], keepdim: bool) -> Any:
-    """Drop ``dims``; units along them would change the result's meaning, so they are pinned."""
+    """Drop ``dims``. Units along them are pinned, except where they only enter a statistic.
+
+    A statistic is what hand-written normalisation, weight standardisation and spatial attention take: a mean, spread,
+    norm or extreme that keeps its axis (or is one of weights). It changes when units go, as that of LayerNorm does.
+    """
     gone = {dim % max(len(value.shape), 1) for dim in dims}
-    call.pin_dims(value, gone, "a reduction runs over this axis")
+    if value.dims() & gone:
+        if _is_statistic(call, keepdim):
+            call.analysis.statistics.add(call.node.name)
+        else:
+            call.pin_dims(value, gone, "a reduction runs over this axis")
     factors = []
     for factor in value.factors:
         if factor.dim not in gone:
@@ -23,6 +38,13 @@ def reduce_dims(call: Call, value: Value, dims: Sequence[int], keepdim: bool) ->
             factors.append(Factor(factor.dim - shift, factor.ids))
     results = [Value(shape, tuple(factors)) for shape in call.shapes]
     return results[0] if isinstance(call.node.meta["val"], torch.Tensor) else results
+
+
+def _is_statistic(call: Call, keepdim: bool) -> bool:
+    kept = keepdim or call.node.name in call.analysis.weights
+    positions = any(user.target is operator.getitem and user.args[1] == 1 and user.users for user in call.node.users)
+    speaks_of_positions = positions and str(call.node.target) in ("aten.max.dim", "aten.min.dim")
+    return kept and not speaks_of_positions and str(call.node.target).split(".")[1] in _STATISTICS
 
 
 @rule(
@@ -77,6 +99,18 @@ def upsample(call: Call) -> Any:
     """Interpolation over space."""
     value: Value = call["input"] if "input" in call.arguments else call["self"]
     return _resample(call, value, len(value.shape) - 2)
+
+
+@rule("aten.max_unpool2d", "aten.max_unpool3d")
+def unpool(call: Call) -> Any:
+    """Values go back to where a pooling took them from: channels meet the channels of the places."""
+    value, places = call["self"], call["indices"]
+    lead = len(value.shape) - int(str(call.node.target).split("unpool")[1][0])
+    for each in (value, places):
+        call.pin_dims(each, range(lead, len(value.shape)), "pooling or resampling runs over this axis")
+    stack = call.align([value.along(lead - 1), places.along(lead - 1)], "is put back to places that stay")
+    kept = tuple(factor for factor in value.factors if factor.dim < lead - 1)
+    return Value(call.shape, (*kept, *(Factor(lead - 1, ids) for ids in stack)))
 
 
 @rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
