@@ -20,11 +20,10 @@ def drawing(model: str, costs: LatencyModel, dense: np.ndarray, steepest: int = 
         steepest: layers whose staircase is drawn.
         shown: layers with a bar of their own.
     """
-    terms = costs.terms()
-    times = np.array([float(term.evaluate(dense)) for term in terms])
+    times, names = costs.by_site(dense), [entry.site.name for entry in costs.sites]
     costliest = np.argsort(-times, kind="stable")
     own = sorted(costliest[:shown].tolist())
-    bars = [Bar(terms[index].name, float(times[index]), _sigma(costs, index, float(times[index]))) for index in own]
+    bars = [Bar(names[index], float(times[index]), _sigma(costs, index, float(times[index]))) for index in own]
     rest = costliest[shown:]
     if len(rest):
         sigma = float(np.sqrt(sum(_sigma(costs, index, float(times[index])) ** 2 for index in rest.tolist())))

@@ -18,8 +18,10 @@ from secateurs.network import NetworkSpec
 
 _FOLDS = 3
 _RIDGE = 0.02
-_LEFT_RIDGE = 0.005
+_LEFT_RIDGE, _MOST_LEFT = 0.01, 0.25
+_USUAL_OVERHEAD, _STIFF = 0.02, 0.02
 _TOTALS_RIDGE = 1e-4
+_FEWEST_ALONE, _MUCH_FASTER = 2, 0.8
 _FEWEST_IN_BLOCK, _BLOCK_TOLERANCE, _USUAL_DRIFT = 5, 0.035, 0.06
 
 
@@ -223,12 +225,14 @@ def _fit(sites: Sequence[Site], table: Table, seed: int, *, trees: bool = True) 
     base_ms, per_ms, per_op = _overhead(table)
     ms = _attributed(table, base_ms, per_ms, per_op)
     kinds = {signature: index for index, signature in enumerate(dict.fromkeys(site.signature for site in sites))}
-    gone = _gone(sites, table.removed)
-    curves = tuple(_curve(sites, kind, ms, gone, table.widths, seed, trees) for kind in kinds)
+    gone, alone = _gone(sites, table.removed), _alone(sites, table.removed)
+    curves = tuple(_curve(sites, kind, ms, gone | alone, table.widths, seed, trees) for kind in kinds)
     costs = []
     for index, site in enumerate(sites):
         left = np.maximum(ms[gone[:, index], index], 0)
-        costs.append(SiteCost(site, kinds[site.signature], 1.0, float(left.mean()) if len(left) else 0.0))
+        curve = kinds[site.signature]
+        share = _share_alone(site, curves[curve], ms[alone[:, index], index], table.widths[alone[:, index]])
+        costs.append(SiteCost(site, curve, 1.0, float(left.mean()) if len(left) else 0.0, share))
     return _calibrated(Fit(base_ms, tuple(costs), curves, (base_ms, per_ms, per_op)), table)
 
 
@@ -262,14 +266,17 @@ def _overhead(table: Table) -> tuple[float, float, float]:
 
     A profiler adds a little to every operator, and whole runs cost a little more than their operators.
     """
-    columns = np.stack([np.ones(len(table.total_ms)), table.site_ms.sum(1), table.site_ops.sum(1)], axis=1)
-    weights = 1 / table.total_ms
-    solution: np.ndarray = np.zeros(3)
-    for _ in range(4):
-        solution, *_ = np.linalg.lstsq(columns * weights[:, None], table.total_ms * weights, rcond=None)
-        error = np.abs(columns @ solution / table.total_ms - 1)
-        # Disturbed profiles must not bend the line.
-        weights = 1 / table.total_ms / np.maximum(1, error / (2 * np.median(error) + 1e-9))
+    profiled = table.site_ms.sum(axis=1)
+    ratios = table.total_ms / np.maximum(profiled, 1e-9)
+    for block in np.unique(table.block):
+        # All profiles of a block may have been disturbed alike.
+        rows = table.block == block
+        profiled = np.where(rows, profiled * np.median(ratios[rows]) / np.median(ratios), profiled)
+    columns = np.stack([np.ones(len(profiled)), profiled, table.site_ops.sum(axis=1)], axis=1)
+    # A run as a whole costs some hundredths more than its operators; a profiler may take a fifth of small ones.
+    size = _USUAL_OVERHEAD * float(np.median(table.total_ms))
+    stiffness = np.array([1 / size, 0.0, 0.1 * float(np.median(columns[:, 2])) / size])
+    solution = _robust(columns, table.total_ms, table.total_ms, np.diag(_STIFF * stiffness), np.array([0.0, 1.0, 0.0]))
     return float(solution[0]), float(solution[1]), float(solution[2])
 
 
@@ -287,6 +294,26 @@ def _attributed(table: Table, base_ms: float, per_ms: float, per_op: float) -> n
 def _gone(sites: Sequence[Site], removed: Sequence[frozenset[int]]) -> np.ndarray:
     """Whether a site's block is removed, bool [n, sites]."""
     return np.array([[not blocks.isdisjoint(site.blocks) for site in sites] for blocks in removed])
+
+
+def _alone(sites: Sequence[Site], removed: Sequence[frozenset[int]]) -> np.ndarray:
+    """Whether a site is there and all blocks that follow it are removed, bool [n, sites]."""
+    rows = []
+    for blocks in removed:
+        rows.append([_there_alone(site, blocks) for site in sites])
+    return np.array(rows)
+
+
+def _there_alone(site: Site, removed: frozenset[int]) -> bool:
+    return bool(site.followers) and removed.issuperset(site.followers) and removed.isdisjoint(site.blocks)
+
+
+def _share_alone(site: Site, curve: Curve, ms: np.ndarray, widths: np.ndarray) -> float:
+    """What part of its usual time a site takes when all blocks that follow it are removed."""
+    if len(ms) < _FEWEST_ALONE:
+        return 1.0
+    share = float(np.median(ms / np.maximum(curve.predict(*_lengths(site, widths)), 1e-9)))
+    return share if share < _MUCH_FASTER else 1.0
 
 
 def _lengths(site: Site, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -319,10 +346,11 @@ def _parts(fitted: Fit, table: Table) -> tuple[np.ndarray, np.ndarray]:
     """Predicted ms per curve [n, curves], and the fixed part [n] (base, and what removed blocks leave)."""
     by_curve = np.zeros((len(table.total_ms), len(fitted.curves)))
     fixed = np.full(len(table.total_ms), fitted.base_ms)
-    gone = _gone([cost.site for cost in fitted.sites], table.removed)
+    own = [cost.site for cost in fitted.sites]
+    gone, alone = _gone(own, table.removed), _alone(own, table.removed)
     for index, cost in enumerate(fitted.sites):
         first, second = _lengths(cost.site, table.widths)
-        ms = cost.scale * fitted.curves[cost.curve].predict(first, second)
+        ms = cost.scale * fitted.curves[cost.curve].predict(first, second) * np.where(alone[:, index], cost.alone, 1.0)
         by_curve[:, cost.curve] += np.where(gone[:, index], 0, ms)
         fixed += np.where(gone[:, index], cost.left_ms, 0)
     return by_curve, fixed
@@ -362,7 +390,7 @@ def _calibrated(fitted: Fit, table: Table) -> Fit:
     solution = _robust(columns, table.total_ms - rest, table.total_ms, np.diag(stiffness), start)
     scales = np.clip(solution[:count], 0.3, 3.0)
     left = np.zeros(count)
-    left[varying] = solution[count + 1 :]
+    left[varying] = np.clip(solution[count + 1 :], -_MOST_LEFT * size, _MOST_LEFT * size)
     costs = tuple(
         replace(cost, scale=float(scales[cost.curve]), left_ms=cost.left_ms + float(left[cost.curve]))
         for cost in fitted.sites

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -63,13 +64,16 @@ class ModelError:
 class SiteCost:
     """Cost of one site: ``scale`` × curve number ``curve`` of its channel counts.
 
-    ``left_ms``: what remains of it when its block is removed (an activation that can no longer be fused).
+    ``left_ms``: what remains of it when its block is removed (an activation that can no longer be fused; less than
+    nothing where the others run faster without it); ``alone``: part of its cost that remains when all blocks that
+    follow it are removed.
     """
 
     site: Site
     curve: int
     scale: float = 1.0
     left_ms: float = 0.0
+    alone: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,29 @@ class LatencyModel:
 
     def terms(self) -> tuple[CostTerm, ...]:
         """The costs that widths change, in ms; ``offset_ms`` comes on top."""
-        return tuple(
-            CostTerm(
-                name=entry.site.name,
-                inputs=entry.site.inputs,
-                outputs=entry.site.outputs,
-                cost=_cost(self.curves[entry.curve], self.gain * entry.scale, self.gain * entry.left_ms),
-                blocks=entry.site.blocks,
-            )
-            for entry in self.sites
+        return tuple(term for entry in self.sites for term in self._terms_of(entry))
+
+    def _terms_of(self, entry: SiteCost) -> list[CostTerm]:
+        site, curve, scale = entry.site, self.curves[entry.curve], self.gain * entry.scale
+
+        def term(factor: float, left_ms: float, blocks: tuple[int, ...]) -> CostTerm:
+            cost = _cost(curve, factor * scale, left_ms)
+            return CostTerm(site.name, site.inputs, site.outputs, cost, (*site.blocks, *blocks))
+
+        terms = [term(entry.alone, self.gain * entry.left_ms, ())]
+        if entry.alone < 1:
+            # Terms vanish with any of their blocks, this part only with all of them: inclusion and exclusion.
+            for size in range(1, len(site.followers) + 1):
+                sign = 1 if size % 2 else -1
+                chosen = itertools.combinations(site.followers, size)
+                terms += [term(sign * (1 - entry.alone), 0.0, blocks) for blocks in chosen]
+        return terms
+
+    def by_site(self, widths: np.ndarray, removed: Collection[int] = ()) -> np.ndarray:
+        """Predicted ms per site [..., sites] at widths [..., groups]."""
+        table, gone = self._table(widths), set(removed)
+        return np.stack(
+            [CostModel("ms", 0.0, tuple(self._terms_of(entry))).evaluate(table, gone) for entry in self.sites], axis=-1
         )
 
     def cost_model(self) -> CostModel:
@@ -149,9 +167,8 @@ class LatencyModel:
         """
         table = self._table(widths)
         parts = np.zeros((*table.shape[:-1], max(len(self.curves), 1)))
-        for entry, term in zip(self.sites, self.terms(), strict=True):
-            if set(removed).isdisjoint(term.blocks):
-                parts[..., entry.curve] += term.evaluate(table)
+        for entry, ms in zip(self.sites, np.moveaxis(self.by_site(table, removed), -1, 0), strict=True):
+            parts[..., entry.curve] += ms
         total = np.asarray(self.predict(table, removed))
         spreads = np.array(self.spreads) if self.spreads else np.full(parts.shape[-1], self.error.mean_abs)
         sigma = self.doubt * raw_uncertainty(parts, total, spreads, self.noise)
@@ -164,8 +181,8 @@ class LatencyModel:
     def site_ms(self, widths: np.ndarray) -> dict[str, float]:
         """Predicted ms per site at one vector of widths [groups], costliest first."""
         parts: dict[str, float] = {}
-        for term in self.terms():
-            parts[term.name] = parts.get(term.name, 0.0) + float(term.evaluate(np.asarray(widths)))
+        for entry, ms in zip(self.sites, self.by_site(widths).tolist(), strict=True):
+            parts[entry.site.name] = parts.get(entry.site.name, 0.0) + ms
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     def calibrate(self, measured: Sequence[tuple[np.ndarray, Collection[int], float]]) -> LatencyModel:
@@ -257,8 +274,10 @@ def _read_site(raw: dict[str, Any]) -> SiteCost:
             outputs=_read_axis(site["outputs"]),
             blocks=tuple(site["blocks"]),
             signature=tuple(site["signature"]),
+            followers=tuple(site.get("followers", ())),
         ),
         curve=raw["curve"],
         scale=raw["scale"],
         left_ms=raw["left_ms"],
+        alone=raw.get("alone", 1.0),
     )

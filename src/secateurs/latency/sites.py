@@ -7,7 +7,7 @@ or any other operator alone. Its cost depends on the lengths of its input's and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from secateurs.latency.targets._base import Operation
 from secateurs.network import AxisSpec, LayerSpec, NetworkSpec, OperatorSpec
@@ -18,6 +18,7 @@ _POINTWISE = {
     "Mish", "Softplus", "Add", "Sub", "Mul", "Div", "Min", "Max", "BatchNormalization", "Cast", "Identity", "Sqrt",
     "Pow", "Neg", "Abs", "Exp", "Swish",
 }  # fmt: skip
+MOST_FOLLOWERS = 3
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Site:
 
     ``name``: module path of the layer, or the fx node's name; ``inputs``/``outputs``: channel axes, None where the
     cost does not depend on them; ``blocks``: it vanishes with any of these; ``signature``: sites with equal
-    signatures do the same work at equal lengths and are learnt together.
+    signatures do the same work at equal lengths and are learnt together; ``followers``: when all of these blocks are
+    removed, only a shortcut's own operators read it, and a runtime may compute just what they need.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Site:
     outputs: AxisSpec | None
     blocks: tuple[int, ...]
     signature: tuple[str | int, ...]
+    followers: tuple[int, ...] = ()
 
 
 class SiteMap:
@@ -56,7 +59,9 @@ class SiteMap:
         members: dict[str, list[OperatorSpec]] = {}
         for operator in operators:
             members.setdefault(anchors[operator.writes[0]], []).append(operator)
-        self.sites: tuple[Site, ...] = tuple(self._site(fused) for fused in members.values())
+        self.sites: tuple[Site, ...] = tuple(
+            replace(self._site(fused), followers=self._followers(fused, operators)) for fused in members.values()
+        )
         position = {anchor: index for index, anchor in enumerate(members)}
         # Some runtimes speak of operators, some of values.
         self._of_name = {operator.name: position[anchors[operator.writes[0]]] for operator in operators}
@@ -85,6 +90,26 @@ class SiteMap:
         blocks = self._spec.node_blocks.get(first.node, ())
         signature: tuple[str | int, ...] = (*kinds, *shapes, inputs is None, outputs is None)
         return Site(first.node or first.name, inputs, outputs, blocks, signature)
+
+    def _followers(self, fused: Sequence[OperatorSpec], operators: Sequence[OperatorSpec]) -> tuple[int, ...]:
+        own, found = set(self._spec.node_blocks.get(fused[0].node, ())), set[int]()
+        frontier, seen = list(fused[-1].writes), set[str]()
+        while frontier:
+            value, removable, stays = frontier.pop(), set[int](), False
+            seen.add(value)
+            for operator in operators:
+                if value not in operator.reads:
+                    continue
+                leaving = set(self._spec.node_blocks.get(operator.node, ())) - own
+                removable |= leaving
+                if not leaving and operator.kind in _POINTWISE:
+                    frontier.extend(set(operator.writes) - seen)
+                stays = stays or not (leaving or operator.kind in _POINTWISE)
+            found |= removable
+            # Without a block, what follows it is read here.
+            ends = {self._spec.blocks[block].add for block in removable} if not stays else set()
+            frontier.extend(value for entry in operators if entry.node in ends for value in entry.writes)
+        return tuple(sorted(found)) if len(found) <= MOST_FOLLOWERS else ()
 
     def attribute(self, operations: Sequence[Operation]) -> tuple[list[float], list[int], float]:
         """Time in ms and number of operators per site, and the ms that belong to no site (a fixed cost)."""

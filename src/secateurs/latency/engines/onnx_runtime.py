@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import tempfile
+import time
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,14 @@ class Session:
             options.optimized_model_filepath = os.path.join(self._folder.name, "graph.onnx")
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "graph.bin")
             options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "64")
-        providers = settings.get("providers", ["CPUExecutionProvider"])
+        providers = [(name, chosen) for name, chosen in settings.get("providers", [["CPUExecutionProvider", {}]])]
         self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        used = self._session.get_providers()
+        if not used or used[0] != providers[0][0]:
+            raise RuntimeError(
+                f"ONNX Runtime gave up {providers[0][0]} and would run on {', '.join(used)} instead (a library that it "
+                f"needs, of CUDA, cuDNN or TensorRT, is missing or has the wrong version)"
+            )
         self._feeds = _inputs(self._session, int(settings.get("batch", 1)))
         self._outputs = [entry.name for entry in self._session.get_outputs()]
 
@@ -79,6 +86,31 @@ class Session:
         return {"nodes_us": times, "graph": proto}
 
 
+class DeviceSession(Session):
+    """One loaded model whose input and outputs stay on a device; a run waits for the device."""
+
+    def __init__(self, path: str, settings: dict[str, Any]) -> None:
+        super().__init__(path, settings)
+        self._device = str(settings["device"])
+        self._binding = self._session.io_binding()
+        for name, value in self._feeds.items():
+            self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, self._device, 0))
+        for name in self._outputs:
+            self._binding.bind_output(name, self._device, 0)
+        self._binding.synchronize_inputs()
+
+    def run(self) -> None:
+        """One inference, to its end."""
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+
+    def timed(self) -> float:
+        """One inference and its time in ms."""
+        before = time.perf_counter_ns()
+        self.run()
+        return (time.perf_counter_ns() - before) / 1e6
+
+
 def load(path: str, settings: dict[str, Any]) -> Session:
-    """The model at ``path``; settings: ``threads``, ``batch``, ``profile``."""
-    return Session(path, settings)
+    """The model at ``path``; settings: ``threads``, ``batch``, ``profile``, ``providers``, ``device``."""
+    return DeviceSession(path, settings) if settings.get("device") else Session(path, settings)

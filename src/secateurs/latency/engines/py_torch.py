@@ -95,21 +95,27 @@ class _Timed(torch.fx.Interpreter):
         return result
 
 
+def load_module(path: str) -> torch.fx.GraphModule:
+    """The program, or the patched base program, at ``path``."""
+    with open(path, "rb") as file:
+        patch = json.loads(file.read()) if file.read(1) == b"{" and file.seek(0) == 0 else None
+    return _program(path) if patch is None else _patched(patch)
+
+
+def draw_inputs(module: torch.fx.GraphModule) -> list[torch.Tensor]:
+    """Random inputs of the program's shapes."""
+    generator = torch.Generator().manual_seed(0)
+    values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    return [torch.randn(tuple(value.shape), generator=generator).to(value.dtype) for value in values]
+
+
 class Session:
     """One program with its input."""
 
     def __init__(self, path: str, settings: dict[str, Any]) -> None:
         torch.set_num_threads(int(settings["threads"]))
-        with open(path, "rb") as file:
-            patch = json.loads(file.read()) if file.read(1) == b"{" and file.seek(0) == 0 else None
-        self._module = _program(path) if patch is None else _patched(patch)
-        generator = torch.Generator().manual_seed(0)
-        self._inputs = []
-        for node in self._module.graph.nodes:
-            if node.op == "placeholder":
-                value = node.meta["val"]
-                drawn = torch.randn(tuple(value.shape), generator=generator)
-                self._inputs.append(drawn.to(value.dtype))
+        self._module = load_module(path)
+        self._inputs = draw_inputs(self._module)
         self._timed = _Timed(self._module) if settings.get("profile") else None
         self._run: Any = torch.compile(self._module) if settings.get("compile") else self._module
 
