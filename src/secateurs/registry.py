@@ -50,6 +50,10 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "torch-cpu": "secateurs.latency.targets.torch:TorchCpu",
         "torch-compile-cpu": "secateurs.latency.targets.torch:TorchCompileCpu",
         "executorch-xnnpack": "secateurs.latency.targets.executorch:ExecutorchXnnpack",
+        "torch-cuda": "secateurs.latency.targets.torch_cuda:TorchCuda",
+        "torch-compile-cuda": "secateurs.latency.targets.torch_cuda:TorchCompileCuda",
+        "onnxruntime-cuda": "secateurs.latency.targets.onnxruntime_cuda:OnnxRuntimeCuda",
+        "tensorrt": "secateurs.latency.targets.onnxruntime_cuda:TensorRt",
     },
 }
 

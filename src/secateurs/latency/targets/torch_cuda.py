@@ -1,0 +1,101 @@
+"""PyTorch on an NVIDIA device: channels-last, replayed as a CUDA graph, optionally compiled."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from secateurs.errors import PlanError
+from secateurs.latency.process import Worker, local_command
+from secateurs.latency.targets._base import Operation, lower_half, processor_name
+from secateurs.latency.targets._cuda import device_or_none, find_device
+
+PRECISIONS = ("f32", "tf32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class TorchCuda:
+    """PyTorch's own kernels, captured as a CUDA graph and timed with CUDA events.
+
+    ``torch-cuda:tf32`` lets float32 convolutions use tensor cores at reduced precision; ``:fp16`` and ``:bf16`` hold
+    weights and activations in half precision.
+    """
+
+    precision: str = "f32"
+    timeout_s: float = field(default=300.0, kw_only=True)
+    compiled: bool = field(default=False, init=False)
+    base_name: str = field(default="torch-cuda", init=False)
+    artifact: str = field(default="pt2", init=False)
+    profiles: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise PlanError(
+                f"Target {self.base_name} has no precision {self.precision!r}. It knows {', '.join(PRECISIONS)}, "
+                f"for example {self.base_name}:fp16."
+            )
+
+    @property
+    def name(self) -> str:
+        """The target's name, with the precision where it is not f32."""
+        return self.base_name if self.precision == "f32" else f"{self.base_name}:{self.precision}"
+
+    def available(self) -> str | None:
+        """None, or why not: no device, or a PyTorch without CUDA."""
+        if importlib.util.find_spec("torch") is None:
+            return "the package torch is not installed (pip install torch)"
+        import torch
+
+        if torch.version.cuda is None:
+            return f"this build of torch ({torch.__version__}) has no CUDA (install one from PyTorch's CUDA index)"
+        found = find_device()
+        return found if isinstance(found, str) else None
+
+    def fingerprint(self, threads: int) -> dict[str, str | int]:
+        """Device, host, driver and runtime version, precision, threads of the host."""
+        device = device_or_none()
+        return {
+            "target": self.name,
+            "device": device.name,
+            "host_device": processor_name(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "runtime": f"torch {importlib.metadata.version('torch')}",
+            "driver": f"CUDA {device.driver}",
+            "precision": self.precision,
+            "threads": threads,
+        }
+
+    def start(self) -> Worker:
+        """A new worker process."""
+        return Worker(self.name, local_command("torch_cuda"), timeout_s=self.timeout_s)
+
+    def settings(self, *, threads: int, batch: int, profile: bool) -> dict[str, Any]:
+        """Settings of the worker's engine."""
+        chosen = {"threads": threads, "batch": batch, "profile": profile, "compile": self.compiled}
+        return {**chosen, "precision": self.precision}
+
+    def operations(self, profile: Mapping[str, Any]) -> tuple[Operation, ...]:
+        """The executed operators; the program's nodes keep their names."""
+        times: Mapping[str, list[float]] = profile["nodes_us"]
+        return tuple(Operation((name,), "", lower_half(seen) / 1e3) for name, seen in times.items())
+
+
+@dataclass(frozen=True)
+class TorchCompileCuda(TorchCuda):
+    """The same with ``torch.compile``; every new shape is compiled, so a latency model takes long to build."""
+
+    timeout_s: float = field(default=1200.0, kw_only=True)
+    compiled: bool = field(default=True, init=False)
+    base_name: str = field(default="torch-compile-cuda", init=False)
+    profiles: bool = field(default=False, init=False)
+
+    def available(self) -> str | None:
+        """None, or why not: also no Triton, which writes the kernels."""
+        reason = super().available()
+        if reason is None and importlib.util.find_spec("triton") is None:
+            return "torch.compile needs the package triton on CUDA devices, which is not installed (pip install triton)"
+        return reason
