@@ -15,7 +15,7 @@ from secateurs.search.knapsack import Knapsack
 from secateurs.search.labels import TooManyLabels, best_labels
 from secateurs.search.lagrangian import relax, solve_dual
 from secateurs.search.problem import Constraint, Problem, widths_of
-from secateurs.search.reach import fastest
+from secateurs.search.reach import fastest, frugal, reach
 from secateurs.search.splamp import SpLamp
 from secateurs.testing.problems import (
     Table,
@@ -56,6 +56,68 @@ def test_equals_brute_force(seed: int) -> None:
             tightness=(0.0, 0.2, 0.5, 0.8)[seed // 2 % 4],
         )
     )
+
+
+@pytest.mark.parametrize("seed", range(300, 345))
+def test_three_and_four_budgets_equal_brute_force(seed: int) -> None:
+    equals_brute_force(
+        random_problem(
+            seed,
+            kind=KINDS[seed % 3],
+            groups=3 + seed % 3,
+            constraints=3 + seed % 2,
+            blocks=seed % 4 != 3,
+            sums=seed % 5 != 4,
+            tightness=(0.0, 0.2, 0.5, 0.8)[seed // 2 % 4],
+        )
+    )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_budget_that_does_not_bind_changes_nothing(seed: int) -> None:
+    problem = random_problem(seed, constraints=2, tightness=0.5)
+    loose = replace(problem.constraints[1], limit=1e9)
+    both = solve_exact(replace(problem, constraints=(problem.constraints[0], loose)), TIGHT)
+    alone = solve_exact(replace(problem, constraints=problem.constraints[:1]), TIGHT)
+    assert both.value == pytest.approx(alone.value, abs=1e-9)
+    assert set(both.predicted) == {"cost0", "cost1"}
+    assert both.gap is not None
+    assert both.gap <= 1e-6
+
+
+def test_a_network_within_several_limits_is_found_without_a_search() -> None:
+    found = 0
+    for seed in range(40):
+        problem = random_problem(seed, constraints=3, kind=KINDS[seed % 3], tightness=0.5)
+        point = frugal(problem, relax(problem))
+        found += bool(problem.fits(point.widths, point.removed))
+    assert found >= 36
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_reach_is_the_least_of_every_cost(seed: int) -> None:
+    problem = random_problem(seed, constraints=3, kind=KINDS[seed % 3])
+    widths, gone = enumerate_all(problem)
+    least = problem.costs(widths, gone).min(axis=0)
+    for index, one in enumerate(reach(problem)):
+        assert one["constraint"] == f"cost{index}"
+        assert one["fastest"] == pytest.approx(least[index])
+        assert one["at_minimum"] is not None
+        assert len(one["costliest"]) <= 3
+
+
+def test_limits_that_exclude_each_other_are_told() -> None:
+    here, there = (CostTerm("t", None, AxisSpec(0, ((g, 1),)), Table(np.arange(9.0)[None, :])) for g in (0, 1))
+    spec = NetworkSpec((GroupSpec("g0", 4), GroupSpec("g1", 4)), (), (), (), "pull")
+    falling = CostTerm("f", None, AxisSpec(0, ((0, 1),)), Table(np.arange(9.0)[None, ::-1]))
+    options, values = (np.arange(1, 5),) * 2, (np.arange(5.0),) * 2
+    constraints = (
+        Constraint("latency", CostModel("ms", 0.0, (here, there)), 3.0),
+        Constraint("memory", CostModel("bytes", 0.0, (falling,)), 5.0),
+    )
+    with pytest.raises(InfeasibleBudgetError, match=r"all limits at once .* each can be met alone") as caught:
+        solve_exact(Problem(spec, options, values, constraints), TIGHT)
+    assert caught.value.details["conflict"]
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from secateurs.errors import PlanError
+from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.progress import Progress, Task, silent
 from secateurs.search.climb import climb
 from secateurs.search.elimination import Best, Elimination
@@ -20,7 +20,7 @@ from secateurs.search.labels import TooManyLabels, best_labels
 from secateurs.search.lagrangian import Dual, relax, solve_dual, surviving
 from secateurs.search.milp import solve_milp
 from secateurs.search.problem import SLACK, Candidate, Problem, Solution, widths_of
-from secateurs.search.reach import fastest, infeasible
+from secateurs.search.reach import fastest, frugal, infeasible
 from secateurs.search.tables import tabulate
 
 ROUNDS = 6
@@ -92,14 +92,32 @@ def solve_exact(problem: Problem, effort: Effort | None = None, progress: Progre
         elimination = relax(problem, breakpoints=effort.breakpoints)
         dual = solve_dual(elimination)
         task.advance(note=f"bound {dual.bound:.6g}")
+        alone = _one_binding(problem, dual, effort, progress)
+        if alone is not None:
+            return replace(alone, seconds=time.perf_counter() - start)
         _offer_best(search, dual.points)
         bound = _lists(search, elimination, dual) if effort.method == "auto" else dual.bound
         if search.best is None or bound > search.floor():
             bound = min(bound, _cores(search, dual, task))
-    best = search.best or _fallback(problem)
+    best = search.best or _fallback(problem, elimination)
     gap = max(0.0, bound - best.value) / max(abs(best.value), 1e-12) if np.isfinite(bound) else None
     seconds = time.perf_counter() - start
     return Solution(best.widths, best.removed, best.value, best.predicted, gap, seconds, (best,))
+
+
+def _one_binding(problem: Problem, dual: Dual, effort: Effort, progress: Progress) -> Solution | None:
+    """The optimum without the budgets that cost nothing, if it is within them too; much quicker to find."""
+    binding = np.flatnonzero(dual.prices)
+    if len(problem.constraints) == 1 or len(binding) != 1:
+        return None
+    try:
+        found = solve_exact(replace(problem, constraints=(problem.constraints[int(binding[0])],)), effort, progress)
+    except InfeasibleBudgetError:
+        return None
+    if not bool(problem.fits(found.widths, found.removed)):
+        return None
+    best = problem.candidate(found.widths, found.removed)
+    return replace(found, predicted=best.predicted, candidates=(best,))
 
 
 def _offer_best(search: _Search, points: tuple[Best, ...]) -> None:
@@ -192,9 +210,11 @@ def _solve_core(search: _Search, core: Problem) -> float:
     return bound
 
 
-def _fallback(problem: Problem) -> Candidate:
-    """A feasible point where the solver had none in time: the fastest network, if it meets all limits."""
-    point = fastest(problem)
+def _fallback(problem: Problem, elimination: Elimination) -> Candidate:
+    """A feasible point where the solver had none in time: a cheap network, if it meets all limits."""
+    point = frugal(problem, elimination)
+    if not bool(problem.fits(point.widths, point.removed)):
+        point = fastest(problem)
     if not bool(problem.fits(point.widths, point.removed)):
         raise infeasible(problem)
     return point

@@ -9,12 +9,15 @@ import numpy as np
 
 from secateurs.cost import quantity
 from secateurs.errors import InfeasibleBudgetError, PlanError
+from secateurs.search.elimination import Elimination
 from secateurs.search.lagrangian import cheapest, relax
 from secateurs.search.milp import solve_milp
 from secateurs.search.problem import SLACK, Candidate, Problem, widths_of
 from secateurs.search.tables import tabulate
 
 NAMED_AT_MOST = 3
+ROUNDS = 40
+"""Price changes on the way to a network within several limits."""
 
 
 def fastest(problem: Problem, *, constraint: int = 0, seconds: float = 20.0) -> Candidate:
@@ -44,6 +47,23 @@ def fastest(problem: Problem, *, constraint: int = 0, seconds: float = 20.0) -> 
         if result.states is not None:
             points.append(problem.candidate(widths_of(problem, result.states), result.removed))
     return min(points, key=lambda point: float(model.evaluate(point.widths, point.removed)))
+
+
+def frugal(problem: Problem, elimination: Elimination) -> Candidate:
+    """A network that stays within several limits at once, or comes near it: cheapest at prices that rise for the
+    limits that it exceeds."""
+    scale = np.maximum(np.abs(problem.limits), 1e-300)
+    weights, points = np.ones(len(scale)), []
+    for _ in range(ROUNDS):
+        found = elimination.solve(weights / scale, worthless=True)[0]
+        point = problem.candidate(widths_of(problem, found.states), found.removed)
+        shares = np.array([point.predicted[c.name] for c in problem.constraints]) / scale
+        points.append((float(shares.max()), point))
+        if shares.max() <= 1:
+            break
+        weights = weights * (shares / shares.max()) ** 2
+        weights = weights / weights.max()
+    return min(points, key=lambda entry: entry[0])[1]
 
 
 def fixed_terms(problem: Problem, point: Candidate, *, constraint: int = 0) -> list[tuple[str, float]]:
