@@ -1,0 +1,391 @@
+"""Hypervolume against real evaluations: random search, NSGA-II, HAMP and its parts, and the knapsack curve.
+
+    python benchmarks/hamp.py prepare --weights resnet56_cifar10_jpeg.safetensors --data parquet:TRAIN,TEST
+    python benchmarks/hamp.py search  --weights … --data … [--seeds 0 1 2] [--methods hamp nsga2 …]
+    python benchmarks/hamp.py measure --weights … --data …
+    python benchmarks/hamp.py summary
+
+``prepare`` profiles the network on ONNX Runtime and scores its units, once: latencies (as tables over legal widths) and
+scores are frozen in the working folder, so that every search of every day sees the same problem. ``search`` evaluates
+networks for real (500 validation images after batch-norm re-estimation); accuracies are kept by network across methods
+and seeds, and a finished (method, seed) is a row of results/hamp.csv, so it can be stopped at any time. Nothing is
+timed there, so it may run on a busy machine. ``measure`` measures the networks of HAMP's fronts beside dense: a quiet machine
+is needed. No search starts from what another one stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateurs.cost import CostModel, CostTerm
+from secateurs.data import open_data
+from secateurs.errors import InfeasibleBudgetError
+from secateurs.models import load
+from secateurs.planning import Legal, Planner, versions
+from secateurs.progress import silent
+from secateurs.search.exact import solve_exact
+from secateurs.search.hamp.archive import Archive, Box
+from secateurs.search.hamp.encoding import Encoding
+from secateurs.search.hamp.judging import Judging
+from secateurs.search.hamp.operators import random_genomes
+from secateurs.search.hamp.search import Search, Settings
+from secateurs.search.hamp.start import make_start
+from secateurs.search.options import reachable_lengths
+from secateurs.search.problem import Constraint, Problem
+from secateurs.search.rows import FileRows
+from secateurs.structure import trace
+
+RESULTS = Path(__file__).parent / "results" / "hamp.csv"
+MEASURED = Path(__file__).parent / "results" / "hamp_measured.csv"
+MODEL, CRITERION, TARGET = "cifar-resnet56", "fisher", "onnxruntime-cpu"
+IMAGES, EVALUATIONS, POPULATION, STEP = 500, 600, 24, 50
+CURVE = 40
+"""Budgets of the knapsack curve."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A cost function read from a table over the legal lengths of both sides."""
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+    table: np.ndarray
+
+    def __call__(self, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        rows, columns = np.broadcast_arrays(np.asarray(inputs), np.asarray(outputs))
+        return self.table[np.searchsorted(self.inputs, rows), np.searchsorted(self.outputs, columns)]
+
+
+def open_all(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Network, data and graph."""
+    loaded = load(MODEL, weights=arguments.weights)
+    return loaded, open_data(arguments.data, loaded), trace(loaded.module, loaded.example())
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Freezes latency tables, legal widths and scores."""
+    from secateurs.latency.store import Store
+    from secateurs.profiling import profile
+
+    _, data, graph = open_all(arguments)
+    costs = profile(graph, TARGET, threads=1, store=Store(arguments.store))
+    batches = data.calibration.take(512).batches(64)
+    planner = Planner(graph, costs, "knapsack", CRITERION, data=batches, legal=Legal())
+    problem = planner.problem({"latency": 1.0})
+    arrays = {f"options{g}": np.asarray(options) for g, options in enumerate(problem.options)}
+    arrays |= {f"scores{g}": planner.scores[group.name] for g, group in enumerate(graph.groups)}
+    model = problem.constraints[0].model
+    for number, term in enumerate(model.terms):
+        inputs, outputs = (reachable_lengths(axis, problem.options) for axis in (term.inputs, term.outputs))
+        grid = np.broadcast_to(term.cost(inputs[:, None], outputs[None, :]), (len(inputs), len(outputs)))
+        arrays |= {f"in{number}": inputs, f"out{number}": outputs, f"table{number}": np.asarray(grid, np.float64)}
+    facts = {
+        "offset": model.offset,
+        "terms": [
+            {"name": t.name, "inputs": t.inputs is not None, "outputs": t.outputs is not None, "blocks": t.blocks}
+            for t in model.terms
+        ],
+        "axes": [[_axis(t.inputs), _axis(t.outputs)] for t in model.terms],
+        "dense_ms": planner.dense_costs["latency"],
+        "latency_error": costs.error.mean_abs,
+        "latency_spearman": costs.error.spearman,
+        "device": {key: str(value) for key, value in costs.target.items()},
+        "fingerprint": graph.spec.fingerprint,
+        "removable": sorted(problem.removable),
+    }
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(arguments.folder / "problem.npz", facts=np.array(json.dumps(facts)), **arrays)
+    print(f"{arguments.folder / 'problem.npz'}: dense {facts['dense_ms']:.3f} ms, error {facts['latency_error']:.1%}")
+
+
+def _axis(axis: Any) -> Any:
+    return None if axis is None else [axis.fixed, [list(part) for part in axis.parts]]
+
+
+def open_problem(arguments: argparse.Namespace) -> tuple[Problem, dict[str, Any], Any]:
+    """The frozen problem with its evaluator and stored rows, the facts, and what networks are made from."""
+    from secateurs.evaluation import make_evaluator
+    from secateurs.importance.values import curve
+    from secateurs.network import AxisSpec
+
+    loaded, data, graph = open_all(arguments)
+    held = np.load(arguments.folder / "problem.npz")
+    facts = json.loads(str(held["facts"]))
+    if facts["fingerprint"] != graph.spec.fingerprint:
+        raise SystemExit("The frozen problem belongs to another network. Run 'prepare' again.")
+    terms = []
+    for number, (term, axes) in enumerate(zip(facts["terms"], facts["axes"], strict=True)):
+        sides = [None if a is None else AxisSpec(a[0], tuple((int(g), int(n)) for g, n in a[1])) for a in axes]
+        grid = Grid(held[f"in{number}"], held[f"out{number}"], held[f"table{number}"])
+        terms.append(CostTerm(term["name"], sides[0], sides[1], grid, tuple(term["blocks"])))
+    scores = {group.name: held[f"scores{g}"] for g, group in enumerate(graph.groups)}
+    evaluator = make_evaluator(graph, scores, data.calibration, data.validation.take(IMAGES), classes=data.classes)
+    problem = Problem(
+        graph.spec,
+        tuple(held[f"options{g}"] for g in range(len(graph.groups))),
+        tuple(curve(scores[group.name]) for group in graph.groups),
+        (Constraint("latency", CostModel("ms", facts["offset"], tuple(terms)), facts["dense_ms"]),),
+        removable=frozenset(facts["removable"]),
+        evaluator=evaluator,
+        rows=FileRows(arguments.folder / "evaluations.sqlite3"),
+    )
+    return problem, {**facts, "precision": evaluator.judge.precision, "identity": evaluator.identity}, loaded
+
+
+Method = Callable[[Problem, Encoding, Judging, int], None]
+
+
+def random_search(problem: Problem, encoding: Encoding, judging: Judging, seed: int) -> None:
+    """Random networks around random keep ratios."""
+    generator = np.random.default_rng(seed)
+    while judging.count < EVALUATIONS:
+        judging.errors(random_genomes(encoding, min(POPULATION, EVALUATIONS - judging.count), generator))
+
+
+def nsga2(inject: bool) -> Method:
+    """pymoo's NSGA-II with its usual operators for integers (SBX and polynomial mutation, rounded)."""
+
+    def go(problem: Problem, encoding: Encoding, judging: Judging, seed: int) -> None:
+        from pymoo.algorithms.moo.nsga2 import NSGA2
+        from pymoo.core.problem import Problem as Numbers
+        from pymoo.operators.crossover.sbx import SBX
+        from pymoo.operators.mutation.pm import PM
+        from pymoo.operators.repair.rounding import RoundingRepair
+
+        class Task(Numbers):
+            def __init__(self) -> None:
+                super().__init__(n_var=len(encoding.sizes), n_obj=2, xl=0, xu=encoding.sizes - 1, vtype=int)
+
+            def _evaluate(self, x: np.ndarray, out: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+                genes = encoding.canonical(x)
+                out["F"] = np.column_stack([judging.errors(genes), encoding.costs(genes)])
+
+        first = random_genomes(encoding, POPULATION, np.random.default_rng(seed))
+        if inject:
+            seeds = _start(problem, encoding).seeds
+            first = np.concatenate([seeds, first])[: max(POPULATION, len(seeds))]
+        repair = RoundingRepair()
+        algorithm = NSGA2(
+            POPULATION,
+            sampling=first.astype(float),
+            crossover=SBX(prob=0.9, eta=15, vtype=float, repair=repair),
+            mutation=PM(eta=20, vtype=float, repair=repair),
+            eliminate_duplicates=True,
+        )
+        algorithm.setup(Task(), termination=("n_gen", 10_000), seed=seed)
+        while judging.count < EVALUATIONS and algorithm.has_next():
+            algorithm.next()
+
+    return go
+
+
+def hamp(**changes: Any) -> Method:
+    """This project's search."""
+
+    def go(problem: Problem, encoding: Encoding, judging: Judging, seed: int) -> None:
+        settings = Settings(
+            population=POPULATION, evaluations=EVALUATIONS, stagnation=0, local_every=3, start_from_known=False
+        )
+        search = Search(problem, replace(settings, **changes), seed)
+        search.go()
+        genes, errors = search.judging.everything()
+        judging.take_over(genes, errors)
+
+    return go
+
+
+def knapsack_curve(problem: Problem, encoding: Encoding, judging: Judging, seed: int) -> None:
+    """The exact optimum of the summed scores for evenly spread budgets; nothing is random."""
+    start = _start(problem, encoding)
+    first = problem.constraints[0]
+    for share in np.linspace(0, 1, CURVE + 1)[1:]:
+        limit = float(start.box.ideal[1] + share * (start.box.nadir[1] - start.box.ideal[1]))
+        try:
+            found = solve_exact(replace(problem, constraints=(replace(first, limit=limit),)))
+        except InfeasibleBudgetError:
+            continue
+        judging.errors(encoding.genome(found.widths, found.removed)[None])
+
+
+METHODS: dict[str, Method] = {
+    "knapsack-curve": knapsack_curve,
+    "hamp": hamp(),
+    "nsga2": nsga2(inject=False),
+    "nsga2-injected": nsga2(inject=True),
+    "random": random_search,
+    "hamp-no-local": hamp(local=None),
+}
+
+_starts: dict[str, Any] = {}
+
+
+def _start(problem: Problem, encoding: Encoding) -> Any:
+    if "start" not in _starts:
+        _starts["start"] = make_start(encoding, inject=True, known_rows=0)
+    return _starts["start"]
+
+
+class Trace(Judging):
+    """Judging whose course is looked at afterwards."""
+
+    def take_over(self, genes: np.ndarray, errors: np.ndarray) -> None:
+        """What another search has judged, in its order."""
+        for genome, error in zip(genes, errors, strict=True):
+            self._errors[genome.tobytes()] = float(error)
+        self.count = len(self._errors)
+
+    def hypervolumes(self, box: Box) -> list[float]:
+        """After every :data:`STEP` evaluations."""
+        genes, errors = self.everything()
+        objectives = np.column_stack([errors, self.encoding.costs(genes)])[:EVALUATIONS]
+        ends = [*range(STEP, len(objectives), STEP), len(objectives)]
+        return [box.hypervolume(objectives[:end]) for end in ends]
+
+    def front(self, box: Box) -> Archive:
+        """The non-dominated points."""
+        archive = Archive(box, len(self.encoding.sizes))
+        genes, errors = self.everything()
+        costs = self.encoding.costs(genes)
+        for genome, error, cost in itertools.islice(zip(genes, errors, costs, strict=True), EVALUATIONS):
+            if cost[0] <= self.encoding.problem.limits[0] * (1 + 1e-9):
+                archive.add(genome, np.array([error, *cost]))
+        return archive
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """One row per (method, seed) that has none yet."""
+    problem, facts, _ = open_problem(arguments)
+    encoding = Encoding(problem)
+    box = _start(problem, encoding).box
+    done = {(row["method"], row["seed"]) for row in read(RESULTS) if row["identity"] == facts["identity"]}
+    for seed in arguments.seeds:
+        for name in arguments.methods:
+            if (name, str(seed)) in done or (name == "knapsack-curve" and seed != arguments.seeds[0]):
+                continue
+            with silent.task(name) as task:
+                judging = Trace(encoding, task)
+                METHODS[name](problem, encoding, judging, seed)
+            volumes, front = judging.hypervolumes(box), judging.front(box)
+            order = np.argsort(front.objectives[:, 1])
+            networks = [encoding.network(front.genes[i]) for i in order]
+            row = {
+                "method": name,
+                "seed": seed,
+                "evaluations": min(judging.count, EVALUATIONS),
+                "hypervolume": round(volumes[-1], 6),
+                "hypervolumes": json.dumps([round(v, 6) for v in volumes]),
+                "front": json.dumps([[round(float(v), 5) for v in front.objectives[i]] for i in order]),
+                "networks": json.dumps([[w.tolist(), sorted(gone)] for w, gone in networks]),
+                "population": POPULATION,
+                "images": IMAGES,
+                "model": MODEL,
+                "criterion": CRITERION,
+                "target": TARGET,
+                "dense_ms": round(facts["dense_ms"], 4),
+                "latency_model_error": round(facts["latency_error"], 4),
+                "precision": facts["precision"],
+                "identity": facts["identity"],
+                "device": platform.processor() or platform.machine(),
+                "versions": json.dumps(versions()),
+            }
+            append(RESULTS, row)
+            print(f"{name} seed {seed}: hypervolume {volumes[-1]:.4f}, {len(front)} points", flush=True)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Latency of every third network on HAMP's fronts, exported and measured beside dense."""
+    from dataclasses import asdict
+
+    from secateurs.bench import Bench
+    from secateurs.latency.store import Store
+    from secateurs.profiling import open_target
+    from secateurs.structure import apply
+
+    problem, facts, loaded = open_problem(arguments)
+    evaluator: Any = problem.evaluator
+    bench = Bench(open_target(TARGET), arguments.folder, loaded.example())
+    store = Store(arguments.store)
+    if not bench.dense.exists():
+        bench.export(loaded.module, bench.dense)
+    done = {(row["seed"], row["network"]) for row in read(MEASURED)}
+    for row in read(RESULTS):
+        if row["method"] != "hamp" or row["identity"] != facts["identity"]:
+            continue
+        for (widths, removed), (error, predicted) in list(
+            zip(json.loads(row["networks"]), json.loads(row["front"]), strict=True)
+        )[::3]:
+            name = json.dumps([widths, removed])
+            if (row["seed"], name) in done:
+                continue
+            plan = evaluator.plan(np.array(widths), frozenset(removed))
+            measured = bench.measure(apply(loaded.module, plan, check=False), store, f"hamp/{name}")
+            facts_row = {"seed": row["seed"], "error": error, "predicted_ms": predicted, "network": name}
+            append(MEASURED, {**facts_row, **asdict(measured), "device": row["device"], "versions": row["versions"]})
+
+
+def summary(arguments: argparse.Namespace) -> None:
+    """Means per method, and Wilcoxon's signed-rank test of HAMP against each other."""
+    from scipy.stats import wilcoxon
+
+    rows = read(RESULTS)
+    volumes = {(row["method"], row["seed"]): float(row["hypervolume"]) for row in rows}
+    seeds = sorted({row["seed"] for row in rows if row["method"] == "hamp"})
+    ours = [volumes["hamp", seed] for seed in seeds]
+    for method in METHODS:
+        if method == "knapsack-curve":
+            others = [volumes[method, s] for s in {row["seed"] for row in rows} if (method, s) in volumes] * len(seeds)
+        else:
+            others = [volumes[method, seed] for seed in seeds if (method, seed) in volumes]
+        if not others:
+            continue
+        text = f"{method:16} {np.mean(others):.4f} ± {np.std(others):.4f} ({len(others)} seeds)"
+        if method != "hamp" and len(others) == len(seeds):
+            ahead = sum(a > b for a, b in zip(ours, others, strict=True))
+            text += f"; HAMP ahead in {ahead} of {len(seeds)}"
+            if len(seeds) > 1:
+                text += f", Wilcoxon p = {wilcoxon(ours, others, alternative='greater').pvalue:.3f}"
+        print(text)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a results file, none where there is no file."""
+    csv.field_size_limit(1 << 24)
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one row."""
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def main() -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phase", choices=["prepare", "search", "measure", "summary"])
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--data")
+    parser.add_argument("--store", type=Path, default=None)
+    parser.add_argument("--folder", type=Path, default=Path("runs/hamp"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    arguments = parser.parse_args()
+    {"prepare": prepare, "search": search, "measure": measure, "summary": summary}[arguments.phase](arguments)
+
+
+if __name__ == "__main__":
+    main()
