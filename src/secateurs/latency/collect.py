@@ -14,7 +14,7 @@ import numpy as np
 
 from secateurs.latency.design import Sample, dense
 from secateurs.latency.lock import measuring
-from secateurs.latency.process import Worker
+from secateurs.latency.process import Worker, WorkerLostError
 from secateurs.latency.sites import SiteMap
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import Target, lower_half
@@ -124,7 +124,12 @@ class Collector:
                 worker = stack.enter_context(self._target.start())
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-variants-")))
                 for block in self._blocks(missing):
-                    known.update(self._run_block(worker, folder, block))
+                    try:
+                        known.update(self._run_block(worker, folder, block))
+                    except WorkerLostError as lost:
+                        self._progress.say(f"{lost} It is started once more.")
+                        worker = stack.enter_context(self._target.start())
+                        known.update(self._run_block(worker, folder, block))
                     task.advance(len(block), f"{np.median([known[sample].total_ms for sample in block]):.3g} ms")
         return [known[sample] for sample in samples]
 

@@ -33,6 +33,10 @@ def local_command(engine: str) -> list[str]:
     return [sys.executable, str(WORKER_FILE), str(WORKER_FILE.parent / "engines" / f"{engine}.py")]
 
 
+class WorkerLostError(TargetError):
+    """The runtime's process ended by itself; a fresh one may do better."""
+
+
 class Worker:
     """A running worker process; a context manager that ends the process.
 
@@ -99,7 +103,7 @@ class Worker:
             ) from None
         if line is None:
             code = self._process.wait()
-            raise TargetError(
+            raise WorkerLostError(
                 f"{self.name}: the runtime's process ended unexpectedly with exit code {code}. {self._tail()} "
                 f"Try another target or another version of the runtime."
             )

@@ -15,7 +15,7 @@ from scipy import stats
 
 from secateurs.errors import TargetError, UnstableTimingError
 from secateurs.latency.lock import measuring
-from secateurs.latency.process import QUIET_SHARE, Worker
+from secateurs.latency.process import QUIET_SHARE, Worker, WorkerLostError
 from secateurs.latency.targets._base import Target
 from secateurs.plan import Measurement
 from secateurs.progress import Progress, Task, silent
@@ -91,6 +91,7 @@ def compare(
     protocol: Protocol | None = None,
     progress: Progress = silent,
     seed: int = 0,
+    attempts: int = 2,
 ) -> dict[str, Measurement]:
     """Latency of every file, and its ratio to ``reference``, from one interleaved measurement.
 
@@ -107,6 +108,7 @@ def compare(
         protocol: turns, runs per turn, precision.
         progress: where to report.
         seed: of the order within turns.
+        attempts: how often to begin, if the runtime's process ends by itself.
 
     Raises:
         TargetError: the runtime refused a file, crashed or hung.
@@ -116,24 +118,40 @@ def compare(
         raise TargetError("There is nothing to measure: no model file was given. Give at least one.")
     rules = protocol or Protocol()
     order = random.Random(seed)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-compare-")))
-        candidates = []
-        for index, (name, content) in enumerate(files.items()):
-            worker = stack.enter_context(target.start())
-            path = content if isinstance(content, (str, Path)) else folder / f"{index}.{target.artifact}"
-            if isinstance(content, bytes):
-                Path(path).write_bytes(content)
-            empty_bytes = worker.peak_bytes()
-            worker.load(name, Path(path), target.settings(threads=threads, batch=batch, profile=False))
-            candidates.append(_Candidate(name, worker, empty_bytes))
-        stack.enter_context(measuring(progress, worker=candidates[0].worker))
-        for candidate in candidates:
-            latency_ms = warm_up(candidate.worker, candidate.name)
-            candidate.runs = rules.runs_per_turn or max(2, min(200, math.ceil(TURN_MS / latency_ms)))
-        task = stack.enter_context(progress.task("measure", rules.turns))
-        _take_turns(candidates, rules, reference, threads, order, task)
-        peaks = {candidate.name: candidate.worker.peak_bytes() for candidate in candidates}
+    try:
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-compare-")))
+            candidates = []
+            for index, (name, content) in enumerate(files.items()):
+                worker = stack.enter_context(target.start())
+                path = content if isinstance(content, (str, Path)) else folder / f"{index}.{target.artifact}"
+                if isinstance(content, bytes):
+                    Path(path).write_bytes(content)
+                empty_bytes = worker.peak_bytes()
+                worker.load(name, Path(path), target.settings(threads=threads, batch=batch, profile=False))
+                candidates.append(_Candidate(name, worker, empty_bytes))
+            stack.enter_context(measuring(progress, worker=candidates[0].worker))
+            for candidate in candidates:
+                latency_ms = warm_up(candidate.worker, candidate.name)
+                candidate.runs = rules.runs_per_turn or max(2, min(200, math.ceil(TURN_MS / latency_ms)))
+            task = stack.enter_context(progress.task("measure", rules.turns))
+            _take_turns(candidates, rules, reference, threads, order, task)
+            peaks = {candidate.name: candidate.worker.peak_bytes() for candidate in candidates}
+    except WorkerLostError as lost:
+        if attempts <= 1:
+            raise
+        progress.say(f"{lost} It is started once more.")
+        return compare(
+            target,
+            files,
+            threads=threads,
+            batch=batch,
+            reference=reference,
+            protocol=protocol,
+            progress=progress,
+            seed=seed,
+            attempts=attempts - 1,
+        )
     return _summarise(candidates, reference, peaks)
 
 
