@@ -124,7 +124,14 @@ def isolated(setting: Setting, samples: Sequence[Sample]) -> np.ndarray:
         for layer in setting.spec.layers:
             if sample.removed.isdisjoint(layer.blocks):
                 inputs, outputs = int(layer.inputs.length(widths)), int(layer.outputs.length(widths))
-                same = (layer.kind, layer.kernel_elements, layer.stride, layer.input_hw, inputs, outputs)
+                same: tuple[object, ...] = (
+                    layer.kind,
+                    layer.kernel_elements,
+                    layer.stride,
+                    layer.input_hw,
+                    inputs,
+                    outputs,
+                )
                 pairs[same] = (layer, inputs, outputs)
                 mine.append(same)
         keys.append(mine)
@@ -143,6 +150,7 @@ def isolated(setting: Setting, samples: Sequence[Sample]) -> np.ndarray:
 def one_program(layer: LayerSpec, inputs: int, outputs: int) -> bytes:
     """A PyTorch program with this layer alone."""
     module: torch.nn.Module
+    shape: tuple[int, ...]
     if not layer.input_hw:
         module, shape = torch.nn.Linear(inputs, outputs), (1, inputs)
     else:

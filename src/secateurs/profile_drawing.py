@@ -28,16 +28,19 @@ def drawing(model: str, costs: LatencyModel, dense: np.ndarray, steepest: int = 
     if len(rest):
         sigma = float(np.sqrt(sum(_sigma(costs, index, float(times[index])) ** 2 for index in rest.tolist())))
         bars.append(Bar(f"{len(rest)} more", float(times[rest].sum()), sigma))
-    varying = [
-        index for index in costliest.tolist() if costs.sites[index].site.inputs or costs.sites[index].site.outputs
-    ]
+    # Layers that do the same work share a staircase: draw it once.
+    kinds: dict[int, list[int]] = {}
+    for index in costliest.tolist():
+        entry = costs.sites[index]
+        if entry.site.inputs or entry.site.outputs:
+            kinds.setdefault(entry.curve, []).append(index)
     sigmas = costs.error.sigmas or (0.0,) * len(costs.error.pairs)
     return ProfileDrawing(
         title=f"{model} on {target_label(costs.target)}: {milliseconds(costs.dense_ms)}",
         error=f"On networks it had not seen: {costs.error}.",
         bars=tuple(bars),
         fixed_ms=max(costs.offset_ms, 0.0),
-        staircases=tuple(_staircase(costs, index, dense) for index in varying[:steepest]),
+        staircases=tuple(_staircase(costs, alike, dense) for alike in list(kinds.values())[:steepest]),
         pairs=tuple((*pair, sigma) for pair, sigma in zip(costs.error.pairs, sigmas, strict=True)),
         plans=costs.error.plans,
     )
@@ -53,7 +56,8 @@ def _sigma(costs: LatencyModel, index: int, ms: float) -> float:
     return _spread(costs, index) * abs(ms)
 
 
-def _staircase(costs: LatencyModel, index: int, dense: np.ndarray) -> Staircase:
+def _staircase(costs: LatencyModel, alike: list[int], dense: np.ndarray) -> Staircase:
+    index = alike[0]
     entry = costs.sites[index]
     site, curve = entry.site, costs.curves[entry.curve]
     inputs = 0 if site.inputs is None else int(site.inputs.length(dense))
@@ -72,4 +76,5 @@ def _staircase(costs: LatencyModel, index: int, dense: np.ndarray) -> Staircase:
         moved = curve.predict(first_there, second_there)
         own = second if by_output else first
         points = np.stack([own, scale * measured * moved / curve.predict(first, second)], axis=1)
-    return Staircase(site.name, "output" if by_output else "input", widths, ms, _spread(costs, index), points)
+    name = site.name if len(alike) == 1 else f"{site.name} and {len(alike) - 1} more alike"
+    return Staircase(name, "output" if by_output else "input", widths, ms, _spread(costs, index), points)

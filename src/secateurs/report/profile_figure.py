@@ -100,7 +100,7 @@ def _figure(drawing: ProfileDrawing) -> Figure:
     }  # fmt: skip
     with rc_context(style):
         figure = Figure(figsize=(13, max(8.0, 2.6 + 0.2 * len(drawing.bars))), layout="constrained")
-        figure.suptitle(f"{drawing.title}\n", x=0.01, ha="left", fontsize=13, fontweight="bold")
+        figure.suptitle(f"{drawing.title}\n\n", x=0.01, ha="left", fontsize=13, fontweight="bold")
         figure.text(0.01, 0.985 - 0.28 / figure.get_figheight(), drawing.error, color=_SOFT, va="top")
         grid = figure.add_gridspec(3, 3, width_ratios=(1.35, 1, 1))
         _draw_bars(figure.add_subplot(grid[:, 0]), drawing.bars, drawing.fixed_ms)
@@ -137,7 +137,8 @@ def _draw_bars(axes: Axes, bars: Sequence[Bar], fixed_ms: float) -> None:
 def _draw_staircase(axes: Axes, staircase: Staircase) -> None:
     low, high = staircase.ms * (1 - staircase.spread), staircase.ms * (1 + staircase.spread)
     axes.fill_between(staircase.widths, low, high, color=_GREEN, alpha=0.15, linewidth=0, step="mid")
-    axes.step(staircase.widths, staircase.ms, where="mid", color=_GREEN, linewidth=1.3, label="model")
+    thickness = 1.3 if len(staircase.widths) <= 130 else 0.6
+    axes.step(staircase.widths, staircase.ms, where="mid", color=_GREEN, linewidth=thickness, label="model")
     if len(staircase.points):
         axes.plot(*staircase.points.T, "o", color=_BLUE, alpha=0.5, markersize=3, markeredgewidth=0, label="measured")
     axes.set_title(staircase.name)
@@ -154,8 +155,8 @@ def _draw_staircase(axes: Axes, staircase: Staircase) -> None:
 def _draw_pairs(axes: Axes, drawing: ProfileDrawing) -> None:
     if drawing.pairs:
         predicted, measured, sigma = (np.array(column) for column in zip(*drawing.pairs, strict=True))
-        style = {"color": _BLUE, "ecolor": _BLUE, "elinewidth": 0.7, "markersize": 3, "markeredgewidth": 0}
-        axes.errorbar(measured, predicted, yerr=sigma, fmt="o", alpha=0.55, label="random widths", **style)
+        axes.vlines(measured, predicted - sigma, predicted + sigma, color=_BLUE, alpha=0.55, linewidth=0.7)
+        axes.plot(measured, predicted, "o", color=_BLUE, alpha=0.55, markersize=3, mew=0, label="random widths")
     if drawing.plans:
         predicted, measured = (np.array(column) for column in zip(*drawing.plans, strict=True))
         axes.plot(
@@ -172,8 +173,8 @@ def _draw_pairs(axes: Axes, drawing: ProfileDrawing) -> None:
     if values:
         ends = [0.0, 1.04 * max(values)]
         axes.plot(ends, ends, "--", color=_SOFT, linewidth=0.8, zorder=0)
-        axes.set_xlim(ends)
-        axes.set_ylim(ends)
+        axes.set_xlim(*ends)
+        axes.set_ylim(*ends)
         axes.legend(frameon=False, loc="upper left", handlelength=1.2)
     axes.set_title("Networks the model had not seen")
     axes.set_xlabel("measured ms")
