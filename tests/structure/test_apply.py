@@ -304,3 +304,54 @@ def test_chance_in_the_forward_does_not_disturb_the_check() -> None:
     damaged = plan.model_copy(update={"slices": {**plan.slices, "gain": {1: (0, 2, 3, 8)}}})
     with pytest.raises(StructureError, match="computes something else"):
         check_plan(model, damaged, example)
+
+
+class Literal(nn.Module):
+    """Cuts at a literal channel, so that only a rebuilt graph follows; divides by a size it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 14, 3), nn.Conv2d(8, 10, 1), nn.Linear(10, 3)
+        self.register_buffer("calls", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        x = self.b(self.a(x).relu()[:, :8]) + torch.zeros(1, device=x.device)
+        return self.c(x.sum((2, 3)) / (x.shape[2] * x.shape[3]))
+
+
+def test_a_rebuilt_network_refuses_sizes_it_was_not_made_for() -> None:
+    model, example = Literal().eval(), torch.randn(1, 3, 16, 16)
+    plan = trace(model, example).plan({"b:out": [0, 2, 3, 7], "a:out": list(range(6))})
+    assert plan.rebuild and int(model.calls) == 0
+    small = apply(model, plan, example)
+    assert small(torch.randn(5, 3, 16, 16)).shape == (5, 3)
+    with pytest.raises(StructureError, match=r"shape \[1, 3, 20, 20\].*\[any, 3, 16, 16\]"):
+        small(torch.randn(1, 3, 20, 20))
+    again = trace(small, example)
+    assert [group.units for group in again.groups] == [6, 4] or again.groups
+    assert small.to("meta")(example.to("meta")).device.type == "meta"
+
+
+class CountsItsBatch(Literal):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = super().forward(x)
+        return torch.stack([rows[i] * (i + 1) for i in range(len(x))])
+
+
+def test_a_forward_that_counts_its_batch_is_rebuilt_for_the_given_one() -> None:
+    model, example = CountsItsBatch().eval(), torch.randn(1, 3, 16, 16)
+    small = apply(model, trace(model, example).plan({"b:out": [0, 2, 3, 7], "a:out": list(range(6))}), example)
+    assert small(example).shape == (1, 3)
+    with pytest.raises(StructureError, match="Prune again"):
+        small(torch.randn(2, 3, 16, 16))
+
+
+def test_what_cannot_be_traced_says_so() -> None:
+    with pytest.raises(StructureError, match="TorchScript"):
+        trace(torch.jit.script(nn.Linear(3, 2)), torch.zeros(1, 3))
+    with pytest.raises(StructureError, match="no shape yet"):
+        trace(nn.LazyLinear(4), torch.zeros(1, 3))
+    graph = trace(ResNet(), image())
+    with pytest.raises(PlanError, match="whole numbers"):
+        graph.plan({graph.groups[0].name: [1.5]})

@@ -149,7 +149,14 @@ def _run(analysis: Analysis, node: torch.fx.Node, blocked: bool) -> Any:
 
 def fold(call: Call) -> Any:
     """Evaluate an operator whose tensors depend on no input and no parameter."""
-    plain = torch.fx.node.map_aggregate(dict(call.arguments), lambda a: a.constant if isinstance(a, Value) else a)
+    mutates = isinstance(call.node.target, torch._ops.OpOverload) and call.node.target._schema.is_mutable
+
+    def real(argument: Any) -> Any:
+        if not isinstance(argument, Value) or argument.constant is None:
+            return argument
+        return argument.constant.clone() if mutates else argument.constant  # a constant may be the user's own buffer
+
+    plain = torch.fx.node.map_aggregate(dict(call.arguments), real)
     assert isinstance(plain, dict)
     result = call_target(call.node.target, plain)
     if isinstance(result, torch.Tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ def validate(
         if number in vanished:
             resolved[group.name] = ()
             continue
-        units = sorted({int(unit) for unit in kept.get(group.name, range(group.units))})
+        units = _whole_numbers(group.name, kept.get(group.name, range(group.units)))
         if units and not 0 <= units[0] <= units[-1] < group.units:
             raise PlanError(
                 f"Group {group.name} has units 0 to {group.units - 1}; the choice names {units[0]}..{units[-1]}."
@@ -83,6 +84,13 @@ def validate(
             )
         resolved[group.name] = tuple(units)
     return resolved
+
+
+def _whole_numbers(name: str, units: Sequence[int]) -> list[int]:
+    try:
+        return sorted({operator.index(unit) for unit in units})
+    except TypeError as error:
+        raise PlanError(f"Units of group {name} must be whole numbers, not {units!r}.") from error
 
 
 def gone_for(graph: Graph, kept: Mapping[str, Sequence[int]]) -> Gone:

@@ -82,7 +82,14 @@ def find_groups(analysis: Analysis, keep: Iterable[str] = ()) -> tuple[Group, ..
     for signature, reps in sorted(by_signature.items()):
         layers = tuple(dict.fromkeys(layer_of(keys[axis][0]) for axis, _ in signature))
         name = _name(analysis, [keys[axis] for axis, _ in signature])
-        if len(reps) < 2 or any(fnmatch.fnmatchcase(text, p) for p in patterns for text in (name, *layers)):
+        if len(reps) < 2:
+            # All positions of the axis are one unit, and a network keeps at least one.
+            nodes = [
+                use.node for use in analysis.uses if (use.parameter, use.dim) in {keys[axis] for axis, _ in signature}
+            ]
+            analysis.ids.pin(np.array(reps, dtype=np.int64), "its units can only go all together", (nodes or [""])[0])
+            continue
+        if any(fnmatch.fnmatchcase(text, p) for p in patterns for text in (name, *layers)):
             continue
         taken[name] = taken.get(name, 0) + 1
         label = name if taken[name] == 1 else f"{name}#{taken[name]}"

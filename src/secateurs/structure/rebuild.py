@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
+from secateurs.errors import StructureError
 from secateurs.plan import Plan
 from secateurs.structure.apply import replace_module, sliced_copy
 from secateurs.structure.call import bind
@@ -35,10 +38,25 @@ def rebuild(model: nn.Module, plan: Plan, example: Any = None, *, check: bool = 
     from secateurs.structure.verify import check_plan, stored_example
 
     inputs = split_example(example) if example is not None else stored_example(plan)
-    graph = trace(model, inputs, grid=str(plan.provenance.get("grid", "auto")))
+    grid = str(plan.provenance.get("grid", "auto"))
+    graph = trace(model, inputs, grid=grid)
+    if not _takes(graph, inputs):
+        graph = trace(model, inputs, grid=grid, repeat=False)
     if check:
         check_plan(model, plan, inputs, graph=graph)
     return build(graph, cut_of(graph, plan), model, str(plan.rebuild))
+
+
+def _takes(graph: Graph, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+    """Whether the traced sizes are those of the inputs: a forward that counts its batch is traced at a repeated one."""
+    given = pytree.tree_leaves(inputs)
+    kinds = {spec.arg.name: spec.kind for spec in graph.program.graph_signature.input_specs}
+    nodes = [n for n in graph.program.graph.nodes if n.op == "placeholder" and kinds[n.name] is InputKind.USER_INPUT]
+    for node, leaf in zip(nodes, given, strict=False):
+        sizes = _traced_sizes(node)
+        if sizes is not None and any(a not in (None, b) for a, b in zip(sizes, leaf.shape, strict=False)):
+            return False
+    return True
 
 
 def cut_of(graph: Graph, plan: Plan) -> Cut:
@@ -69,6 +87,9 @@ def build(graph: Graph, resolved: Cut, model: nn.Module, reason: str) -> nn.Modu
             copies[node] = copies[graph.nodes[resolved.bypassed[node.name]]]
         elif node.op == "call_function":
             copies[node] = _call(graph, fresh, node, copies, resolved, root)
+        elif node.op == "placeholder":
+            given = fresh.node_copy(node, lambda n: copies[n])
+            copies[node] = fresh.call_function(as_traced, (given, _traced_sizes(node), node.name))
         else:
             copies[node] = fresh.node_copy(node, lambda n: copies[n])
         if isinstance(copies.get(node), torch.fx.Node) and copies[node].op != "get_attr":
@@ -81,6 +102,40 @@ def build(graph: Graph, resolved: Cut, model: nn.Module, reason: str) -> nn.Modu
     result.recompile()
     result.secateurs_rebuilt = reason  # type: ignore[assignment]
     return result.train(model.training)
+
+
+def as_traced(value: Any, sizes: tuple[int | None, ...] | None, name: str) -> Any:
+    """``value``, if its shape is one that the graph was traced for (None: any size).
+
+    A rebuilt graph holds sizes of its example as numbers; at others it would compute something else without a sound.
+
+    Raises:
+        StructureError: another shape.
+    """
+    if sizes is None or not isinstance(value, torch.Tensor):
+        return value
+    fits = value.dim() == len(sizes) and all(
+        size is None or given == size for given, size in zip(value.shape, sizes, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in sizes)
+        raise StructureError(
+            f"Input {name} has shape {list(value.shape)}, but this rebuilt network takes [{wanted}] only: its graph "
+            "holds sizes of the example that it was pruned with. Prune again with an example of the new shape."
+        )
+    return value
+
+
+def made_beside(reference: torch.Tensor, operator: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    """What ``operator`` makes, on the device of ``reference`` and not on the one that the graph was traced on."""
+    return operator(*args, **{**keywords, "device": reference.device})
+
+
+def _traced_sizes(node: torch.fx.Node) -> tuple[int | None, ...] | None:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    return tuple(size if isinstance(size, int) else size.node.maybe_as_int() for size in value.shape)
 
 
 def _codegen(graph: Graph) -> Any:
@@ -130,6 +185,11 @@ def _call(
         assert isinstance(source, torch.fx.Node)
         return fresh.call_module(module, (copies[source],))
     changed = dict(resolved.constants.get(node.name, {}))
+    if node.kwargs.get("device") is not None and not changed:
+        inputs = [copy for source, copy in copies.items() if source.op == "placeholder" and copy.target is as_traced]
+        if inputs:
+            mapped = torch.fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: copies[n])
+            return fresh.call_function(made_beside, (inputs[0], node.target, *mapped))  # type: ignore[arg-type]
     target, arguments = node.target, bind(node)
     if changed or "scaled_dot_product" in str(target):
         arguments.update(changed)

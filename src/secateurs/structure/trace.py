@@ -24,6 +24,7 @@ def trace(
     barriers: Iterable[str] = (),
     keep: Iterable[str] = (),
     grid: str = "auto",
+    repeat: bool = True,
 ) -> Graph:
     """A :class:`Graph` of the network in evaluation mode; the network itself is left untouched.
 
@@ -36,15 +37,17 @@ def trace(
         grid: what heads and convolution groups expose: ``rows`` (whole heads or groups), ``columns`` (tied positions
             inside them), or ``auto``: rows where there are at least four, and whichever lets more of the network go
             where that leaves much of it pinned.
+        repeat: False takes a batch of one as it is (for a forward that only works at one batch size).
 
     Raises:
         StructureError: the network cannot be run on the example or cannot be exported.
     """
     if grid not in ("auto", "rows", "columns"):
         raise StructureError(f"grid is {grid!r}; it must be auto, rows or columns.")
+    _require_module(model)
     args, kwargs = split_example(example)
     with evaluating(model), quiet():
-        program = _export(model, args, kwargs)
+        program = _export(model, args, kwargs, repeat)
         inline_contexts(program)
     blocked, kept = tuple(barriers), tuple(keep)
     graph = Graph(model, args, kwargs, program, barriers=blocked, keep=kept, grid=grid)
@@ -55,6 +58,19 @@ def trace(
             if removable_share(rival) > share + 0.01:
                 graph, share = rival, removable_share(rival)
     return graph
+
+
+def _require_module(model: Any) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise StructureError(
+            f"{type(model).__name__} is a TorchScript module, which cannot be exported or cut. "
+            "Give the nn.Module that it was made from."
+        )
+    for name, tensor in model.named_parameters():
+        if isinstance(tensor, torch.nn.parameter.UninitializedParameter):
+            raise StructureError(
+                f"{name} has no shape yet (a lazy module). Run the network once on an example, then trace it."
+            )
 
 
 ENOUGH = 0.95
@@ -134,9 +150,11 @@ def _dynamic(tree: Any) -> Any:
     return pytree.tree_map(mark, tree)
 
 
-def _export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+def _export(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], repeat: bool
+) -> torch.export.ExportedProgram:
     attempts: list[tuple[Any, Any, bool]] = []
-    if _batch(args, kwargs) is not None:
+    if repeat and _batch(args, kwargs) is not None:
         attempts.append((_doubled(args), _doubled(kwargs), True))
         attempts.append((_doubled(args), _doubled(kwargs), False))
     attempts.append((args, kwargs, False))
