@@ -155,6 +155,8 @@ class Measurement:
     memory_bytes: int | None = None
     """By how much loading and running the file raised that peak."""
     file_bytes: int | None = None
+    first_run_ms: float | None = None
+    """Loading, compiling and the first run; no part of the latency."""
 
 
 class Patch(BaseModel):

@@ -8,15 +8,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from secateurs import registry
 from secateurs.errors import PlanError, TargetError, TargetUnavailableError
+from secateurs.export.artifacts import export_artifact, variants
 from secateurs.latency.sites import SiteMap
 from secateurs.latency.targets import Target, make_target, open_target
 from secateurs.latency.targets.ssh import SshTarget
 from secateurs.latency.timing import Protocol, compare
 from secateurs.network import OperatorSpec
+from secateurs.structure import trace
 from secateurs.testing.latency import network
 
 
@@ -147,3 +151,40 @@ def test_an_unreachable_machine_is_told(tmp_path: Path) -> None:
 def test_a_missing_client_is_told() -> None:
     target = SshTarget("host", make_target("onnxruntime-cpu"), client=f"no-such-client-{os.getpid()}")
     assert "not installed here" in str(target.available())
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.two(torch.relu(self.one(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", registry.names("targets"))
+def test_a_target_runs_what_is_exported_for_it(name: str, tmp_path: Path) -> None:
+    """Batch 3, two threads: the deployed file and a variant of it, whose layers the profile knows."""
+    target = make_target(name)
+    if target.available() is not None:
+        pytest.skip(str(target.available()))
+    example, model = torch.randn(1, 3, 8, 8), Small().eval()
+    assert export_artifact(target.artifact, model, example, tmp_path / "m", batch=3).max_rel_error < 1e-4
+    graph = trace(model, example)
+    built = variants(target.artifact, graph, 3)
+    (tmp_path / "v").write_bytes(built.build(graph.spec.dense_widths // 2))
+    sites = SiteMap(built.operators, graph.spec)
+    with target.start() as worker:
+        for key in ("m", "v"):
+            profile = target.profiles and key == "v"
+            answer = worker.load(key, tmp_path / key, target.settings(threads=2, batch=3, profile=profile))
+            assert answer["load_ms"] > 0
+            assert len(worker.run([key], runs=4)["times_ms"][key]) == 4
+        assert worker.peak_bytes() > 10 << 20
+        if target.profiles:
+            ms, counts, loose = sites.attribute(target.operations(worker.profile("v")))
+            layers = {site.name: count for site, count in zip(sites.sites, counts, strict=True)}
+            assert all(layers[layer] for layer in ("one", "two", "head"))
+            assert sum(ms) > loose
+            assert len(worker.run(["v"], runs=2)["times_ms"]["v"]) == 2

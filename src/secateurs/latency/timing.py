@@ -47,12 +47,14 @@ class Protocol:
 class _Candidate:
     """One file, its process and what was timed so far: a list of run times in ms per turn.
 
-    ``empty_bytes``: peak memory of the process before it loaded the file.
+    ``empty_bytes``: peak memory of the process before it loaded the file; ``first_run_ms``: loading it, compiling and
+    the first run.
     """
 
     name: str
     worker: Worker
     empty_bytes: int = 0
+    first_run_ms: float = 0.0
     runs: int = 1
     turns: list[list[float]] = field(default_factory=list)
 
@@ -128,8 +130,9 @@ def compare(
                 if isinstance(content, bytes):
                     Path(path).write_bytes(content)
                 empty_bytes = worker.peak_bytes()
-                worker.load(name, Path(path), target.settings(threads=threads, batch=batch, profile=False))
-                candidates.append(_Candidate(name, worker, empty_bytes))
+                loaded = worker.load(name, Path(path), target.settings(threads=threads, batch=batch, profile=False))
+                first_run_ms = loaded["load_ms"] + loaded["first_ms"]
+                candidates.append(_Candidate(name, worker, empty_bytes, first_run_ms))
             stack.enter_context(measuring(progress, worker=candidates[0].worker))
             for candidate in candidates:
                 latency_ms = warm_up(candidate.worker, candidate.name)
@@ -254,5 +257,7 @@ def _summarise(candidates: list[_Candidate], reference: str, peaks: Mapping[str,
             ratio_upper=None if ratios is None else median_interval(ratios)[1],
             peak_memory_bytes=peaks[candidate.name] or None,
             memory_bytes=(peaks[candidate.name] - candidate.empty_bytes) or None,
+            first_ms=candidate.first_ms,
+            first_run_ms=candidate.first_run_ms,
         )
     return results
