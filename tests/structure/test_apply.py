@@ -323,13 +323,13 @@ class Literal(nn.Module):
 def test_a_rebuilt_network_refuses_sizes_it_was_not_made_for() -> None:
     model, example = Literal().eval(), torch.randn(1, 3, 16, 16)
     plan = trace(model, example).plan({"b:out": [0, 2, 3, 7], "a:out": list(range(6))})
-    assert plan.rebuild and int(model.calls) == 0
+    assert plan.rebuild
+    assert int(model.calls) == 0
     small = apply(model, plan, example)
     assert small(torch.randn(5, 3, 16, 16)).shape == (5, 3)
     with pytest.raises(StructureError, match=r"shape \[1, 3, 20, 20\].*\[any, 3, 16, 16\]"):
         small(torch.randn(1, 3, 20, 20))
-    again = trace(small, example)
-    assert [group.units for group in again.groups] == [6, 4] or again.groups
+    assert trace(small, example).groups
     assert small.to("meta")(example.to("meta")).device.type == "meta"
 
 
