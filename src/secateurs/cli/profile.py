@@ -11,7 +11,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from secateurs.cli.opening import open_model, writable
-from secateurs.cli.options import Batch, Input, Json, Model, Normalize, Seed, Store, Target, Threads, Weights
+from secateurs.cli.options import (
+    Barrier,
+    Batch,
+    Input,
+    Json,
+    Keep,
+    Model,
+    Normalize,
+    Seed,
+    Store,
+    Target,
+    Threads,
+    Weights,
+)
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
 from secateurs.report import wording
@@ -35,6 +48,8 @@ def verb(
     ] = None,
     shape: Input = None,
     normalize: Normalize = None,
+    barrier: Barrier = None,
+    keep: Keep = None,
     threads: Threads = 1,
     batch: Batch = 1,
     seed: Seed = 0,
@@ -59,7 +74,7 @@ def verb(
     with shown(talk()) as progress:
         loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
         with progress.task("trace"):
-            graph = trace(loaded.module, loaded.example())
+            graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
         costs = profile(graph, opened, threads=threads, batch=batch, store=store, seed=seed, progress=progress)
     if output is not None:
         write_atomic(output, costs.to_json().encode())
