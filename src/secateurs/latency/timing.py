@@ -257,7 +257,6 @@ def _summarise(candidates: list[_Candidate], reference: str, peaks: Mapping[str,
             ratio_upper=None if ratios is None else median_interval(ratios)[1],
             peak_memory_bytes=peaks[candidate.name] or None,
             memory_bytes=(peaks[candidate.name] - candidate.empty_bytes) or None,
-            first_ms=candidate.first_ms,
             first_run_ms=candidate.first_run_ms,
         )
     return results
