@@ -42,6 +42,8 @@ from secateurs.models import load
 from secateurs.network import LayerSpec, NetworkSpec
 from secateurs.profiling import typical_plans
 from secateurs.progress import silent
+from secateurs.search.exact import Effort
+from secateurs.search.knapsack import Knapsack
 from secateurs.structure import Graph, trace
 
 RESULTS = Path(__file__).parent / "results" / "latency_prediction.csv"
@@ -93,7 +95,7 @@ def solver(setting: Setting, model: LatencyModel, count: int) -> list[Sample]:
     criteria = [("l1", 0), ("l2", 0), ("splamp", 0), ("lamp", 0), *(("random", seed) for seed in range(count))]
     found: dict[Sample, None] = {}
     for (criterion, seed), ratio in itertools.product(criteria, (0.8, 0.6, 0.4)):
-        planner = planning.Planner(setting.graph, model, "knapsack", criterion, seed)
+        planner = planning.Planner(setting.graph, model, Knapsack(Effort(gap=1e-3, seconds=5.0)), criterion, seed)
         try:
             solution = planner.solve({"latency": ratio}).solution
         except SecateursError as error:
@@ -112,7 +114,7 @@ def measure(setting: Setting, samples: Sequence[Sample], model: LatencyModel) ->
     )
     with silent.task("measure", len(samples)) as task:
         seen = collector.measure(samples, task)
-    return np.array([model.measured_ms(entry.total_ms, entry.anchor_ms) for entry in seen])
+    return model.measured_ms([entry.total_ms for entry in seen], [entry.anchor_ms for entry in seen])
 
 
 def isolated(setting: Setting, samples: Sequence[Sample]) -> np.ndarray:

@@ -13,8 +13,8 @@ import pytest
 from secateurs.errors import TargetError, UnstableTimingError
 from secateurs.latency.lock import measuring
 from secateurs.latency.process import WORKER_FILE, Worker
-from secateurs.latency.timing import Protocol, compare, median_interval, spread
-from secateurs.testing.latency import FakeTarget
+from secateurs.latency.timing import Protocol, compare, median_interval, spread, warm_up
+from secateurs.testing.latency import FakeTarget, FakeWorker
 
 QUICK = Protocol(turns=12, runs_per_turn=3)
 
@@ -67,6 +67,58 @@ def test_a_disturbed_machine_is_refused() -> None:
 def test_a_busy_core_is_waited_for_but_not_for_ever() -> None:
     found = compare(FakeTarget(costs, quiet=0.5), {"dense": b"4"}, protocol=QUICK)
     assert found["dense"].runs == 36
+
+
+def test_warm_up_lasts_until_runs_are_stable() -> None:
+    pace = itertools.chain([4.0] * 3, [3.0] * 3, [2.0] * 5, itertools.repeat(1.0))
+    target = FakeTarget(costs, base_ms=0.0, disturb=lambda: next(pace))
+    with target.start() as worker:
+        worker._models["a"] = {"all": 10.0}
+        assert warm_up(worker, "a") == pytest.approx(10.0)
+
+
+def test_the_slow_first_runs_are_not_part_of_the_result() -> None:
+    pace = itertools.chain([9.0] * 12, itertools.repeat(1.0))
+    found = compare(FakeTarget(costs, base_ms=0.0, disturb=lambda: next(pace)), {"dense": b"4"}, protocol=QUICK)
+    assert found["dense"].latency_ms == pytest.approx(4)
+
+
+def test_files_take_turns_in_changing_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    run = FakeWorker.run
+
+    def noted(self: FakeWorker, keys, *, runs: int, rounds: int = 1, skip: int = 0):
+        if skip:
+            asked.extend(keys)
+        return run(self, keys, runs=runs, rounds=rounds, skip=skip)
+
+    monkeypatch.setattr(FakeWorker, "run", noted)
+    compare(FakeTarget(costs), {"dense": b"4", "small": b"2"}, protocol=QUICK)
+    turns = [tuple(asked[start : start + 2]) for start in range(0, len(asked), 2)]
+    assert all(set(turn) == {"dense", "small"} for turn in turns)
+    assert len(set(turns)) == 2
+
+
+def test_drift_hits_both_sides_alike() -> None:
+    pace = itertools.count()
+    target = FakeTarget(costs, base_ms=0.0, disturb=lambda: 1 + 0.0005 * next(pace))
+    found = compare(target, {"dense": b"4", "small": b"2"}, protocol=Protocol(turns=30, runs_per_turn=3))
+    assert found["small"].ratio == pytest.approx(0.5, rel=0.01)
+
+
+def test_a_difference_inside_the_noise_is_a_tie() -> None:
+    rng = np.random.default_rng(1)
+    target = FakeTarget(costs, base_ms=0.0, disturb=lambda: float(rng.normal(1, 0.02)))
+    rules = Protocol(turns=30, runs_per_turn=3, extensions=0)
+    found = compare(target, {"dense": b"4", "same": b"4.004", "small": b"3.6"}, protocol=rules)
+    assert found["same"].tie
+    assert not found["small"].tie
+
+
+def test_loading_and_the_first_run_are_told_apart() -> None:
+    found = compare(FakeTarget(costs, base_ms=0.0), {"dense": b"4"}, protocol=QUICK)
+    assert found["dense"].first_ms == pytest.approx(2.0)
+    assert found["dense"].latency_ms == pytest.approx(4)
 
 
 def test_nothing_to_measure() -> None:

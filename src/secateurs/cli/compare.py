@@ -117,7 +117,6 @@ def _show_difference(found: dict[str, Any], console: Console) -> None:
 
 def _row(label: str, measured: Measurement) -> dict[str, Any]:
     ratio, upper = measured.ratio or 1.0, measured.ratio_upper or 1.0
-    tie = label != "dense" and abs(ratio - 1) <= upper - ratio
     return {
         "name": label,
         "latency_ms": measured.latency_ms,
@@ -125,7 +124,7 @@ def _row(label: str, measured: Measurement) -> dict[str, Any]:
         "runs": measured.runs,
         "ratio": ratio,
         "ratio_upper": upper,
-        "tie_with_dense": tie,
+        "tie_with_dense": label != "dense" and measured.tie,
     }
 
 

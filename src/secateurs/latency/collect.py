@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,9 @@ from secateurs.progress import Progress, Task, silent
 
 _BLOCK_BYTES = 400 << 20
 _BLOCK_SIZE = 12
-VERSION = 5
+_PROFILED = Effort(rounds=3, needed=2, most=6)
+"""Of a profile only the operators' shares count."""
+VERSION = 6
 """Part of every stored signature: rises when what is measured changes."""
 
 
@@ -81,7 +83,7 @@ class Collector:
         threads: of the runtime.
         store: where rows are kept (None: nowhere).
         progress: where to report.
-        effort: turns per variant, profiled and unprofiled each.
+        effort: turns per variant, unprofiled.
         profiled: whether the runtime's profiler is read; without it only whole runs are timed, in half the time.
     """
 
@@ -102,7 +104,7 @@ class Collector:
         self.sites = SiteMap(variants.operators, spec)
         self._profiled = profiled and target.profiles
         self.fingerprint = target.fingerprint(threads)
-        self._anchor_ms = self._profiled_ms = math.inf
+        self._anchor_ms = math.inf
 
     def _signature(self, sample: Sample) -> str:
         kind = "variant" if self._profiled or not self._target.profiles else "whole"
@@ -146,25 +148,28 @@ class Collector:
                 files[str(index)] = self._variants.build(sample.array(), sample.removed)
         profiles: dict[str, Any] = {}
         with measuring(self._progress, worker=worker):
-            for key, content in files.items():
-                path = folder / f"{key}.{self._target.artifact}"
-                path.write_bytes(content)
-                settings = self._target.settings(
-                    threads=self._threads, batch=self._variants.batch, profile=self._profiled
-                )
-                worker.load(key, path, settings)
-                path.unlink()
             keys = list(files)
             if self._profiled:
-                turns = round_robin(worker, keys, self._effort, anchor="anchor", anchor_ms=self._profiled_ms)
-                self._profiled_ms = min(self._profiled_ms, turns["anchor"].fastest())
+                self._load(worker, folder, files, profile=True)
+                turns = round_robin(worker, keys, _PROFILED)
                 # The worker runs a file once when it loads it.
                 profiles = {key: clean_profile(worker.profile(key), turns[key].marks(1 + WARM_RUNS)) for key in keys}
+                worker.drop(keys)
+            # A session that can be profiled is a little slower even while it is not, and not alike for all networks.
+            self._load(worker, folder, files, profile=False)
             turns = round_robin(worker, keys, self._effort, anchor="anchor", anchor_ms=self._anchor_ms)
             self._anchor_ms = min(self._anchor_ms, turns["anchor"].fastest())
             times = {key: turns[key].clean() for key in keys}
             worker.drop(keys)
         return self._observe(block, anchor, times, profiles)
+
+    def _load(self, worker: Worker, folder: Path, files: Mapping[str, bytes], *, profile: bool) -> None:
+        settings = self._target.settings(threads=self._threads, batch=self._variants.batch, profile=profile)
+        for key, content in files.items():
+            path = folder / f"{key}.{self._target.artifact}"
+            path.write_bytes(content)
+            worker.load(key, path, settings)
+            path.unlink()
 
     def _observe(
         self, block: Sequence[Sample], anchor: Sample, times: dict[str, list[float]], profiles: dict[str, Any]

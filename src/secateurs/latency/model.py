@@ -160,7 +160,7 @@ class Profiler:
             return False
         predicted = np.array([model.predict(widths, gone) for widths, gone in plans])
         seen = self.measure(_samples(plans), "profile plans")
-        measured = np.array([model.measured_ms(entry.total_ms, entry.anchor_ms) for entry in seen])
+        measured = model.measured_ms([entry.total_ms for entry in seen], [entry.anchor_ms for entry in seen])
         self._plans += zip(predicted.tolist(), measured.tolist(), strict=True)
         error = ModelError.of(predicted, measured)
         return error.mean_abs > _GOOD_MEAN or error.p95 > _GOOD_P95

@@ -174,9 +174,10 @@ class LatencyModel:
         sigma = self.doubt * raw_uncertainty(parts, total, spreads, self.noise)
         return float(sigma) if table.ndim == 1 else sigma
 
-    def measured_ms(self, total_ms: float, anchor_ms: float) -> float:
-        """A latency measured beside the dense network, at the pace of the machine when the model was made."""
-        return float(total_ms * (self.dense_ms / anchor_ms) ** self.drift)
+    def measured_ms(self, total_ms: Sequence[float], anchor_ms: Sequence[float]) -> np.ndarray:
+        """Latencies [n] measured together, each beside the dense network, at the machine's pace of the profile."""
+        pace = float(np.median(anchor_ms))
+        return np.asarray(total_ms) * (self.dense_ms / pace) * (pace / np.asarray(anchor_ms)) ** self.drift
 
     def site_ms(self, widths: np.ndarray) -> dict[str, float]:
         """Predicted ms per site at one vector of widths [groups], costliest first."""
