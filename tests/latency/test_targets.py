@@ -188,3 +188,24 @@ def test_a_target_runs_what_is_exported_for_it(name: str, tmp_path: Path) -> Non
             assert all(layers[layer] for layer in ("one", "two", "head"))
             assert sum(ms) > loose
             assert len(worker.run(["v"], runs=2)["times_ms"]["v"]) == 2
+
+
+def test_xnnpacks_operators_get_their_names_by_order() -> None:
+    target = make_target("executorch-xnnpack")
+    events = [
+        ("0", "Transpose (ND, X32) #1"), ("0", "Convolution (NHWC, F32) IGEMM #1"),
+        ("0", "Convolution (NHWC, F32) DWConv #1"), ("0", "Fully Connected (NC, F32) GEMM #1"), ("0", "Clamp (NC) #1"),
+        ("1", ""), ("2", "Fully Connected (NC, F32) GEMM #1"),
+    ]  # fmt: skip
+    instructions = {
+        "0": [
+            ("XNNStaticTranspose", ""), ("XNNConv2d", "a"), ("XNNDepthwiseConv2d", "b"), ("XNNConv2d", "c"),
+        ],
+        "1": [("", "mean")], "2": [("XNNFullyConnected", "d")],
+    }  # fmt: skip
+    nodes = {f"{index}|{where}|{kind}": [8.0] for index, (where, kind) in enumerate(events)}
+    found = target.operations({"nodes_us": nodes, "instructions": instructions})
+    assert [operation.names for operation in found] == [("a",), ("a",), ("b",), ("c",), ("c",), ("mean",), ("d",)]
+    assert found[0].ms == pytest.approx(0.008)
+    unknown = target.operations({"nodes_us": nodes, "instructions": {}})
+    assert all(operation.names == () for operation in unknown)

@@ -121,7 +121,7 @@ def _draw_bars(axes: Axes, bars: Sequence[Bar], fixed_ms: float) -> None:
         [bar.ms for bar in rows], places, xerr=[bar.sigma_ms for bar in rows], fmt="none", ecolor=_INK, elinewidth=0.8,
         capsize=1.5,
     )  # fmt: skip
-    for place, bar in zip(places, rows, strict=True):
+    for place, bar in enumerate(rows):
         axes.text(
             bar.ms + bar.sigma_ms, place, f"  {percent(bar.ms / total, 1)}", va="center", color=_SOFT, fontsize=7.5
         )
