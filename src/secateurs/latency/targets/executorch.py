@@ -12,10 +12,12 @@ from typing import Any
 from secateurs.latency.process import QUIET, Worker, local_command
 from secateurs.latency.targets._base import Operation, lower_half, processor_name
 
+_WEIGHTED = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected")
+"""Convolutions of one element run as fully connected layers."""
 _KINDS = {
-    "Convolution": ("XNNConv2d", "XNNDepthwiseConv2d"),
+    "Convolution": _WEIGHTED,
     "Deconvolution": ("XNNConvTranspose2d",),
-    "Fully": ("XNNFullyConnected",),
+    "Fully": _WEIGHTED,
     "Batch": ("XNNBatchMatrixMultiply",),
     "Add": ("XNNAdd",),
     "Subtract": ("XNNSubtract",),
@@ -27,6 +29,8 @@ _KINDS = {
     "Max": ("XNNMaxPooling2d",),
     "Average": ("XNNAvgPooling2d",),
     "Global": ("XNNGlobalAvgPooling2d",),
+    "Mean": ("XNNGlobalAvgPooling2d",),
+    "Static": ("XNNStaticReshape",),
     "Softmax": ("XNNSoftmax",),
     "Sigmoid": ("XNNSigmoid",),
     "HardSwish": ("XNNHardswish",),
@@ -97,8 +101,7 @@ def _names(kinds: Sequence[str], nodes: Sequence[tuple[str, str]]) -> list[tuple
     operator, and one that the lowering invented, belongs to its neighbours.
     """
     exact = [""] * len(kinds)
-    families = [*_KINDS.values(), ("",)]
-    for family in families:
+    for family in {*_KINDS.values(), ("",)}:
         ours = [index for index, kind in enumerate(kinds) if _KINDS.get(kind.partition(" ")[0], ("",)) == family]
         theirs = [name for kind, name in nodes if kind in family]
         if len(ours) == len(theirs):
