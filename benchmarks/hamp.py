@@ -9,8 +9,8 @@
 scores are frozen in the working folder, so that every search of every day sees the same problem. ``search`` evaluates
 networks for real (500 validation images after batch-norm re-estimation); accuracies are kept by network across methods
 and seeds, and a finished (method, seed) is a row of results/hamp.csv, so it can be stopped at any time. Nothing is
-timed there, so it may run on a busy machine. ``measure`` measures the networks of HAMP's fronts beside dense: a quiet machine
-is needed. No search starts from what another one stored.
+timed there, so it may run on a busy machine. ``measure`` measures the networks of HAMP's fronts beside dense: a quiet
+machine is needed. No search starts from what another one stored.
 """
 
 from __future__ import annotations

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,6 +22,7 @@ from secateurs.data.datasets import TensorSource
 from secateurs.data.images import Images
 from secateurs.errors import DataError, PlanError
 from secateurs.importance.values import order
+from secateurs.models import rebuild
 from secateurs.plan import Plan
 from secateurs.recover.batch_norm import reestimate
 from secateurs.recover.least_squares import least_squares
@@ -27,6 +32,7 @@ from secateurs.search.rows import MemoryRows
 from secateurs.structure import apply
 
 if TYPE_CHECKING:
+    from secateurs.search.hamp.pool import Pool
     from secateurs.structure import Graph
 
 Candidate = tuple[np.ndarray, frozenset[int]]
@@ -44,7 +50,8 @@ class Judge:
     ``calibration``: input batches; ``validation``: labelled images, read already; ``repair``: ``statistics`` (batch
     norms are re-estimated; in a network without them every layer's mean output is corrected), ``least-squares`` (layers
     are refitted first; slow) or ``none``; ``precision``: ``fp32`` or ``bf16`` (autocast); ``means``: mean outputs
-    of the dense layers, for networks without batch norm.
+    of the dense layers, for networks without batch norm; ``source``: where the module came from (``Loaded.source``):
+    with it the module is rebuilt in another process and not pickled, so that its class need not be importable there.
     """
 
     module: nn.Module
@@ -55,9 +62,13 @@ class Judge:
     repair: str = "statistics"
     precision: str = "fp32"
     means: Mapping[str, Tensor] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, plan: Plan) -> Evaluation:
-        """The accuracy of the cut and repaired network; the same plan gives the same figure."""
+    def __call__(self, plan: Plan, images: int | None = None) -> Evaluation:
+        """The accuracy of the cut and repaired network on the first ``images`` of the validation images (None: all).
+
+        The same plan gives the same figure.
+        """
         start = time.perf_counter()
         small = apply(self.module, plan, self.example, check=False).eval()
         if self.repair == "least-squares":
@@ -69,8 +80,29 @@ class Judge:
             if self.repair != "none":
                 reestimate(small, self.calibration)
                 _correct_means(small, self.calibration, self._targets(plan))
-            found = evaluate(small, self.validation, classes=self.classes, batch=CALIBRATION_BATCH)
+            validation = self.validation if images is None else self.validation.take(images)
+            found = evaluate(small, validation, classes=self.classes, batch=CALIBRATION_BATCH)
         return Evaluation(found.top1, time.perf_counter() - start, {"loss": found.loss, "top5": found.top5})
+
+    def limit_threads(self, threads: int) -> None:
+        """Use so many CPU threads from now on, in the whole process."""
+        torch.set_num_threads(threads)
+
+    def use_gpu(self) -> None:
+        """Judge on this process's first GPU from now on."""
+        self.module.to("cuda")
+        object.__setattr__(self, "means", {name: mean.to("cuda") for name, mean in self.means.items()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        held = dict(self.__dict__)
+        if self.source:
+            held["module"] = {name: tensor.cpu() for name, tensor in self.module.state_dict().items()}
+        return held
+
+    def __setstate__(self, held: dict[str, Any]) -> None:
+        self.__dict__.update(held)
+        if self.source:
+            self.__dict__["module"] = _rebuilt(self.source, held["module"])
 
     def _targets(self, plan: Plan) -> dict[str, Tensor]:
         """Mean outputs that the cut network's layers should have."""
@@ -85,17 +117,24 @@ class Evaluator:
     """Judges candidates (widths, removed blocks) of one traced network; satisfies ``search.problem.Evaluator``.
 
     In every group the units with the highest ``scores`` stay. The same candidate gives the same figure, and is
-    evaluated once: results are kept in ``rows`` by :attr:`identity` and candidate.
+    evaluated once: results are kept in ``rows`` by :attr:`identity` and candidate. With a ``pool``, :meth:`many` judges
+    candidates side by side.
     """
 
     def __init__(self, graph: Graph, scores: Mapping[str, np.ndarray], judge: Judge, rows: Rows | None = None) -> None:
         self.graph = graph
         self.judge = judge
         self.rows: Rows = MemoryRows() if rows is None else rows
-        self.run: Callable[[Plan], Evaluation] = judge
+        self.pool: Pool | None = None
+        self.images = len(judge.validation)
         self._ranks = {group.name: order(scores[group.name]) for group in graph.groups}
-        self.identity = self._identity()
+        self._digest = self._facts()
         self._count, self._seconds = 0, 0.0
+
+    @property
+    def identity(self) -> str:
+        """Names everything that a figure depends on: network, weights, units' order, images, repair and precision."""
+        return f"{self._digest}/{self.images}"
 
     @property
     def evaluations_per_second(self) -> float:
@@ -104,23 +143,26 @@ class Evaluator:
 
     def __call__(self, widths: np.ndarray, removed: frozenset[int] = frozenset()) -> Evaluation:
         """The evaluation of one legal candidate."""
-        key = self.key(widths, removed)
-        row = self.rows.get(key)
+        row = self.rows.get(self.key(widths, removed))
         if row is not None:
             return Evaluation(float(row["accuracy"]), float(row["seconds"]), dict(row["details"]))
-        found = self.run(self.plan(widths, removed))
-        self._count, self._seconds = self._count + 1, self._seconds + found.seconds
-        self.rows.put(
-            key,
-            {
-                "accuracy": found.accuracy,
-                "seconds": found.seconds,
-                "details": dict(found.details),
-                "widths": np.asarray(widths).tolist(),
-                "removed": sorted(removed),
-            },
-        )
+        ((_, found),) = self.many([(widths, removed)])
         return found
+
+    def many(self, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Evaluation]]:
+        """(place, evaluation) of every candidate as they are done; all of them are computed."""
+        start = time.perf_counter()
+        items = [(self.plan(widths, removed), self.images) for widths, removed in candidates]
+        answers = enumerate(self.judge(*item) for item in items) if self.pool is None else self.pool.map(items)
+        for place, found in answers:
+            self._count, self._seconds = self._count + 1, self._seconds + time.perf_counter() - start
+            widths, removed = candidates[place]
+            row = {"accuracy": found.accuracy, "seconds": found.seconds, "details": dict(found.details)}
+            self.rows.put(
+                self.key(widths, removed), {**row, "widths": np.asarray(widths).tolist(), "removed": sorted(removed)}
+            )
+            yield place, found
+            start = time.perf_counter()
 
     def error(self, widths: np.ndarray, removed: frozenset[int] = frozenset()) -> float:
         """1 - accuracy (0-1) of a candidate."""
@@ -141,10 +183,8 @@ class Evaluator:
 
     def on_fewer(self, images: int) -> Evaluator:
         """The same evaluator on the first ``images`` validation images: quicker, and with an identity of its own."""
-        fewer = replace(self.judge, validation=self.judge.validation.take(images))
-        other = Evaluator.__new__(Evaluator)
-        other.__dict__.update(self.__dict__, judge=fewer, run=fewer, _count=0, _seconds=0.0)
-        other.identity = other._identity()
+        other = copy.copy(self)
+        other.images = min(images, self.images)
         return other
 
     def _widths(self, widths: np.ndarray, removed: frozenset[int]) -> dict[str, int]:
@@ -152,17 +192,14 @@ class Evaluator:
         groups = self.graph.groups
         return {groups[g].name: int(width) for g, width in enumerate(widths) if g not in inside}
 
-    def _identity(self) -> str:
+    def _facts(self) -> str:
         judge, found = self.judge, hashlib.sha256()
-        settings = (judge.repair, judge.precision, judge.classes, self.graph.spec.fingerprint, len(judge.validation))
-        found.update(repr(settings).encode())
-        for tensor in judge.module.state_dict().values():
+        found.update(repr((judge.repair, judge.precision, judge.classes, self.graph.spec.fingerprint)).encode())
+        for tensor in (*judge.module.state_dict().values(), *judge.calibration):
             _feed(found, tensor)
-        for batch in judge.calibration:
-            _feed(found, batch)
-        for inputs, labels in judge.validation.batches(CALIBRATION_BATCH):
-            _feed(found, inputs)
-            _feed(found, labels)
+        for batch in judge.validation.batches(CALIBRATION_BATCH):
+            for tensor in batch:
+                _feed(found, tensor)
         for name, ranks in sorted(self._ranks.items()):
             found.update(name.encode() + np.asarray(ranks, dtype=np.int64).tobytes())
         return found.hexdigest()[:16]
@@ -177,6 +214,7 @@ def make_evaluator(
     classes: Sequence[int] | None = None,
     repair: str = "statistics",
     precision: str = "auto",
+    source: Mapping[str, Any] | None = None,
     rows: Rows | None = None,
 ) -> Evaluator:
     """An evaluator of candidates of ``graph``.
@@ -189,6 +227,7 @@ def make_evaluator(
         classes: restrict the argmax to these outputs.
         repair: one of :data:`REPAIRS`, see :class:`Judge`.
         precision: ``fp32``, ``bf16``, or ``auto``: bf16 where the processor multiplies matrices in it.
+        source: ``Loaded.source`` of the network, for judging in other processes; see :class:`Judge`.
         rows: where evaluations are kept (None: in memory).
 
     Raises:
@@ -214,8 +253,18 @@ def make_evaluator(
         repair,
         _precision(device) if precision == "auto" else precision,
         _mean_outputs(module, batches) if repair == "statistics" and without_norms else {},
+        source or {},
     )
     return Evaluator(graph, scores, judge, rows)
+
+
+def _rebuilt(source: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+    """The network that ``source`` describes with these weights, through a file as if it were loaded for the first time
+    (a built-in network's variant follows from its weights)."""
+    with tempfile.TemporaryDirectory(prefix="secateurs-judge-") as folder:
+        path = Path(folder) / "weights.safetensors"
+        save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, path)
+        return rebuild({**source, "weights_sha256": None}, weights=path).module
 
 
 def _read(images: Images) -> Images:

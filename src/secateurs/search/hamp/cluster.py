@@ -1,0 +1,140 @@
+"""Workers that are Ray actors on the nodes of a cluster. Extra ``ray``."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from secateurs.errors import TargetUnavailableError
+from secateurs.search.hamp.pool import Answer, Pool, Worker
+from secateurs.search.hamp.processes import Judge
+from secateurs.search.problem import Evaluation
+
+_STARTING_SECONDS = 120.0
+
+
+def ray_pool(judge: Judge, address: str, workers: int | None = None, threads: int = 1) -> Pool:
+    """A pool of actors with one copy of the judge each.
+
+    Args:
+        judge: what they do; goes through the object store once.
+        address: of the cluster, ``auto`` for the one that this machine belongs to, ``local`` to start one here.
+        workers: actors (None: as many as the cluster has room for).
+        threads: CPU cores that one actor takes. Where the cluster has GPUs, each takes one GPU as well.
+
+    Raises:
+        TargetUnavailableError: the cluster cannot be reached or has no room for one actor.
+    """
+    connect(address)
+    crew = Actors(judge, threads)
+    room = crew.room(ray.cluster_resources())
+    if room < 1:
+        raise TargetUnavailableError(
+            f"The Ray cluster at {address} has no room for an evaluator of {threads} CPU cores (it has "
+            f"{ray.cluster_resources().get('CPU', 0):g}). Add nodes, or give fewer --threads-per-worker."
+        )
+    return Pool(crew, min(workers or room, room))
+
+
+def connect(address: str) -> None:
+    """Join the cluster, once per process.
+
+    Raises:
+        TargetUnavailableError: it cannot be reached.
+    """
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(None if address == "local" else address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise TargetUnavailableError(
+            f"The Ray cluster {address!r} cannot be reached ({error}). Start one with 'ray start --head', or give its "
+            f"address as --ray HOST:PORT."
+        ) from error
+
+
+class _Evaluator:
+    """The actor: one copy of the judge in a process of its own."""
+
+    def __init__(self, judge: bytes, threads: int, on_gpu: bool) -> None:
+        self._judge: Judge = pickle.loads(judge)
+        for name, value in (("limit_threads", threads), ("use_gpu", None)):
+            method = getattr(self._judge, name, None)
+            if method is not None and (name != "use_gpu" or on_gpu):
+                method() if value is None else method(value)
+
+    def judge(self, item: tuple[Any, ...]) -> Evaluation:
+        """The evaluation of one item."""
+        return self._judge(*item)
+
+
+class Actors:
+    """Workforce of actors. A lost one is replaced where there is room; else the others do its work."""
+
+    def __init__(self, judge: Judge, threads: int) -> None:
+        self._judge = ray.put(pickle.dumps(judge))
+        self._threads = threads
+        self._on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+        self._kind = ray.remote(_Evaluator)
+
+    def room(self, resources: dict[str, float]) -> int:
+        """Actors that fit into these resources."""
+        fits = int(resources.get("CPU", 0) // self._threads)
+        return min(fits, int(resources.get("GPU", 0))) if self._on_gpu else fits
+
+    def hire(self, wanted: int, present: int) -> list[Worker]:
+        """New actors, as many as there is room for now; at least one where there are none."""
+        count = min(wanted, self.room(ray.available_resources()))
+        count = max(count, 0 if present else 1)
+        options = {"num_cpus": self._threads, "num_gpus": 1 if self._on_gpu else 0, "max_restarts": 0}
+        return [
+            _Actor(self._kind.options(**options).remote(self._judge, self._threads, self._on_gpu)) for _ in range(count)
+        ]
+
+    def answers(self, busy: Sequence[Worker]) -> list[tuple[Worker, Answer]]:
+        """Answers of the actors that have one; an actor whose process or node is gone is lost."""
+        actors = {worker.pending: worker for worker in busy if isinstance(worker, _Actor)}
+        ready, _ = ray.wait(list(actors), num_returns=1)
+        return [(actors[reference], _answer(reference)) for reference in ready]
+
+    def close(self) -> None:
+        """The cluster stays connected; it belongs to the process."""
+
+
+class _Actor:
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self.pending: Any = None
+
+    def give(self, item: tuple[Any, ...]) -> None:
+        self.pending = self.handle.judge.remote(item)
+
+    def close(self) -> None:
+        with suppress(Exception):
+            ray.kill(self.handle)
+
+
+def _answer(reference: Any) -> Answer:
+    try:
+        answer: Evaluation = ray.get(reference)
+    except RayTaskError as error:
+        return error.cause if isinstance(error.cause, Exception) else error
+    except RayActorError:
+        return None
+    return answer
+
+
+def label_of(target: str) -> str:
+    """The custom resource that marks nodes on which a target may be measured: one measurement at a time each."""
+    return f"secateurs-{target}"
+
+
+def labelled_nodes(target: str) -> int:
+    """Living nodes that carry the target's label."""
+    label = label_of(target)
+    return sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get(label, 0) >= 1)

@@ -1,0 +1,50 @@
+"""Evaluators for tests of searches: accuracy by a formula, counted, and able to stop a search half way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from secateurs.search.problem import Evaluation, Problem
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside: nothing catches it."""
+
+
+@dataclass
+class Formula:
+    """Accuracy falls with every cut, steeply in some groups; ``stop_after`` real evaluations it raises Killed."""
+
+    problem: Problem
+    seed: int = 0
+    stop_after: int | None = None
+    images: int = 500
+    calls: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        generator = np.random.default_rng(self.seed)
+        groups = len(self.problem.options)
+        self.steep = generator.lognormal(-1, 1, groups) / groups * 5
+        self.blocks = generator.lognormal(-2, 1, len(self.problem.spec.blocks))
+
+    @property
+    def identity(self) -> str:
+        """Names the formula and how many images it claims to use."""
+        return f"formula {self.seed} {self.images}"
+
+    def __call__(self, widths: np.ndarray, removed: frozenset[int]) -> Evaluation:
+        """The evaluation of one candidate."""
+        if self.stop_after is not None and len(self.calls) >= self.stop_after:
+            raise Killed
+        self.calls.append(f"{np.asarray(widths).tolist()} {sorted(removed)}")
+        gone = [blocks & removed for blocks in self.problem.inner_blocks]
+        share = np.where([bool(g) for g in gone], 1.0, np.asarray(widths) / self.problem.spec.dense_widths)
+        loss = float((self.steep * (1 - share) ** 1.5).sum()) + sum(float(self.blocks[b]) for b in removed)
+        rough = 0.03 * np.sin(1000 * loss) / self.images**0.5
+        return Evaluation(round(float(0.9 * np.exp(-loss) + rough), 4), 0.0, {"loss": loss})
+
+    def on_fewer(self, images: int) -> Formula:
+        """A rougher formula."""
+        return Formula(self.problem, self.seed, self.stop_after, images)
