@@ -158,6 +158,11 @@ class Measurement:
     first_run_ms: float | None = None
     """Loading, compiling and the first run; no part of the latency."""
 
+    @property
+    def tie(self) -> bool:
+        """Whether the ratio differs from 1 by no more than its noise: neither file is faster."""
+        return self.ratio is not None and abs(self.ratio - 1) <= (self.ratio_upper or self.ratio) - self.ratio
+
 
 class Patch(BaseModel):
     """One integer that a module keeps (``groups``, ``num_features`` …) and its new value."""
