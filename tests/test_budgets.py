@@ -8,7 +8,7 @@ import pytest
 import secateurs as sc
 from secateurs.models import load
 from secateurs.plan import Budget, describe_budgets, parse_budgets
-from secateurs.resources import macs_model, memory_model, size_model
+from secateurs.resources import Seen, macs_model, memory_model, size_model
 
 DENSE = 1000.0
 
@@ -103,10 +103,17 @@ def test_memory_is_weights_and_the_largest_activations(graph: sc.Graph) -> None:
     assert weights + largest <= one <= weights + 1.6 * largest
     batch = float(memory_model(spec, batch=8).evaluate(dense))
     assert weights + 8 * largest <= batch <= weights + 8 * 1.6 * largest
-    measured = 3 * weights + largest
-    assert float(memory_model(spec, 1, measured).evaluate(dense)) == pytest.approx(measured, rel=0.02)
-    half = np.maximum(spec.min_widths, dense // 2)
-    assert float(memory_model(spec, 1, measured).evaluate(half)) < 0.6 * measured
+
+
+def test_memory_follows_what_was_measured(graph: sc.Graph) -> None:
+    spec, bare = graph.spec, memory_model(graph.spec)
+    seen = [
+        Seen(widths, frozenset(), 17e6 + 2.8 * float(bare.evaluate(widths)))
+        for widths in (spec.dense_widths, spec.min_widths)
+    ]
+    model, half = memory_model(spec, 1, seen), np.maximum(spec.min_widths, spec.dense_widths // 2)
+    assert model.offset == pytest.approx(17e6, rel=1e-6)
+    assert float(model.evaluate(half)) == pytest.approx(17e6 + 2.8 * float(bare.evaluate(half)), rel=1e-6)
 
 
 def test_plan_needs_no_latency_model_for_other_budgets(graph: sc.Graph) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,16 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from secateurs.bench import Bench, out_of_reach
-from secateurs.closed_loop import Attempt, Limits, close, goal_for, untold
+from secateurs.closed_loop import Attempt, Limits, close, goal_for
 from secateurs.data import Data, accuracy
-from secateurs.errors import InfeasibleBudgetError, PlanError
+from secateurs.errors import InfeasibleBudgetError
+from secateurs.footprint import dense_figures, memory_seen
 from secateurs.latency.model import LatencyModel
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import processor_name
 from secateurs.models import Loaded
 from secateurs.outcome import Facts, check_budgets, make_record
-from secateurs.plan import RESOURCES, Measurement, Plan, describe_budgets
+from secateurs.plan import Measurement, Plan, describe_budgets
 from secateurs.planning import Batches, Choice, Planner, name_of, target_label
 from secateurs.profiling import open_target, profile
 from secateurs.progress import Progress, silent
@@ -37,7 +38,8 @@ from secateurs.recover.finetune import finetune
 from secateurs.recover.least_squares import least_squares
 from secateurs.recover.precision import fastest_mode
 from secateurs.recover.recipe import Recipe
-from secateurs.report import Record, render, wording
+from secateurs.report import Record, render
+from secateurs.resources import Seen
 from secateurs.run_folder import RunFolder
 from secateurs.settings import Settings
 from secateurs.structure import Graph, apply, trace
@@ -177,8 +179,13 @@ class Job:
             graph = trace(self.loaded.module, self.example, barriers=settings.barrier, keep=settings.keep)
             spec = graph.spec
         costs = self._profile(graph, bench, store)
-        dense = self._dense_figures(graph, costs, bench, facts)
-        planner = self._planner(graph, costs, bench, dense)
+        with self._timed("measure"):
+            known = {"file_size": float(facts["dense_bytes"])} | ({} if costs is None else {"latency": costs.dense_ms})
+            dense = dense_figures(settings, spec, bench, known)
+            seen: Sequence[Seen] = ()
+            if "memory" in dense:
+                seen = memory_seen(self.loaded.module, graph, settings.legal, bench, store, dense["memory"])
+        planner = self._planner(graph, costs, bench, dense, seen)
         accepted, attempts = self._close(planner, dense, bench, store)
         plan = planner.plan(accepted.choice, describe_budgets(settings.budgets))
         with self._timed("recover"), self.progress.task("check the cut"):
@@ -215,30 +222,9 @@ class Job:
                 progress=self.progress,
             )
 
-    def _dense_figures(self, graph: Graph, costs: LatencyModel | None, bench: Bench, facts: Facts) -> dict[str, float]:
-        """What the dense network takes of every limited resource."""
-        spec, budgets = graph.spec, {budget.resource: budget for budget in self.settings.budgets}
-        found: dict[str, float] = {}
-        # A latency in ms is about now: the latency model's dense figure may be from another day.
-        if "memory" in budgets or ("latency" in budgets and budgets["latency"].absolute):
-            with self._timed("measure"):
-                now = bench.measure_dense()
-            found = {"latency": now.latency_ms, "memory": float(now.memory_bytes or 0)}
-        elif costs is not None:
-            found["latency"] = costs.dense_ms
-        found |= {"file_size": float(facts["dense_bytes"]), "macs": float(spec.macs(spec.dense_widths))}
-        for name, budget in budgets.items():
-            what, dense = RESOURCES[name], found[name]
-            if dense <= 0:
-                raise untold(name)
-            if budget.limit(dense) >= dense:
-                raise PlanError(
-                    f"{what.words.capitalize()} budget {budget} is not below what the dense network takes, "
-                    f"{wording.amount(dense, what.unit)}: there is nothing to prune. Give a lower {what.option}."
-                )
-        return {name: found[name] for name in budgets}
-
-    def _planner(self, graph: Graph, costs: LatencyModel | None, bench: Bench, dense: dict[str, float]) -> Planner:
+    def _planner(
+        self, graph: Graph, costs: LatencyModel | None, bench: Bench, dense: dict[str, float], seen: Sequence[Seen]
+    ) -> Planner:
         settings = self.settings
         return Planner(
             graph,
@@ -252,6 +238,7 @@ class Job:
             resources=tuple(dense),
             dense=dense,
             batch=settings.batch,
+            seen=seen,
             facts={"source": dict(self.loaded.source), "data": self.data.name},
             progress=self.progress,
         )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from secateurs.cost import CostModel
     from secateurs.importance.context import Criterion
     from secateurs.latency.model import LatencyModel
+    from secateurs.resources import Seen
     from secateurs.search.problem import Problem, Solution, Strategy
     from secateurs.structure import Graph
 
@@ -67,7 +68,8 @@ class Planner:
     or the user's own objects; ``target``: shown in messages, such as ``"onnxruntime-cpu, 1 thread"``; ``data``:
     batches (inputs, targets) for criteria that need them, judged by ``loss`` (None: cross-entropy); ``resources``:
     what is limited, the main one first; ``dense``: what the dense network was measured to take of them, where known;
-    ``batch``: that memory is counted for; ``facts``: further provenance.
+    ``batch``: that memory is counted for, ``seen``: what it was for some networks, dense first; ``facts``: further
+    provenance.
     """
 
     graph: Graph
@@ -82,6 +84,7 @@ class Planner:
     resources: tuple[str, ...] = ("latency",)
     dense: Mapping[str, float] = field(default_factory=dict)
     batch: int = 1
+    seen: Sequence[Seen] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = silent
 
@@ -128,7 +131,7 @@ class Planner:
         if resource == "file_size":
             return size_model(spec, self.dense.get("file_size"))
         if resource == "memory":
-            return memory_model(spec, self.batch, self.dense.get("memory"))
+            return memory_model(spec, self.batch, self.seen)
         if self.costs is None:
             raise PlanError("A latency budget needs a latency model: costs = secateurs.profile(graph, target=...).")
         return self.costs.cost_model()

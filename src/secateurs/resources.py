@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,44 +48,62 @@ def macs_model(spec: NetworkSpec) -> CostModel:
 
 def size_model(spec: NetworkSpec, dense_bytes: float | None = None) -> CostModel:
     """Bytes of the deployed file: its parameters, and what ``dense_bytes`` (the dense file) holds besides."""
-    terms = tuple(_stored(spec, 1.0))
+    terms = tuple(_stored(spec))
     weights = _at_dense(spec, terms)
     return CostModel("bytes", max(0.0, (dense_bytes or weights) - weights), terms)
 
 
-def memory_model(spec: NetworkSpec, batch: int = 1, dense_bytes: float | None = None) -> CostModel:
+@dataclass(frozen=True)
+class Seen:
+    """Bytes of memory that were measured for one network."""
+
+    widths: np.ndarray
+    removed: frozenset[int]
+    bytes: float
+
+
+def memory_model(spec: NetworkSpec, batch: int = 1, seen: Sequence[Seen] = ()) -> CostModel:
     """Peak bytes that the network adds to the runtime's process: parameters, and the activations where most live.
 
     A peak is a maximum over layers, which no sum of terms is. Here it is the layers' activations (input and output)
-    weighted by the gradient of their 8-norm at the dense widths, so that layers near the peak count. ``dense_bytes``
-    (the dense network, measured) says how many copies of the weights the runtime keeps. Our own reading; the closed
-    loop corrects what it errs.
+    weighted by the gradient of their 8-norm at the dense widths, so that layers near the peak count. Runtimes take
+    several times that much and something fixed: both follow from measured networks, a line through the first and the
+    last of ``seen``. Our own reading; the closed loop corrects what it errs.
     """
     held = np.array([_activations(layer, spec.dense_widths) for layer in spec.layers]) * batch
-    peak = float(held.max(initial=0.0))
-    norm = float(np.sum((held / max(peak, 1.0)) ** SHARPNESS) ** (1 / SHARPNESS)) or 1.0
-    weights = (held / max(peak, 1.0) / norm) ** (SHARPNESS - 1)
-    alive = [term for layer, weight in zip(spec.layers, weights, strict=True) for term in _alive(layer, weight * batch)]
-    stored = _at_dense(spec, tuple(_stored(spec, 1.0)))
-    measured = dense_bytes if dense_bytes is not None else stored + peak
-    copies = max(1.0, (measured - _at_dense(spec, tuple(alive))) / max(stored, 1.0))
-    return CostModel("bytes", 0.0, (*_stored(spec, copies), *alive))
+    peak = max(float(held.max(initial=0.0)), 1.0)
+    norm = float(np.sum((held / peak) ** SHARPNESS) ** (1 / SHARPNESS)) or 1.0
+    weights = (held / peak / norm) ** (SHARPNESS - 1) * batch
+    terms = [*_stored(spec), *(t for layer, w in zip(spec.layers, weights, strict=True) for t in _alive(layer, w))]
+    bare = CostModel("bytes", 0.0, tuple(terms))
+    if len(seen) < 2:
+        return bare
+    first, last = (float(bare.evaluate(one.widths, one.removed)) for one in (seen[0], seen[-1]))
+    slope = max(1.0, (seen[0].bytes - seen[-1].bytes) / max(first - last, 1.0))
+    offset = max(0.0, seen[0].bytes - slope * first)
+    return CostModel("bytes", offset, tuple(_times(term, slope) for term in terms))
+
+
+def _times(term: CostTerm, factor: float) -> CostTerm:
+    assert isinstance(term.cost, Product)
+    return replace(term, cost=replace(term.cost, scale=term.cost.scale * factor))
 
 
 def _at_dense(spec: NetworkSpec, terms: tuple[CostTerm, ...]) -> float:
     return float(CostModel("bytes", 0.0, terms).evaluate(spec.dense_widths))
 
 
-def _stored(spec: NetworkSpec, copies: float) -> Iterator[CostTerm]:
+def _stored(spec: NetworkSpec) -> Iterator[CostTerm]:
     for parameter in spec.parameters:
         if parameter.trainable:
-            yield _parameter_term(parameter, copies * BYTES_PER_SCALAR, spec.dense_widths)
+            yield _parameter_term(parameter, spec.dense_widths)
 
 
-def _parameter_term(parameter: ParameterSpec, scale: float, dense: np.ndarray) -> CostTerm:
-    """Scalars of a parameter times ``scale``; of more than two axes that vary, the last ones count at full length."""
+def _parameter_term(parameter: ParameterSpec, dense: np.ndarray) -> CostTerm:
+    """Bytes of a parameter; of more than two axes that vary, the last ones count at full length."""
     varying = [axis for axis in parameter.axes if axis.parts]
     fixed = [axis for axis in parameter.axes if not axis.parts] + varying[2:]
+    scale = float(BYTES_PER_SCALAR)
     for axis in fixed:
         scale *= int(axis.length(dense))
     outputs = varying[0] if varying else None
