@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -122,17 +123,8 @@ def compare(
     order = random.Random(seed)
     try:
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-compare-")))
-            candidates = []
-            for index, (name, content) in enumerate(files.items()):
-                worker = stack.enter_context(target.start())
-                path = content if isinstance(content, (str, Path)) else folder / f"{index}.{target.artifact}"
-                if isinstance(content, bytes):
-                    Path(path).write_bytes(content)
-                empty_bytes = worker.peak_bytes()
-                loaded = worker.load(name, Path(path), target.settings(threads=threads, batch=batch, profile=False))
-                first_run_ms = loaded["load_ms"] + loaded["first_ms"]
-                candidates.append(_Candidate(name, worker, empty_bytes, first_run_ms))
+            settings = target.settings(threads=threads, batch=batch, profile=False)
+            candidates = _loaded(stack, target, files, settings)
             stack.enter_context(measuring(progress, worker=candidates[0].worker))
             for candidate in candidates:
                 latency_ms = warm_up(candidate.worker, candidate.name)
@@ -156,6 +148,23 @@ def compare(
             attempts=attempts - 1,
         )
     return _summarise(candidates, reference, peaks)
+
+
+def _loaded(
+    stack: ExitStack, target: Target, files: Mapping[str, Path | str | bytes], settings: Mapping[str, Any]
+) -> list[_Candidate]:
+    """Every file loaded in a process of its own; ``stack`` ends them."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-compare-")))
+    candidates = []
+    for index, (name, content) in enumerate(files.items()):
+        worker = stack.enter_context(target.start())
+        path = content if isinstance(content, (str, Path)) else folder / f"{index}.{target.artifact}"
+        if isinstance(content, bytes):
+            Path(path).write_bytes(content)
+        empty_bytes = worker.peak_bytes()
+        answer = worker.load(name, Path(path), settings)
+        candidates.append(_Candidate(name, worker, empty_bytes, answer["load_ms"] + answer["first_ms"]))
+    return candidates
 
 
 def warm_up(worker: Worker, key: str) -> float:
