@@ -76,7 +76,7 @@ def same_layout(graph: Json, entry: Json, value: int) -> int | None:
 
 def becomes_clamp(graph: Json, entry: Json, value: int) -> bool:
     """Whether the activation fused into the removed operator must stay, which then becomes that activation."""
-    writer = next((other for other in graph["xnodes"] if other["xnode_union"]["output_id"] == value), {})
+    writer: Json = next((other for other in graph["xnodes"] if other["xnode_union"]["output_id"] == value), {})
     if "output_min_max" not in entry or "output_min_max" in writer:
         return False
     node = {"input_id": value, "output_id": entry["xnode_union"]["output_id"], "flags": 0}
