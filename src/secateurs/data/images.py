@@ -98,6 +98,20 @@ class Images:
 
 
 @dataclass(frozen=True, eq=False)
+class BatchesOf:
+    """Batches of ``size`` images that can be gone through any number of times."""
+
+    images: Images
+    size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.images.batches(self.size)
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.size)
+
+
+@dataclass(frozen=True, eq=False)
 class Data:
     """The four splits of one data set.
 

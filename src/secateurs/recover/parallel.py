@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ def start() -> bool:
         enough = torch.cuda.is_available() and torch.cuda.device_count() > local
         if enough:
             torch.cuda.set_device(local)
-        torch.distributed.init_process_group("nccl" if enough else "gloo")
+        # the others wait while the first one profiles and plans
+        torch.distributed.init_process_group("nccl" if enough else "gloo", timeout=timedelta(days=7))
     return True
 
 
