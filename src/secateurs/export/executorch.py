@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,8 @@ def run_executorch(content: bytes, inputs: list[torch.Tensor]) -> list[Any]:
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
     """Silences what native code writes to the standard streams, and the log records of imported packages."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     kept = [os.dup(1), os.dup(2)]
     disabled = logging.root.manager.disable
     with open(os.devnull, "w") as sink:
