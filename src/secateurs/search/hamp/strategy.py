@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from secateurs.progress import Progress, silent
 from secateurs.search.hamp.search import Outcome, Search, Settings
@@ -21,25 +21,34 @@ class Hamp:
     front, in which a surrogate of the error is consulted while it ranks well. Injected are the dense network, uniform
     widths and knapsack optima. Ours: all parameters, the portfolio's members, the surrogates, the injection. Cost: some
     hundred to thousands of real evaluations. When to use: to see what accuracy each latency costs before deciding, or
-    with several costs. When not: for one budget; ``knapsack`` answers in seconds.
+    with several costs. When not: for one budget; ``knapsack`` answers in seconds. ``again``: evaluations of a further
+    solve of the same object, as a closed loop asks for: it starts from what is known.
     """
 
     settings: Settings = field(default_factory=Settings)
+    again: int = 60
     name: str = "hamp"
     criterion: str | None = None
     evaluates: bool = True
+    _solved: list[str] = field(default_factory=list, compare=False, repr=False)
 
     def solve(self, problem: Problem, *, seed: int = 0, progress: Progress = silent) -> Solution:
         """The network of least error within the limits; ``candidates`` is the whole front, least error first.
 
-        ``details``: ``objectives`` (names), ``history`` (per generation), ``evaluations``, ``computed``, ``stopped``.
+        ``details``: ``objectives`` (names), ``history`` (per generation), ``evaluations``, ``computed``, ``stopped``,
+        ``seeds`` (main cost, error of the networks it began with), ``box`` (scale of the hypervolume).
 
         Raises:
             PlanError: the problem has no evaluator, no cost model, or more than three.
             InfeasibleBudgetError: no network within the limits was found.
         """
-        began = time.perf_counter()
-        search = Search(problem, self.settings, seed, progress)
+        began, settings = time.perf_counter(), self.settings
+        if problem.rows is None:
+            problem = replace(problem, rows=getattr(problem.evaluator, "rows", None))
+        if self._solved:
+            settings = replace(settings, evaluations=self.again)
+        search = Search(problem, settings, seed, progress)
+        self._solved.append(search.run)
         outcome = search.go()
         front = front_of(search, outcome)
         if not front:
@@ -51,10 +60,20 @@ class Hamp:
             "evaluations": outcome.evaluations,
             "computed": outcome.computed,
             "stopped": outcome.stopped,
+            "seeds": seed_points(search),
             "box": {"ideal": outcome.archive.box.ideal.tolist(), "nadir": outcome.archive.box.nadir.tolist()},
         }
         seconds = time.perf_counter() - began
         return Solution(best.widths, best.removed, best.value, best.predicted, None, seconds, tuple(front), details)
+
+
+def seed_points(search: Search) -> list[tuple[float, float]]:
+    """(main cost, error) of the injected networks."""
+    seeds = search.start.seeds
+    seeds = seeds[[search.judging.known(genome) for genome in seeds]] if len(seeds) else seeds
+    if not len(seeds):
+        return []
+    return list(zip(search.encoding.costs(seeds)[:, 0].tolist(), search.judging.errors(seeds).tolist(), strict=True))
 
 
 def front_of(search: Search, outcome: Outcome) -> list[Candidate]:

@@ -1,0 +1,226 @@
+"""``secateurs front``: a Pareto front to pick from, and a picked network carried to the end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from secateurs.cli import options as o
+from secateurs.cli.opening import open_model
+from secateurs.cli.progress import shown
+from secateurs.cli.running import INTERRUPTED, complain, emit, guarded, talk
+from secateurs.errors import DataError
+
+if TYPE_CHECKING:
+    from secateurs.front_job import Crew, FrontSettings
+    from secateurs.job import Result
+    from secateurs.report.front_record import Front
+
+LISTED = 12
+"""Points of the front that the console shows."""
+
+
+@guarded
+def verb(
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder for the front's files.")],
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=o.MODEL_HELP, show_default=False)] = None,
+    data: o.Data = None,
+    target: o.Target = "onnxruntime-cpu",
+    objectives: Annotated[
+        str, typer.Option("--objectives", metavar="NAMES", help="Beside the error: latency, memory, file_size, macs.")
+    ] = "latency",
+    evaluations: Annotated[
+        int | None, typer.Option("--evaluations", min=0, help="Networks judged at most; 0 for no bound.")
+    ] = 600,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Time of the search at most.")] = None,
+    population: Annotated[int, typer.Option("--population", min=4, help="Networks per generation.")] = 40,
+    images: Annotated[int, typer.Option("--images", min=1, help="Validation images that judge a network.")] = 500,
+    screen: Annotated[
+        int | None,
+        typer.Option("--screen", min=1, help="First look on so many images; a third is then judged in full."),
+    ] = None,
+    points: Annotated[int, typer.Option("--points", min=0, help="Points to fine-tune and measure; 0 for none.")] = 6,
+    epochs: Annotated[int, typer.Option("--epochs", min=0, help="Epochs of fine-tuning of these and of a pick.")] = 1,
+    pick: Annotated[
+        str | None,
+        typer.Option("--pick", metavar="latency=3ms|knee|point=N", help="Carry one network on, instead of --points."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes (with --ray: actors) that judge networks.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", metavar="auto|local|HOST:PORT", help="Judge on a Ray cluster.")
+    ] = None,
+    threads_per_worker: Annotated[
+        int | None, typer.Option("--threads-per-worker", min=1, help="CPU threads of each worker [cores shared out].")
+    ] = None,
+    weights: o.Weights = None,
+    criterion: o.Criterion = None,
+    classes: o.Classes = "all",
+    shape: o.Input = None,
+    normalize: o.Normalize = None,
+    barrier: o.Barrier = None,
+    keep: o.Keep = None,
+    min_width: o.MinWidth = 1,
+    blocks: o.RemoveBlocks = True,
+    threads: o.Threads = 1,
+    batch: o.Batch = 1,
+    seed: o.Seed = 0,
+    store: o.Store = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue in RUN, or pick from it; the rest is taken from there.")
+    ] = False,
+    as_json: o.Json = False,
+) -> None:
+    """A Pareto front of error against latency (memory, file size, multiply-adds), to choose from.
+
+    Every judged network is kept in RUN: a search that was interrupted continues where it was with --resume.
+    """
+    from secateurs.front_job import Crew, FrontSettings
+
+    given: dict[str, Any] = {
+        "model": model,
+        "weights": None if weights is None else str(weights),
+        "data": data,
+        "classes": classes,
+        "input": shape,
+        "normalize": normalize,
+    }
+    if resume:
+        given, settings = _from_folder(output)
+    elif model is None or data is None:
+        missing = [name for name, value in (("MODEL", model), ("--data", data)) if value is None]
+        raise typer.BadParameter(f"{' and '.join(missing)} missing. Only --resume takes them from the folder.")
+    else:
+        settings = FrontSettings(
+            objectives=tuple(name.strip().replace("-", "_") for name in objectives.split(",")),
+            target=target,
+            criterion=criterion,
+            threads=threads,
+            batch=batch,
+            seed=seed,
+            evaluations=evaluations or None,
+            minutes=minutes,
+            population=population,
+            images=images,
+            screen=screen,
+            points=points,
+            epochs=epochs,
+            min_width=min_width,
+            blocks=blocks,
+            keep=tuple(keep or ()),
+            barrier=tuple(barrier or ()),
+        )
+    crew = Crew(workers, ray, threads_per_worker)
+    _run(settings, given, output, crew, resume=resume, pick=pick, store=store, as_json=as_json)
+
+
+def _from_folder(output: Path) -> tuple[dict[str, Any], FrontSettings]:
+    """Model, data and settings of the front in the folder.
+
+    Raises:
+        DataError: the folder holds no run, or one of another verb.
+    """
+    from secateurs.front_job import FrontSettings
+    from secateurs.run_folder import RunFolder
+
+    held = RunFolder.resume(output).job
+    if "objectives" not in held:
+        raise DataError(f"The run in {output} is no front. Continue it with 'secateurs prune --resume -o {output}'.")
+    return dict(held["options"]), FrontSettings.from_dict(held)
+
+
+def _run(
+    settings: FrontSettings,
+    given: dict[str, Any],
+    output: Path,
+    crew: Crew,
+    *,
+    resume: bool,
+    pick: str | None,
+    store: Path | None,
+    as_json: bool,
+) -> None:
+    """The job with progress; Ctrl-C says how to go on."""
+    from dataclasses import replace
+
+    from secateurs.data import open_data
+    from secateurs.front_job import FrontJob
+    from secateurs.profiling import open_target
+    from secateurs.registry import load
+    from secateurs.run_folder import RunFolder, check_free
+
+    load("strategies", "hamp")
+    open_target(settings.target)
+    if not resume:
+        check_free(output)
+    again = f"secateurs front --resume -o {shlex.quote(str(output))}"
+    result: Result | None = None
+    try:
+        with shown(talk()) as progress:
+            weights = None if given["weights"] is None else Path(given["weights"])
+            loaded = open_model(
+                given["model"],
+                weights,
+                given["input"],
+                given["normalize"],
+                batch=settings.batch,
+                seed=settings.seed,
+                progress=progress,
+            )
+            data = open_data(given["data"], loaded, seed=settings.seed, classes=given["classes"], progress=progress)
+            identity = {**settings.to_dict(), "source": dict(loaded.source), "data": data.name}
+            job = {**identity, "options": given, "command": shlex.join(["secateurs", *sys.argv[1:]])}
+            folder = RunFolder.resume(output, identity) if resume else RunFolder.create(output, job)
+            with folder:
+                chosen = settings if pick is None else replace(settings, points=0)
+                command = str(folder.job["command"])
+                front_job = FrontJob(
+                    loaded, data, chosen, folder, loaded.example(), crew, command, again, store, progress
+                )
+                front = front_job.run()
+                if pick is not None:
+                    result = front_job.pick(front, pick)
+    except KeyboardInterrupt:
+        complain(f"Interrupted. Continue with: {again}")
+        raise typer.Exit(INTERRUPTED) from None
+    if result is None:
+        emit(front.model_dump(by_alias=True, mode="json"), lambda c: _show(front, output, c), as_json=as_json)
+    else:
+        _show_pick(result, as_json=as_json)
+
+
+def _show(front: Front, output: Path, console: Console) -> None:
+    from secateurs.cost import quantity
+    from secateurs.report import wording
+
+    knee = front.knee().number
+    step = max(1, len(front.points) // LISTED)
+    for point in front.points:
+        if point.number % step and point.number != knee and point.tuned is None:
+            continue
+        costs = "  ".join(f"{quantity(value, front.units[name]):>12}" for name, value in point.costs.items())
+        tuned = "" if point.tuned is None else f"  tuned {wording.percent(point.tuned.accuracy)} accuracy, measured "
+        tuned += "" if point.tuned is None else wording.milliseconds(point.tuned.latency_ms)
+        mark = "  knee" if point.number == knee else ""
+        console.print(f"point {point.number:3}  error {wording.percent(point.error, 1):>7}  {costs}{tuned}{mark}")
+    console.print(
+        f"{len(front.points)} points from {front.evaluations} evaluations (ended by {front.stopped}). "
+        f"Open {escape(str(output / 'front.html'))}, or pick: {escape(front.resume)} --pick knee"
+    )
+
+
+def _show_pick(result: Result, *, as_json: bool) -> None:
+    from secateurs.report.console import show
+
+    def told(console: Console) -> None:
+        show(result.record, console)
+        console.print(f"Files: {escape(str(result.folder))}/")
+
+    emit(result.record.model_dump(by_alias=True, mode="json"), told, as_json=as_json)

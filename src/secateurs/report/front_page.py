@@ -1,0 +1,124 @@
+"""front.html: the front as one self-contained page. Hover or focus shows a network, click copies the command for it."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from importlib import resources
+
+from secateurs.cost import quantity
+from secateurs.report import wording
+from secateurs.report.front_charts import front_chart, hypervolume_chart, quota_chart
+from secateurs.report.front_record import Front, FrontPoint
+
+
+def render_front(front: Front) -> str:
+    """The whole page as HTML text."""
+    package = resources.files("secateurs.report")
+    style = package.joinpath("page.css").read_text(encoding="utf-8")
+    style += package.joinpath("front.css").read_text(encoding="utf-8")
+    script = package.joinpath("front.js").read_text(encoding="utf-8")
+    title = f"Pareto front of {front.model} on {front.target}"
+    key = (
+        "<p class='key'><i style='background:var(--kept)'></i>front<i style='background:var(--accent)'></i>after "
+        "fine-tuning (test error)<i style='background:var(--soft)'></i>knapsack alone"
+        "<i style='background:var(--blue)'></i>dense</p>"
+    )
+    body = [
+        f"<h1>{escape(title)}</h1><p class='soft'>hamp with {escape(front.criterion)} scores, seed {front.seed}, "
+        f"{front.evaluations} real evaluations on {front.images} images ({escape(front.data)}), ended by "
+        f"{escape(front.stopped)}; {escape(front.created)}</p>",
+        f"<section><h2>Error against {escape(front.main)}</h2>{key}<div class='stage'>{front_chart(front)}"
+        "<aside id='card'><p class='soft'>Point at a network to see what it keeps. Click copies the command that makes "
+        "it.</p></aside></div></section>",
+        _section("Fine-tuned and measured", _tuned(front)),
+        "<div class='pair'>",
+        _section("Hypervolume", hypervolume_chart(front)),
+        _section("Portfolio", quota_chart(front)),
+        "</div>",
+        _section("All points", _table(front)),
+        _section("Do it again", f"<pre>{escape(front.command)}</pre>"),
+    ]
+    # "<" must not end the script element from inside a string.
+    held = json.dumps(_held(front)).replace("<", "\\u003c")
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body><main>\n"
+        + "\n".join(body)
+        + f"\n</main><script>const FRONT = {held};\n{script}</script></body></html>\n"
+    )
+
+
+def _section(heading: str, content: str) -> str:
+    return f"<section><h2>{escape(heading)}</h2>{content}</section>"
+
+
+def command_for(front: Front, point: FrontPoint) -> str:
+    """The command line that carries a point through repair, fine-tuning and measurement."""
+    return f"{front.resume} --pick point={point.number}"
+
+
+def _held(front: Front) -> dict[str, object]:
+    """What the page's script needs."""
+    return {
+        "sizes": front.group_sizes,
+        "points": {
+            point.number: {
+                "title": f"Point {point.number}: {_figures(front, point)}",
+                "widths": point.widths,
+                "removed": point.removed,
+                "command": command_for(front, point),
+            }
+            for point in front.points
+        },
+    }
+
+
+def _figures(front: Front, point: FrontPoint) -> str:
+    costs = ", ".join(
+        f"{quantity(point.costs[name], front.units[name])} ({wording.percent(point.costs[name] / dense, 0)} of dense)"
+        for name, dense in front.dense_costs.items()
+    )
+    return f"error {wording.percent(point.error, 1)}, {costs}"
+
+
+def _table(front: Front) -> str:
+    knee = front.knee().number
+    head = "<tr><th>point</th><th>error</th>" + "".join(f"<th>{escape(n)}</th>" for n in front.dense_costs)
+    rows = []
+    for point in front.points:
+        cells = [f"{point.number}{' (knee)' if point.number == knee else ''}", wording.percent(point.error, 1)]
+        cells += [quantity(point.costs[name], front.units[name]) for name in front.dense_costs]
+        cells.append(str(len(point.removed)))
+        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    return f"<div class='scroll tall'><table>{head}<th>blocks removed</th></tr>{''.join(rows)}</table></div>"
+
+
+def _tuned(front: Front) -> str:
+    """Proxy beside fine-tuned figures, and how well the proxy ranked."""
+    tuned = [point for point in front.points if point.tuned is not None]
+    if not tuned:
+        return f"<p class='soft'>None yet. Pick one: <code>{escape(front.resume)} --pick knee</code></p>"
+    head = "<tr><th>point</th><th>validation error, not tuned</th><th>test accuracy, tuned</th><th>by the model</th>"
+    head += "<th>measured</th><th>of dense</th></tr>"
+    rows = []
+    for point in tuned:
+        assert point.tuned is not None
+        predicted = point.costs.get("latency")
+        cells = [
+            str(point.number),
+            wording.percent(point.error, 1),
+            wording.percent(point.tuned.accuracy, 2),
+            "" if predicted is None else wording.milliseconds(predicted),
+            wording.milliseconds(point.tuned.latency_ms),
+            wording.percent(point.tuned.latency_ratio, 1),
+        ]
+        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    note = ""
+    if front.rank_correlation is not None:
+        note = (
+            f"<p class='soft'>Rank correlation (Spearman) between the search's error and the fine-tuned test error: "
+            f" {front.rank_correlation:.2f} over {len(tuned)} networks.</p>"
+        )
+    return f"<div class='scroll'><table>{head}{''.join(rows)}</table></div>{note}"

@@ -1,0 +1,128 @@
+"""front.json: a Pareto front with everything that is needed to pick from it and to draw it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from secateurs.errors import DataError
+
+SCHEMA = "secateurs.front/1"
+
+
+class Tuned(BaseModel):
+    """What became of a point that was fine-tuned and measured. ``folder``: its run folder inside the front's;
+    accuracies are fractions on the test set; latencies in ms, ``latency_ratio`` to dense in one interleaved run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    folder: str
+    accuracy: float
+    accuracy_recalibrated: float
+    latency_ms: float
+    latency_ratio: float
+    file_bytes: int
+
+
+class FrontPoint(BaseModel):
+    """One network. ``error``: on the validation images before fine-tuning; ``costs``: by the models, per resource;
+    ``widths``: units kept per group (0 in a removed block)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    number: int
+    error: float
+    costs: dict[str, float]
+    widths: dict[str, int]
+    removed: tuple[str, ...] = ()
+    tuned: Tuned | None = None
+
+
+class Front(BaseModel):
+    """A front and how it was found. ``points``: slowest first; ``history``: per generation of the search;
+    ``seeds``: (costs of the main resource, error) of what the knapsack alone proposes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    model: str
+    data: str
+    target: str
+    criterion: str
+    seed: int
+    created: str
+    objectives: tuple[str, ...]
+    units: dict[str, str]
+    dense_error: float
+    dense_costs: dict[str, float]
+    dense_accuracy: float | None = None
+    group_sizes: dict[str, int]
+    points: tuple[FrontPoint, ...]
+    seeds: tuple[tuple[float, float], ...] = ()
+    history: tuple[dict[str, Any], ...] = ()
+    evaluations: int
+    stopped: str
+    images: int
+    rank_correlation: float | None = None
+    command: str = ""
+    resume: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def main(self) -> str:
+        """The resource on the charts' horizontal axis."""
+        return self.objectives[1]
+
+    def knee(self) -> FrontPoint:
+        """The point farthest below the line between the front's ends, objectives scaled to 0-1."""
+        ends = self.points[0], self.points[-1]
+        spans = [abs(ends[0].error - ends[1].error) or 1.0]
+        spans += [abs(ends[0].costs[name] - ends[1].costs[name]) or 1.0 for name in self.dense_costs]
+
+        def total(point: FrontPoint) -> float:
+            values = [point.error, *(point.costs[name] for name in self.dense_costs)]
+            return sum(value / span for value, span in zip(values, spans, strict=True))
+
+        return min(self.points, key=total)
+
+    def spread(self, count: int) -> list[FrontPoint]:
+        """``count`` points that are evenly spread over the main cost and clearly cheaper than dense, the knee among
+        them; ends where pruning leaves nothing of the accuracy are left out."""
+        dense = self.dense_costs[self.main]
+        useful = [p for p in self.points if p.costs[self.main] <= 0.97 * dense and p.error <= 0.7] or list(self.points)
+        low, high = useful[-1].costs[self.main], useful[0].costs[self.main]
+        wanted = [low + (high - low) * index / max(1, count - 1) for index in range(count)]
+        chosen = {min(useful, key=lambda p: abs(p.costs[self.main] - place)).number for place in wanted}
+        knee = self.knee()
+        if knee in useful and knee.number not in chosen:
+            chosen.discard(min(chosen, key=lambda n: abs(self.point(n).costs[self.main] - knee.costs[self.main])))
+            chosen.add(knee.number)
+        return [point for point in self.points if point.number in chosen]
+
+    def point(self, number: int) -> FrontPoint:
+        """The point of that number.
+
+        Raises:
+            DataError: there is none.
+        """
+        for point in self.points:
+            if point.number == number:
+                return point
+        raise DataError(f"The front has no point {number}; it has 0 to {len(self.points) - 1}. Give another number.")
+
+    def to_json(self) -> str:
+        """JSON text."""
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Front:
+        """Read front.json.
+
+        Raises:
+            DataError: it is missing, damaged or of another version.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            raise DataError(
+                f"{path} holds no front that this version reads ({error}). Make the front again."
+            ) from error
