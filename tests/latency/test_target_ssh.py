@@ -188,6 +188,7 @@ def test_nothing_is_left_behind(server: Server, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_main_job(server: Server, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     loaded = load("digits-resnet", seed=0)
