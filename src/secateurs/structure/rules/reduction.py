@@ -41,7 +41,9 @@ def reduce_dims(call: Call, value: Value, dims: Sequence[int], keepdim: bool) ->
 
 
 def _is_statistic(call: Call, keepdim: bool) -> bool:
-    kept = keepdim or call.node.name in call.analysis.weights
+    source = call.node.all_input_nodes[0].meta.get("val")
+    measures = isinstance(source, torch.Tensor) and source.is_floating_point()  # truths are counted: a feature
+    kept = measures and (keepdim or call.node.name in call.analysis.weights)
     positions = any(user.target is operator.getitem and user.args[1] == 1 and user.users for user in call.node.users)
     speaks_of_positions = positions and str(call.node.target) in ("aten.max.dim", "aten.min.dim")
     return kept and not speaks_of_positions and str(call.node.target).split(".")[1] in _STATISTICS
