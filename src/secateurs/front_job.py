@@ -116,8 +116,20 @@ class Crew:
     ray: str | None = None
     threads: int | None = None
 
+    def check(self, target: str) -> None:
+        """Nothing, if latencies may be measured on this machine: on a cluster, if its node carries the target's label.
+
+        Raises:
+            TargetUnavailableError: it does not, or the cluster cannot be reached.
+        """
+        if self.ray is not None:
+            from secateurs.search.hamp.cluster import connect, require_label
+
+            connect(self.ray, target)
+            require_label(target)
+
     @contextlib.contextmanager
-    def at_work(self, evaluator: Evaluator, target: str) -> Iterator[None]:
+    def at_work(self, evaluator: Evaluator) -> Iterator[None]:
         """The evaluator judges with this crew inside."""
         if self.ray is not None:
             from secateurs.search.hamp.cluster import ray_pool
@@ -157,6 +169,7 @@ class FrontJob:
             SecateursError: the input is wrong, a file cannot be written, or a runtime failed.
         """
         path = self.folder.path / FILE
+        self.crew.check(self.settings.target)
         front = Front.load(path) if path.exists() else self._search()
         self._write(front)
         if self.settings.points:
@@ -283,7 +296,7 @@ class FrontJob:
         rows = FileRows(self.folder.path / EVALUATIONS)
         free = planner.problem(dict.fromkeys(settings.objectives, 1.0))
         problem = replace(free, evaluator=evaluator, rows=rows)
-        with self.crew.at_work(evaluator, settings.target):
+        with self.crew.at_work(evaluator):
             solution = search.solve(problem, seed=settings.seed, progress=self.progress)
             dense = problem.evaluate(problem.widest)
         return self._record(planner, problem, solution, 1.0 - dense.accuracy)

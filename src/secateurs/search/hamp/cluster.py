@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Sequence
 from contextlib import suppress
@@ -41,8 +42,8 @@ def ray_pool(judge: Judge, address: str, workers: int | None = None, threads: in
     return Pool(crew, min(workers or room, room))
 
 
-def connect(address: str) -> None:
-    """Join the cluster, once per process.
+def connect(address: str, target: str | None = None) -> None:
+    """Join the cluster, once per process; a cluster that is started here carries the label of ``target``.
 
     Raises:
         TargetUnavailableError: it cannot be reached.
@@ -50,7 +51,11 @@ def connect(address: str) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(None if address == "local" else address, log_to_driver=False, logging_level="ERROR")
+        if address == "local":
+            labels = {} if target is None else {label_of(target): 1.0}
+            ray.init(resources=labels, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        else:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise TargetUnavailableError(
             f"The Ray cluster {address!r} cannot be reached ({error}). Start one with 'ray start --head', or give its "
@@ -130,11 +135,23 @@ def _answer(reference: Any) -> Answer:
 
 
 def label_of(target: str) -> str:
-    """The custom resource that marks nodes on which a target may be measured: one measurement at a time each."""
+    """The custom resource that marks nodes on which a target's latencies may be measured."""
     return f"secateurs-{target}"
 
 
-def labelled_nodes(target: str) -> int:
-    """Living nodes that carry the target's label."""
-    label = label_of(target)
-    return sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get(label, 0) >= 1)
+def require_label(target: str) -> None:
+    """Nothing, if this process's node carries the target's label: latencies are measured here.
+
+    Raises:
+        TargetUnavailableError: it does not.
+    """
+    label, here = label_of(target), ray.get_runtime_context().get_node_id()
+    labelled = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(label, 0) >= 1]
+    if any(node["NodeID"] == here for node in labelled):
+        return
+    others = ", ".join(sorted(node["NodeManagerAddress"] for node in labelled)) or "no node does"
+    raise TargetUnavailableError(
+        f"Latencies of {target} are measured where this command runs, but this node of the Ray cluster does not carry "
+        f"the label {label!r} ({others}). Start it on such a node, or label this one: "
+        f"ray start … --resources='{{\"{label}\": 1}}'."
+    )
