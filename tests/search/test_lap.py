@@ -13,7 +13,7 @@ from secateurs.cost import CostModel
 from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.network import AxisSpec
 from secateurs.search.lap.choices import Choices
-from secateurs.search.lap.exploration import prior_ratios, truncated_normal, uniform_ratio
+from secateurs.search.lap.exploration import balanced, prior_ratios, refitted, truncated_normal, uniform_ratio
 from secateurs.search.lap.rewards import REWARDS
 from secateurs.search.lap.sensitivity import RATIOS, agreement, modelled, sensitivity, single_cuts, spread_sample
 from secateurs.search.lap.wall import Wall
@@ -332,3 +332,36 @@ def test_sums_of_groups_with_one_cost_model_of_constants() -> None:
     wall = Wall(Choices(free, 1.0))
     widths, _ = play(wall, np.zeros(3))
     assert np.array_equal(widths[1:], free.widest[1:])
+
+
+def test_balanced_ratios_just_fit_and_keep_their_order() -> None:
+    problem = resnet50_like(most=8, latency_ratio=0.5, removable=True)
+    choices = Choices(problem, 0.8)
+    rng = np.random.default_rng(0)
+    for scale in (0.2, 0.9):
+        ratios = rng.uniform(0, scale, len(problem.options))
+        moved = balanced(choices, ratios)
+        network = choices.network(moved)
+        assert bool(problem.fits(network.widths, network.removed))
+        cost = float(problem.costs(network.widths, network.removed)[0])
+        assert cost > 0.9 * problem.constraints[0].limit, "not more is pruned than needed"
+        gone = {block for head, block in choices.heads.items() if ratios[head] > 0.95}
+        assert gone <= network.removed
+        kept = moved < 1
+        assert np.all(np.diff(moved[kept][np.argsort(ratios[kept])]) >= -1e-12)
+
+
+def test_refitted_ratios_fit_and_touch_little() -> None:
+    problem = resnet50_like(most=8, latency_ratio=0.5, removable=True)
+    choices = Choices(problem, 0.8)
+    base = balanced(choices, np.full(len(problem.options), 0.2))
+    for group, ratio in ((5, 0.0), (5, 0.75), (next(iter(choices.heads)), 1.0)):
+        changed = base.copy()
+        changed[group] = ratio
+        found = refitted(choices, changed, base, np.random.default_rng(1))
+        network = choices.network(found)
+        assert found[group] == ratio
+        assert bool(problem.fits(network.widths, network.removed))
+        assert float(problem.costs(network.widths, network.removed)[0]) > 0.93 * problem.constraints[0].limit
+    again = refitted(choices, changed, base, np.random.default_rng(1))
+    assert np.array_equal(again, found)

@@ -54,7 +54,7 @@ def prediction_chart(points: Sequence[Point]) -> str:
     if not points:
         return "<p class='empty'>No measured network to compare predictions with.</p>"
     values = [value for point in points for value in (point.predicted_ms, point.measured_ms)]
-    low, high, ticks = _axis(min(values), max(values))
+    low, high, ticks = axis(min(values), max(values))
     width, height, left, top, bottom = 460, 360, 60, 12, 48
     plot_w, plot_h = width - left - 16, height - top - bottom
 
@@ -94,7 +94,7 @@ def _mark(point: Point, x: float, y: float) -> str:
     return f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius}' class='mark {point.kind}'><title>{title}</title></circle>"
 
 
-def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
+def axis(low: float, high: float) -> tuple[float, float, list[float]]:
     """A padded range and round ticks inside it."""
     pad = 0.06 * (high - low) or 0.1 * high or 1.0
     low, high = max(0.0, low - pad), high + pad
@@ -109,7 +109,7 @@ def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
 def accuracy_chart(stages: Sequence[tuple[str, float]]) -> str:
     """Accuracy from dense over the cut to the finished network, as a line. [(stage, fraction)] to SVG text."""
     values = [value for _, value in stages]
-    low, high, ticks = _axis(100 * min(values), 100 * max(values))
+    low, high, ticks = axis(100 * min(values), 100 * max(values))
     width, height, left, top, bottom = 460, 300, 52, 22, 56
     plot_w, plot_h = width - left - 28, height - top - bottom
     step = plot_w / max(1, len(stages) - 1)

@@ -8,6 +8,7 @@ from importlib import resources
 from secateurs.report import wording
 from secateurs.report.charts import accuracy_chart, prediction_chart, widths_chart
 from secateurs.report.record import GroupRecord, Record
+from secateurs.report.searching import sections
 
 
 def render(record: Record, extra_sections: tuple[tuple[str, str], ...] = ()) -> str:
@@ -27,7 +28,7 @@ def render(record: Record, extra_sections: tuple[tuple[str, str], ...] = ()) -> 
         _section("Predicted against measured latency", _prediction(record)),
         _section("Accuracy on the way", _accuracy(record)),
         "</div>",
-        *(_section(heading, content) for heading, content in extra_sections),
+        *(_section(heading, content) for heading, content in (*sections(record.search), *extra_sections)),
         _section("Where the time went", _seconds(record)),
         _section("Do it again", _reproduce(record)),
     ]

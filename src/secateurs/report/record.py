@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -119,8 +120,9 @@ class Record(_Frozen):
     of the main budget (the first), 1.0 = all of it; ``predicted_ms``: None where there is no latency model;
     ``latency_ratio`` and ``latency_ratio_upper``: median of the per-turn ratios to the dense network and the upper end
     of its 95 % interval; ``speedup``: ratio of the medians of that run; ``class_count``: classes among which the
-    argmax is taken; ``gap``: proven distance of the search's solution from the best one, as a fraction of its value;
-    ``notes``: what was not done or needs attention.
+    argmax is taken; ``search``: details of a search that judged candidates, {} for others; ``gap``: proven distance of
+    the search's solution from the best one, as a fraction of its value; ``notes``: what was not done or needs
+    attention.
     """
 
     schema_: str = Field(default=SCHEMA, alias="schema")
@@ -154,6 +156,7 @@ class Record(_Frozen):
     groups: tuple[GroupRecord, ...] = ()
     points: tuple[Point, ...] = ()
     latency_model: ModelError | None = None
+    search: dict[str, Any] = Field(default_factory=dict)
     gap: float | None = None
     rounds: int = 1
     notes: tuple[str, ...] = ()

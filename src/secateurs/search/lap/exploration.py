@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from secateurs.search.lap.choices import Choices
+from secateurs.search.lap.choices import Choices, Network
 from secateurs.search.lap.sensitivity import Sensitivity
 from secateurs.search.problem import Problem
 from secateurs.search.uniform import ratio_ladder
 
+_OFFERED, _STEPS = 6, 100
+"""Steps that compete for the next place, and most steps in one direction."""
 _SHIFTS = np.linspace(-1.0, 1.0, 101)
 FREE_RATIO = 0.4
 """ρ̄ where there is no budget to derive it from."""
@@ -57,3 +59,61 @@ def balanced(choices: Choices, ratios: np.ndarray) -> np.ndarray:
     removed[:, sorted(networks[0].removed)] = True
     fits = np.flatnonzero(choices.problem.fits(np.stack([network.widths for network in networks]), removed))
     return tried[int(fits[0])] if len(fits) else tried[-1]
+
+
+def refitted(choices: Choices, ratios: np.ndarray, base: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Ratios near the limits after some of ``base`` were changed to ``ratios``, float64 [groups].
+
+    Groups that were not changed are narrowed step by step until the network fits, then widened while it does; of
+    :data:`_OFFERED` random steps the one that loses least (gains most) value per cost is taken. Blocks stay as the
+    ratios say. Ours; used where a search starts from a plan.
+    """
+    problem, found = choices.problem, np.array(ratios, dtype=np.float64)
+    changed = ~np.isclose(ratios, base)
+    for narrower in (True, False):
+        for _ in range(_STEPS):
+            now = choices.network(found)
+            if narrower and bool(problem.fits(now.widths, now.removed)):
+                break
+            steps = _steps(choices, found, changed, now, narrower)
+            steps = [steps[i] for i in rng.permutation(len(steps))[:_OFFERED]]
+            best = _best_step(choices, found, now, steps, narrower)
+            if best is None:
+                break
+            found = best
+    return found
+
+
+def _steps(
+    choices: Choices, ratios: np.ndarray, changed: np.ndarray, now: Network, narrower: bool
+) -> list[tuple[int, float]]:
+    """(group, next ratio) of every group that may take a step and stays."""
+    found = []
+    for group, legal in enumerate(choices.ratios):
+        option = choices.nearest(group, float(ratios[group])) + (1 if narrower else -1)
+        inside = choices.problem.inner_blocks[group].isdisjoint(now.removed)
+        if inside and not changed[group] and 0 <= option < len(legal) and choices.width(group, option) > 0:
+            found.append((group, float(legal[option])))
+    return found
+
+
+def _best_step(
+    choices: Choices, ratios: np.ndarray, now: Network, steps: list[tuple[int, float]], narrower: bool
+) -> np.ndarray | None:
+    """The ratios after the step of best value per cost; widening steps must fit. None where there is no step."""
+    if not steps:
+        return None
+    problem = choices.problem
+    trials = np.tile(ratios, (len(steps), 1))
+    for row, (group, ratio) in enumerate(steps):
+        trials[row, group] = ratio
+    widths = np.stack([choices.network(trial).widths for trial in trials])
+    removed = problem.gone(now.removed, (len(steps),))
+    cost = np.abs(problem.costs(widths, removed)[:, 0] - problem.costs(now.widths, now.removed)[0])
+    value = np.abs(problem.value(widths, removed) - problem.value(now.widths, now.removed))
+    density = value / np.maximum(cost, 1e-12)
+    if narrower:
+        return np.asarray(trials[int(np.argmin(density))])
+    density = np.where(problem.fits(widths, removed), density, -np.inf)
+    best = int(np.argmax(density))
+    return np.asarray(trials[best]) if np.isfinite(density[best]) else None

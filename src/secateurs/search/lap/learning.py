@@ -26,11 +26,15 @@ SAVE_SECONDS = 10.0
 AGAIN_SIGMA = 0.2
 """Share of the first exploration with which a search for a further limit starts."""
 
-CHANGED, LEAST_SIGMA = 3.0, 0.1
+CHANGED, LEAST_SIGMA = 2.0, 0.1
 """Groups that an episode changes on average where a search starts from a plan, and by how much at least."""
 
 Action = Callable[[int, np.ndarray], float]
 """(group, state) to the pruning ratio to try."""
+
+
+Balance = Callable[[np.ndarray, "np.ndarray | None", np.random.Generator], np.ndarray]
+"""(ratios, those of the network they were made from, generator) to ratios that fit the limits."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,8 @@ class Session:
             rng = np.random.default_rng([self.seed, number])
             phase, action = self._phase(index, first, start, limit, rng)
             if start.balance is not None and phase != "start":
-                action = _fixed(start.balance(_rehearse(table.rehearsal, action)))
+                base = np.array(self.best(limit).ratios) if start.sparse else None
+                action = _fixed(start.balance(_rehearse(table.rehearsal, action), base, rng))
             episode, steps = self._play(table.env, limit, phase, action)
             self.learner.remember(steps, episode.reward)
             if phase == "start" and start.sparse:
@@ -229,15 +234,15 @@ class Start:
 
     ``centre``: ratios around which the warm-up acts [groups], None for uniform actions; ``sigma``: of the truncated
     normals; ``forced``: ratios of the first episode; ``sparse``: change some groups of the best network at a time,
-    after the actor has learnt the forced ones; ``balance``: moves ratios so that they fit the limits
-    (:func:`~secateurs.search.lap.exploration.balanced`), None leaves that to the wall.
+    after the actor has learnt the forced ones; ``balance``: moves ratios so that they fit the limits, None leaves that
+    to the wall.
     """
 
     centre: np.ndarray | None
     sigma: float
     forced: np.ndarray | None = None
     sparse: bool = False
-    balance: Callable[[np.ndarray], np.ndarray] | None = None
+    balance: Balance | None = None
 
 
 def _episode(raw: dict[str, Any]) -> Episode:

@@ -22,8 +22,8 @@ from secateurs.progress import Progress, silent
 from secateurs.registry import load
 from secateurs.search.lap.choices import Choices
 from secateurs.search.lap.environment import Game, PruningEnv
-from secateurs.search.lap.exploration import FREE_RATIO, balanced, prior_ratios, uniform_ratio
-from secateurs.search.lap.learning import Episode, Session, Start, Table
+from secateurs.search.lap.exploration import FREE_RATIO, balanced, prior_ratios, refitted, uniform_ratio
+from secateurs.search.lap.learning import Balance, Episode, Session, Start, Table
 from secateurs.search.lap.rewards import REWARDS
 from secateurs.search.lap.sensitivity import Sensitivity, modelled
 from secateurs.search.lap.settings import Agent, LapSettings
@@ -136,7 +136,7 @@ class Lap:
         limit: float | None,
     ) -> Start:
         settings = self.settings
-        balance = (lambda ratios: balanced(choices, ratios)) if settings.budget else None
+        balance = _balance(choices) if settings.budget else None
         if warm is not None:
             ratios = choices.ratios_of(warm.widths, warm.removed)
             return Start(ratios, settings.warm_sigma, ratios, sparse=True, balance=balance)
@@ -192,6 +192,13 @@ def _no_limit(problem: Problem) -> float:
 
 def _judge(problem: Problem) -> Any:
     return lambda widths, removed: problem.evaluate(widths, removed).accuracy
+
+
+def _balance(choices: Choices) -> Balance:
+    def balance(ratios: np.ndarray, base: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+        return balanced(choices, ratios) if base is None else refitted(choices, ratios, base, rng)
+
+    return balance
 
 
 def _learner(env: PruningEnv, settings: LapSettings, groups: int, seed: int) -> Learner:

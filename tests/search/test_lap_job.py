@@ -1,0 +1,107 @@
+"""``--strategy lap`` in planning and in the main job, on a target without a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("stable_baselines3")
+
+from secateurs.data import Data, open_data
+from secateurs.errors import PlanError
+from secateurs.latency import model
+from secateurs.models import Loaded, load
+from secateurs.planning import SearchOptions, plan
+from secateurs.profiling import profile
+from secateurs.pruning import Place, run
+from secateurs.search.rows import FileRows
+from secateurs.settings import Settings
+from secateurs.structure import trace
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_samples() -> Iterator[None]:
+    """The fake target is exact, so a small design is enough."""
+    real = model.profile
+
+    def profile_few(*args, **kwargs):  # type: ignore[no-untyped-def]
+        return real(*args, **{**kwargs, "samples": 30})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "profile", profile_few)
+        yield
+
+
+@pytest.fixture(scope="module")
+def network() -> Loaded:
+    return load("digits-resnet", seed=3)
+
+
+@pytest.fixture(scope="module")
+def data(network: Loaded) -> Data:
+    found = open_data("digits", network)
+    few = {part: getattr(found, part).take(64) for part in ("train", "calibration", "validation", "test")}
+    return replace(found, **few)
+
+
+def test_plan_by_lap(network: Loaded, data: Data, fake_target: str, tmp_path: Path) -> None:
+    graph = trace(network.module, network.example())
+    costs = profile(graph, fake_target)
+    options = SearchOptions(episodes=4, warm_start="knapsack", folder=tmp_path)
+    made = plan(graph, costs, latency="60%", strategy="lap", criterion="splamp", images=data, options=options)
+    facts = made.provenance
+    assert facts["strategy"] == "lap"
+    assert facts["predicted_ms"] <= 0.6 * costs.dense_ms * (1 + 1e-9)
+    assert facts["search"]["warm_start"] == "knapsack"
+    assert len(FileRows(tmp_path / "evaluations.sqlite3")) == facts["search"]["evaluations"]
+    exact = plan(graph, costs, latency="60%", strategy="lap", criterion="splamp", images=data, options=options)
+    assert exact.groups == made.groups, "stored rows and checkpoint give the same plan"
+    with pytest.raises(PlanError, match="--data"):
+        plan(graph, costs, latency="60%", strategy="lap", criterion="splamp", options=options)
+    with pytest.raises(PlanError, match="takes no --episodes"):
+        plan(graph, costs, latency="60%", criterion="splamp", options=SearchOptions(episodes=4))
+    with pytest.raises(PlanError, match="ddpg, td3, sac"):
+        plan(graph, costs, latency="60%", strategy="lap", images=data, options=SearchOptions(agent="dqn"))
+
+
+def test_the_main_job_by_lap_resumes_and_reports(
+    network: Loaded, data: Data, fake_target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        latency="60%",
+        target=fake_target,
+        strategy="lap",
+        criterion="splamp",
+        epochs=0,
+        repair="statistics",
+        episodes=5,
+        warm_start="knapsack",
+    )
+    from secateurs.evaluation import Judge
+
+    real, calls = Judge.__call__, [0]
+
+    def counted(*args):  # type: ignore[no-untyped-def]
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(Judge, "__call__", counted)
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(network, data, settings, Place(folder))
+    assert len(FileRows(folder / "evaluations.sqlite3")) == 2
+    result = run(network, data, settings, Place(folder, resume=True))
+    record = result.record
+    assert record.strategy == "lap"
+    assert record.pruned_within_budget
+    assert len(record.search["episodes"]) >= 5
+    assert record.search["summary"]["evaluations"] == len({e["evaluations"] for e in record.search["episodes"]})
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "How the search learnt" in page
+    assert "Policy per group beside latency sensitivity" in page
+    assert not (folder / "lap").exists()
