@@ -69,6 +69,7 @@ def make_record(
         ),
         points=tuple(Point(**point) for point in facts["points"]),
         latency_model=None if facts["latency_model"] is None else ModelError(**facts["latency_model"]),
+        search=facts.get("search", {}),
         gap=facts["gap"],
         rounds=facts["rounds"],
         notes=_notes(facts, budgets),

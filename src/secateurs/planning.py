@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateurs.errors import PlanError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from secateurs.cost import CostModel
+    from secateurs.data import Data
+    from secateurs.evaluation import Evaluator
     from secateurs.importance.context import Criterion
     from secateurs.latency.model import LatencyModel
     from secateurs.resources import Seen
@@ -32,6 +35,7 @@ Batches = Iterable[tuple[Any, Any]]
 DEFAULT_STRATEGY = "knapsack"
 DEFAULT_CRITERION = "splamp"
 DEFAULT_CRITERION_WITH_DATA = "fisher"
+EVALUATIONS = "evaluations.sqlite3"
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,33 @@ class Legal:
     """Which networks a search may return.
 
     ``min_width``: fewest units of any group; ``blocks``: whether whole residual blocks may go; ``pinned``: groups
-    that keep all their units.
+    that keep all their units; ``widest``: most units per group name, where that is fewer than there are.
     """
 
     min_width: int = 1
     blocks: bool = True
     pinned: tuple[str, ...] = ()
+    widest: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Of searches that judge candidates for real.
+
+    ``episodes``: networks looked at; ``warm_start``: strategy to start from; ``agent``: kind of learner (each None:
+    the strategy's default); ``folder``: where evaluations and checkpoints are kept (None: nowhere).
+    """
+
+    episodes: int | None = None
+    warm_start: str | None = None
+    agent: str | None = None
+    folder: Path | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is not None, by name."""
+        every = {"episodes": self.episodes, "warm_start": self.warm_start, "agent": self.agent}
+        return {name: value for name, value in every.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -68,8 +93,9 @@ class Planner:
     or the user's own objects; ``target``: shown in messages, such as ``"onnxruntime-cpu, 1 thread"``; ``data``:
     batches (inputs, targets) for criteria that need them, judged by ``loss`` (None: cross-entropy); ``resources``:
     what is limited, the main one first; ``dense``: what the dense network was measured to take of them, where known;
-    ``batch``: that memory is counted for, ``seen``: what it was for some networks, dense first; ``facts``: further
-    provenance.
+    ``batch``: that memory is counted for, ``seen``: what it was for some networks, dense first; ``known``: scores
+    float64 [units] per group, where they are known already; ``images``: on which searches that need it judge
+    candidates; ``options``: of such searches; ``facts``: further provenance.
     """
 
     graph: Graph
@@ -85,13 +111,16 @@ class Planner:
     dense: Mapping[str, float] = field(default_factory=dict)
     batch: int = 1
     seen: Sequence[Seen] = ()
+    images: Data | None = None
+    options: SearchOptions = SearchOptions()
+    known: Mapping[str, np.ndarray] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = silent
 
     @cached_property
     def search(self) -> Strategy:
         """The strategy object."""
-        return find_strategy(self.strategy)
+        return find_strategy(self.strategy, options=self.options)
 
     @cached_property
     def criterion_used(self) -> str | Criterion:
@@ -111,6 +140,8 @@ class Planner:
     @cached_property
     def scores(self) -> dict[str, np.ndarray]:
         """Scores of every group."""
+        if self.known is not None:
+            return dict(self.known)
         return score(self.graph, self.criterion_used, self.data, self.loss, self.seed, self.progress)
 
     @cached_property
@@ -154,7 +185,8 @@ class Planner:
                 "Nothing in this network can be pruned: it has no group of removable units. "
                 "'secateurs doctor' says what pins it."
             )
-        options = legal_widths(spec, minimum=self.legal.min_width, pinned=self.legal.pinned)
+        legal = self.legal
+        options = legal_widths(spec, minimum=legal.min_width, maximum=legal.widest, pinned=legal.pinned)
         return Problem(
             spec,
             right_ends(spec, options, list(self.models.values())),
@@ -164,6 +196,25 @@ class Planner:
                 for name, model in self.models.items()
             ),
             removable=frozenset(range(len(spec.blocks))) if self.legal.blocks else frozenset(),
+            evaluator=self._evaluator() if getattr(self.search, "evaluates", False) else None,
+        )
+
+    def _evaluator(self) -> Evaluator | None:
+        """What judges candidates for real, None without images."""
+        from secateurs.evaluation import VALIDATED, make_evaluator
+        from secateurs.search.rows import FileRows
+
+        images = self.images
+        if images is None:
+            return None
+        folder = self.options.folder
+        return make_evaluator(
+            self.graph,
+            self.scores,
+            images.calibration,
+            images.validation.take(VALIDATED),
+            classes=images.classes,
+            rows=None if folder is None else FileRows(folder / EVALUATIONS),
         )
 
     def problem(self, limits: Mapping[str, float]) -> Problem:
@@ -239,6 +290,7 @@ class Planner:
             "predicted_ms": predicted.get("latency"),
             "predicted": predicted,
             "gap": solution.gap,
+            **({"search": dict(solution.details["summary"])} if "summary" in solution.details else {}),
             **self.facts,
         }
         removed = [spec.blocks[index].name for index in sorted(solution.removed)]
@@ -248,12 +300,33 @@ class Planner:
         return make_plan(self.graph, self.scores, kept, removed, described)
 
 
-def find_strategy(strategy: str | Strategy, keep: float | None = None) -> Strategy:
-    """The strategy object for a registered name; ``keep``: the ratio that ``uniform`` keeps."""
-    if not isinstance(strategy, str):
+def find_strategy(
+    strategy: str | Strategy, keep: float | None = None, options: SearchOptions | None = None
+) -> Strategy:
+    """The strategy object for a registered name.
+
+    Args:
+        strategy: a registered name, or an object, which is returned as it is.
+        keep: the ratio that ``uniform`` keeps.
+        options: for strategies that have a constructor ``tuned(options, folder)``.
+
+    Raises:
+        PlanError: options were given to a strategy that takes none.
+    """
+    given = {} if options is None else options.given
+    kind = load("strategies", strategy) if isinstance(strategy, str) else None
+    tuned = getattr(kind, "tuned", None)
+    if tuned is not None:
+        found: Strategy = tuned(given, None if options is None else options.folder)
+        return found
+    if given:
+        name = strategy if isinstance(strategy, str) else strategy.name
+        typed = ", ".join(f"--{option.replace('_', '-')}" for option in given)
+        raise PlanError(f"Strategy {name!r} does not learn, so it takes no {typed}. Leave it out, or choose lap.")
+    if kind is None:
+        assert not isinstance(strategy, str)
         return strategy
-    kind = load("strategies", strategy)
-    found: Strategy = kind() if keep is None else kind(keep=keep)
+    found = kind() if keep is None else kind(keep=keep)
     return found
 
 
@@ -330,6 +403,8 @@ def plan(
     loss: Loss | None = None,
     seed: int = 0,
     legal: Legal | None = None,
+    images: Data | None = None,
+    options: SearchOptions | None = None,
     progress: Progress = silent,
 ) -> Plan:
     """The best plan within one or several budgets by the models, or a uniform cut to a ratio without any.
@@ -351,6 +426,8 @@ def plan(
         loss: mean loss of a batch from (outputs, targets); cross-entropy by default.
         seed: of everything random.
         legal: which networks may be returned.
+        images: for strategies that judge candidates on images, such as ``lap``.
+        options: of such strategies.
         progress: where to report.
 
     Raises:
@@ -380,6 +457,8 @@ def plan(
         loss=loss,
         resources=tuple(budget.resource for budget in budgets),
         batch=1 if costs is None else costs.batch,
+        images=images,
+        options=options or SearchOptions(),
         progress=progress,
     )
     limits = {b.resource: b.limit(dense := planner.dense_costs[b.resource]) / dense for b in budgets}

@@ -68,6 +68,17 @@ Store = Annotated[
     typer.Option("--store", help="SQLite file of measurements [the user's cache folder].", show_default=False),
 ]
 
+Episodes = Annotated[
+    int | None, typer.Option("--episodes", min=1, help="Networks that --strategy lap judges [300].", show_default=False)
+]
+WarmStart = Annotated[
+    str | None,
+    typer.Option("--warm-start", metavar="STRATEGY", help="Plan that --strategy lap starts from, such as knapsack."),
+]
+AgentKind = Annotated[
+    str | None, typer.Option("--agent", metavar="ddpg|td3|sac", help="Learner of --strategy lap [ddpg].")
+]
+
 
 def input_shape(text: str | None, batch: int = 1) -> tuple[int, int, int] | None:
     """(channels, height, width) from ``3,224,224`` or ``1,3,224,224``.

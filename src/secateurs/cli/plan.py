@@ -47,6 +47,9 @@ def verb(
     batch: o.Batch = 1,
     seed: o.Seed = 0,
     store: o.Store = None,
+    episodes: o.Episodes = None,
+    warm_start: o.WarmStart = None,
+    agent: o.AgentKind = None,
     as_json: o.Json = False,
 ) -> None:
     """Choose what to keep, by the latency model.
@@ -56,7 +59,7 @@ def verb(
     from secateurs.data import open_data
     from secateurs.job import calibration_batches
     from secateurs.plan import parse_budgets
-    from secateurs.planning import Legal, plan
+    from secateurs.planning import Legal, SearchOptions, plan
     from secateurs.profiling import open_target, profile
     from secateurs.registry import load
     from secateurs.structure import trace
@@ -69,7 +72,7 @@ def verb(
             load(kind, name)
     with shown(talk()) as progress:
         loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
-        calibration = None
+        calibration = images = None
         if data is not None:
             images = open_data(data, loaded, seed=seed, classes=classes, progress=progress)
             calibration = calibration_batches(images)
@@ -91,6 +94,8 @@ def verb(
             data=calibration,
             seed=seed,
             legal=Legal(min_width=min_width, blocks=blocks),
+            images=images,
+            options=SearchOptions(episodes, warm_start, agent),
             progress=progress,
         )
     made = made.model_copy(update={"provenance": {**made.provenance, "source": dict(loaded.source)}})
