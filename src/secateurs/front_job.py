@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,135 +16,45 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from secateurs.data import Data
-from secateurs.errors import DataError, PlanError
-from secateurs.evaluation import VALIDATED, Evaluator, make_evaluator
+from secateurs.errors import PlanError, SecateursError
+from secateurs.evaluation import Evaluator, make_evaluator
+from secateurs.front_settings import Crew, FrontSettings
 from secateurs.job import Job, Result, calibration_batches
 from secateurs.latency.store import Store
 from secateurs.models import Loaded
 from secateurs.plan import Budget
 from secateurs.planning import EVALUATIONS, Legal, Planner, name_of, target_label, versions
-from secateurs.profiling import DEFAULT_TARGET, open_target, profile
+from secateurs.profiling import open_target, profile
 from secateurs.progress import Progress, silent
 from secateurs.report.front_page import render_front
 from secateurs.report.front_record import Front, FrontPoint, Tuned
 from secateurs.run_folder import RunFolder
 from secateurs.search.hamp.picked import FILE
-from secateurs.search.hamp.search import Settings as SearchSettings
 from secateurs.search.hamp.strategy import Hamp
 from secateurs.search.problem import Problem, Solution
 from secateurs.search.rows import FileRows
 from secateurs.settings import Settings
-from secateurs.structure import trace
+from secateurs.structure import Graph, trace
 
 ROOM = 1.15
 """Budget of a point that is carried further, as a multiple of its predicted cost: the point itself is the choice, and
 the latency model may be off by some percent."""
 
 
-@dataclass(frozen=True)
-class FrontSettings:
-    """What decides a front.
-
-    ``objectives``: resources beside the error (``latency``, ``memory``, ``file_size``, ``macs``), one to three;
-    ``evaluations``/``minutes``: of the search, whichever ends first (None: no bound); ``images``: that candidates are
-    validated on; ``screen``: first look on so many images (None: none); ``points``: how many of the front are
-    fine-tuned for ``epochs`` and measured (0: none); the others as in :class:`secateurs.settings.Settings`.
-    """
-
-    objectives: tuple[str, ...] = ("latency",)
-    target: str = DEFAULT_TARGET
-    criterion: str | None = None
-    threads: int = 1
-    batch: int = 1
-    seed: int = 0
-    evaluations: int | None = 600
-    minutes: float | None = None
-    population: int = 40
-    images: int = VALIDATED
-    screen: int | None = None
-    points: int = 6
-    epochs: int = 1
-    min_width: int = 1
-    blocks: bool = True
-    keep: tuple[str, ...] = ()
-    barrier: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        known = ("latency", "memory", "file_size", "macs")
-        unknown = [name for name in self.objectives if name not in known]
-        if unknown or not 1 <= len(set(self.objectives)) == len(self.objectives) <= 3:
-            raise PlanError(
-                f"Objectives {', '.join(self.objectives) or '(none)'}: give one to three different ones of "
-                f"{', '.join(known)}; the error is always one."
-            )
-        self.search()
-
-    def search(self) -> SearchSettings:
-        """Settings of the search."""
-        return SearchSettings(
-            population=self.population,
-            evaluations=self.evaluations,
-            minutes=self.minutes,
-            screen=self.screen,
-            local_every=3,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> FrontSettings:
-        """Read what :meth:`to_dict` gave; other keys are ignored.
-
-        Raises:
-            DataError: a setting is missing.
-        """
+@contextlib.contextmanager
+def holding(folder: RunFolder) -> Iterator[RunFolder]:
+    """The folder, locked. A failure before the first evaluation leaves no trace; later ones leave everything, because
+    evaluations are what a front's time goes into."""
+    failure: SecateursError | None = None
+    with folder:
         try:
-            values = {item.name: raw[item.name] for item in fields(cls)}
-        except KeyError as error:
-            raise DataError(f"The front's job.json lacks {error}: another version wrote it. Start anew.") from error
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-
-
-@dataclass(frozen=True)
-class Crew:
-    """Who judges candidates. ``workers``: processes of this machine, or Ray actors (None: one process, or as many
-    actors as the cluster has room for); ``ray``: address of a cluster, ``auto`` or ``local``; ``threads``: of each."""
-
-    workers: int | None = None
-    ray: str | None = None
-    threads: int | None = None
-
-    def check(self, target: str) -> None:
-        """Nothing, if latencies may be measured on this machine: on a cluster, if its node carries the target's label.
-
-        Raises:
-            TargetUnavailableError: it does not, or the cluster cannot be reached.
-        """
-        if self.ray is not None:
-            from secateurs.search.hamp.cluster import connect, require_label
-
-            connect(self.ray, target)
-            require_label(target)
-
-    @contextlib.contextmanager
-    def at_work(self, evaluator: Evaluator) -> Iterator[None]:
-        """The evaluator judges with this crew inside."""
-        if self.ray is not None:
-            from secateurs.search.hamp.cluster import ray_pool
-
-            evaluator.pool = ray_pool(evaluator.judge, self.ray, self.workers, self.threads or 1)
-        elif self.workers is not None and self.workers > 1:
-            from secateurs.search.hamp.processes import process_pool
-
-            evaluator.pool = process_pool(evaluator.judge, self.workers, self.threads)
-        try:
-            yield
-        finally:
-            if evaluator.pool is not None:
-                evaluator.pool.close()
-                evaluator.pool = None
+            yield folder
+        except SecateursError as error:
+            if not (folder.path / EVALUATIONS).exists():
+                raise
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 @dataclass
@@ -259,8 +169,17 @@ class FrontJob:
         settings = self.settings
         with self.progress.task("trace"):
             graph = trace(self.loaded.module, self.example, barriers=settings.barrier, keep=settings.keep)
-        target = open_target(settings.target)
-        costs = None
+        planner = self._planner(graph)
+        evaluator = self._evaluator(planner)
+        free = planner.problem(dict.fromkeys(settings.objectives, 1.0))
+        problem = replace(free, evaluator=evaluator, rows=FileRows(self.folder.path / EVALUATIONS))
+        with self.crew.at_work(evaluator):
+            solution = planner.search.solve(problem, seed=settings.seed, progress=self.progress)
+            dense = problem.evaluate(problem.widest)
+        return self._record(planner, problem, solution, 1.0 - dense.accuracy)
+
+    def _planner(self, graph: Graph) -> Planner:
+        settings, target, costs = self.settings, open_target(self.settings.target), None
         if "latency" in settings.objectives:
             costs = profile(
                 graph,
@@ -271,11 +190,10 @@ class FrontJob:
                 seed=settings.seed,
                 progress=self.progress,
             )
-        search = Hamp(settings.search())
-        planner = Planner(
+        return Planner(
             graph,
             costs,
-            search,
+            Hamp(settings.search()),
             settings.criterion,
             seed=settings.seed,
             legal=Legal(min_width=settings.min_width, blocks=settings.blocks),
@@ -285,21 +203,16 @@ class FrontJob:
             batch=settings.batch,
             progress=self.progress,
         )
-        evaluator = make_evaluator(
-            graph,
+
+    def _evaluator(self, planner: Planner) -> Evaluator:
+        return make_evaluator(
+            planner.graph,
             planner.scores,
             self.data.calibration,
-            self.data.validation.take(settings.images),
+            self.data.validation.take(self.settings.images),
             classes=self.data.classes,
             source=self.loaded.source,
         )
-        rows = FileRows(self.folder.path / EVALUATIONS)
-        free = planner.problem(dict.fromkeys(settings.objectives, 1.0))
-        problem = replace(free, evaluator=evaluator, rows=rows)
-        with self.crew.at_work(evaluator):
-            solution = search.solve(problem, seed=settings.seed, progress=self.progress)
-            dense = problem.evaluate(problem.widest)
-        return self._record(planner, problem, solution, 1.0 - dense.accuracy)
 
     def _record(self, planner: Planner, problem: Problem, solution: Solution, dense_error: float) -> Front:
         details, spec, main = solution.details, problem.spec, self.settings.objectives[0]

@@ -18,7 +18,7 @@ from secateurs.cli.running import INTERRUPTED, complain, emit, guarded, talk
 from secateurs.errors import DataError
 
 if TYPE_CHECKING:
-    from secateurs.front_job import Crew, FrontSettings
+    from secateurs.front_settings import Crew, FrontSettings
     from secateurs.job import Result
     from secateurs.report.front_record import Front
 
@@ -82,7 +82,10 @@ def verb(
 
     Every judged network is kept in RUN: a search that was interrupted continues where it was with --resume.
     """
-    from secateurs.front_job import Crew, FrontSettings
+    from secateurs.registry import load
+
+    load("strategies", "hamp")  # tells which extra is missing before anything that needs it is imported
+    from secateurs.front_settings import Crew, FrontSettings
 
     given: dict[str, Any] = {
         "model": model,
@@ -127,7 +130,7 @@ def _from_folder(output: Path) -> tuple[dict[str, Any], FrontSettings]:
     Raises:
         DataError: the folder holds no run, or one of another verb.
     """
-    from secateurs.front_job import FrontSettings
+    from secateurs.front_settings import FrontSettings
     from secateurs.run_folder import RunFolder
 
     held = RunFolder.resume(output).job
@@ -151,12 +154,10 @@ def _run(
     from dataclasses import replace
 
     from secateurs.data import open_data
-    from secateurs.front_job import FrontJob
+    from secateurs.front_job import FrontJob, holding
     from secateurs.profiling import open_target
-    from secateurs.registry import load
     from secateurs.run_folder import RunFolder, check_free
 
-    load("strategies", "hamp")
     open_target(settings.target)
     if not resume:
         check_free(output)
@@ -178,7 +179,7 @@ def _run(
             identity = {**settings.to_dict(), "source": dict(loaded.source), "data": data.name}
             job = {**identity, "options": given, "command": shlex.join(["secateurs", *sys.argv[1:]])}
             folder = RunFolder.resume(output, identity) if resume else RunFolder.create(output, job)
-            with folder:
+            with holding(folder):
                 chosen = settings if pick is None else replace(settings, points=0)
                 command = str(folder.job["command"])
                 front_job = FrontJob(
