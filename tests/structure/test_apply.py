@@ -14,6 +14,7 @@ from traits import load_all
 from secateurs.errors import PlanError, PlanMismatchError, StructureError
 from secateurs.plan import Plan
 from secateurs.structure import apply, check_plan, trace
+from secateurs.structure.inspection import inspect
 from secateurs.testing.structure import call_with, judge, random_cut, redrawn, tensors
 
 TRAITS = load_all()
@@ -355,3 +356,17 @@ def test_what_cannot_be_traced_says_so() -> None:
     graph = trace(ResNet(), image())
     with pytest.raises(PlanError, match="whole numbers"):
         graph.plan({graph.groups[0].name: [1.5]})
+
+
+def test_a_cut_made_in_inference_mode_can_be_trained() -> None:
+    model = ResNet().eval()
+    plan = trace(model, image()).plan({"blocks.0.conv1:out": [0, 1]})
+    with torch.inference_mode():
+        small = apply(model, plan, image())
+    small(image()).sum().backward()
+
+
+def test_what_the_forward_never_reads_is_told() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
+    model[0].extra = nn.Linear(8, 2)
+    assert inspect(trace(model, torch.randn(1, 3, 8, 8))).unread == ("0.extra.weight", "0.extra.bias")

@@ -81,7 +81,10 @@ def _show(found: dict[str, Any], console: Console) -> None:
     if found["blocks"]:
         names = escape(", ".join(found["blocks"]))
         tree.add(f"{len(found['blocks'])} residual blocks that can go whole: [dim]{names}[/]")
-    pinned = tree.add(f"{len(found['pins'])} places where units must stay")
+    if found["unread"]:
+        first = escape(", ".join(found["unread"][:LAYERS_SHOWN]))
+        tree.add(f"{len(found['unread'])} parameters that the forward never reads, left as they are: [dim]{first}[/]")
+    pinned = tree.add(f"{len(found['pins'])} {'place' if len(found['pins']) == 1 else 'places'} where units must stay")
     for pin in found["pins"]:
         pinned.add(
             f"{escape(pin['layer'])}: {pin['stays']} of {pin['size']} stay, {escape(pin['reason'])} "

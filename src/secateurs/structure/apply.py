@@ -41,12 +41,13 @@ def apply(
         StructureError: the cut network fails or computes something else; names the first differing module.
     """
     require_match(model, plan)
-    if plan.rebuild is not None:
-        from secateurs.structure.rebuild import rebuild
+    with torch.inference_mode(False):  # tensors made in inference mode could never be trained
+        if plan.rebuild is not None:
+            from secateurs.structure.rebuild import rebuild
 
-        small = rebuild(model, plan, example, check=check)
-    else:
-        small = _checked(model, plan, example) if check else cut_copy(model, plan)
+            small = rebuild(model, plan, example, check=check)
+        else:
+            small = _checked(model, plan, example) if check else cut_copy(model, plan)
     if optimizer is not None:
         from secateurs.structure.training import slice_optimizer
 

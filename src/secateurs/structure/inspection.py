@@ -46,7 +46,7 @@ class Inspection:
     """Everything ``secateurs doctor`` prints.
 
     ``removable_parameter_share``/``removable_macs_share``: what goes when every group keeps its fewest units;
-    ``rebuild``: None, or why a cut network is rebuilt from the exported graph instead of keeping the user's class.
+    ``unread``: parameters that the forward in evaluation mode never reads, which therefore stay as they are.
     """
 
     parameters: int
@@ -58,6 +58,7 @@ class Inspection:
     removable_parameter_share: float
     removable_macs_share: float
     statistics: int
+    unread: tuple[str, ...]
 
 
 def inspect(graph: Graph) -> Inspection:
@@ -84,7 +85,14 @@ def inspect(graph: Graph) -> Inspection:
         removable_parameter_share=1 - spec.parameter_count(fewest) / max(parameters, 1),
         removable_macs_share=1 - spec.macs(fewest) / max(macs, 1),
         statistics=len(graph.analysis.statistics),
+        unread=unread(graph),
     )
+
+
+def unread(graph: Graph) -> tuple[str, ...]:
+    """Names of parameters that the exported forward does not read under any of their names."""
+    read = {alias for name in graph.analysis.origin.values() for alias in graph.aliases.get(name, (name,))}
+    return tuple(name for name, _ in graph.model.named_parameters() if name not in read)
 
 
 def _pins(graph: Graph) -> tuple[PinReport, ...]:

@@ -127,10 +127,10 @@ def _refusal_to_train(graph: Graph, plan: Plan) -> str | None:
     Layers that only training reads (an auxiliary head) are not in the exported graph, so their inputs were not cut.
     """
     from secateurs.structure.apply import cut_copy, deep_copy
+    from secateurs.structure.inspection import unread
     from secateurs.structure.trace import quiet
 
-    read = {name for name in graph.analysis.origin.values() if name in dict(graph.model.named_parameters())}
-    if all(name in read or set(graph.aliases[name]) & read for name, _ in graph.model.named_parameters()):
+    if not unread(graph):
         return None
     with torch.no_grad(), quiet():
         try:
