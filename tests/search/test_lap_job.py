@@ -17,7 +17,9 @@ from secateurs.models import Loaded, load
 from secateurs.planning import SearchOptions, plan
 from secateurs.profiling import profile
 from secateurs.pruning import Place, run
+from secateurs.search.lap.sensitivity import agreement, modelled, spread_sample
 from secateurs.search.rows import FileRows
+from secateurs.sensitivity import measured_sensitivity
 from secateurs.settings import Settings
 from secateurs.structure import trace
 
@@ -65,6 +67,23 @@ def test_plan_by_lap(network: Loaded, data: Data, fake_target: str, tmp_path: Pa
         plan(graph, costs, latency="60%", criterion="splamp", options=SearchOptions(episodes=4))
     with pytest.raises(PlanError, match="ddpg, td3, sac"):
         plan(graph, costs, latency="60%", strategy="lap", images=data, options=SearchOptions(agent="dqn"))
+
+
+def test_measured_sensitivity_agrees_with_the_model(network: Loaded, fake_target: str) -> None:
+    """On a target whose times follow a formula both ways must rank groups alike."""
+    graph = trace(network.module, network.example())
+    expected = modelled(graph.spec, profile(graph, fake_target).cost_model())
+    groups = spread_sample(expected, 4)
+    found = measured_sensitivity(graph, fake_target, groups)
+    assert found.groups == groups
+    assert agreement(expected, found) >= 0.9
+    assert found.saved.max() > 0.01
+    assert abs(found.saved - expected.select(groups).saved).max() < 0.02
+
+
+def test_schedules_that_plan_anew_refuse_lap() -> None:
+    with pytest.raises(PlanError, match="hundreds of networks"):
+        Settings(latency="60%", strategy="lap", schedule="soft", epochs=2)
 
 
 def test_the_main_job_by_lap_resumes_and_reports(
