@@ -8,9 +8,11 @@ finished stages from the folder; once plan.json is there it never plans again.
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch import nn
 from secateurs.bench import Bench, out_of_reach
 from secateurs.closed_loop import Attempt, Limits, close, goal_for
 from secateurs.data import Data, accuracy
+from secateurs.data.images import BatchesOf
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.footprint import dense_figures, memory_seen
 from secateurs.latency.model import LatencyModel
@@ -34,23 +37,21 @@ from secateurs.profiling import open_target, profile
 from secateurs.progress import Progress, silent
 from secateurs.recover.batch_norm import reestimate
 from secateurs.recover.checkpoint import digest
-from secateurs.recover.finetune import finetune
-from secateurs.recover.least_squares import least_squares
-from secateurs.recover.precision import fastest_mode
-from secateurs.recover.recipe import Recipe
+from secateurs.recover.precision import Mode, fastest_mode
+from secateurs.recover.repair import repair
 from secateurs.report import Record, render
 from secateurs.resources import Seen
 from secateurs.run_folder import RunFolder
 from secateurs.settings import Settings
 from secateurs.structure import Graph, apply, trace
 from secateurs.structure.verify import check_plan
+from secateurs.tuning import Trainer, epochs_before, prepare
 
 CALIBRATION_BATCH = 128
-REFITTED, REFITTED_BATCH = 256, 64
-"""Images that layers are refitted on, and how many at once."""
 SCORED, SCORED_BATCH = 512, 64
 """Images that loss-aware criteria are gathered over, and how many at once."""
-REPAIRED = "repaired.safetensors"
+REPAIRED, CARRIER = "repaired.safetensors", "carrier.safetensors"
+"""The cut network after its repair; the uncut one after training that came before the cut."""
 CHECKPOINTS = "checkpoints"
 
 
@@ -97,16 +98,18 @@ class Job:
         facts: Facts = self._stage("dense", self._dense)
         facts = {**facts, **self._stage("plan", lambda: self._plan(facts))}
         plan = Plan.load(self.folder.path / "plan.json")
-        small = apply(self.loaded.module, plan, self.example, check=False).eval()
+        small = apply(self._carrier(), plan, self.example, check=False).eval()
         facts |= self._stage("repair", lambda: self._repair(small, plan))
         small.load_state_dict(load_file(self.folder.path / REPAIRED))
-        facts |= self._tune(small, facts)
+        facts |= self._tune(small, plan, facts)
         facts |= self._stage("deploy", lambda: self._deploy(small, facts))
         record = make_record(self.settings, facts, plan, self.seconds, self.command)
         self.folder.write("report.html", render(record))
         self.folder.write("result.json", record.to_json())
         self.folder.remove(CHECKPOINTS)
         self.folder.remove(REPAIRED)
+        self.folder.remove(CARRIER)
+        self.folder.remove(self.settings.strategy)
         return Result(small, plan, record, self.folder.path)
 
     def _finished(self) -> Result:
@@ -185,7 +188,7 @@ class Job:
             seen: Sequence[Seen] = ()
             if "memory" in dense:
                 seen = memory_seen(self.loaded.module, graph, settings.legal, bench, store, dense["memory"])
-        planner = self._planner(graph, costs, bench, dense, seen)
+        planner, schedule_notes = self._prepared(self._planner(graph, costs, bench, dense, seen), dense)
         accepted, attempts = self._close(planner, dense, bench, store)
         plan = planner.plan(accepted.choice, describe_budgets(settings.budgets))
         with self._timed("recover"), self.progress.task("check the cut"):
@@ -197,13 +200,14 @@ class Job:
             "criterion": name_of(planner.criterion_used),
             "predicted_ms": plan.provenance["predicted_ms"],
             "gap": solution.gap,
+            "search": dict(solution.details) if "summary" in solution.details else {},
             "rounds": len(attempts),
             "points": self._points(costs, planner, attempts, accepted),
             "latency_model": None if costs is None else model_error(costs),
             "dense_macs": spec.macs(spec.dense_widths),
             "macs": spec.macs(solution.widths, solution.removed),
             "structure_check_rel_error": error,
-            "plan_notes": self._plan_notes(graph, costs),
+            "plan_notes": [*self._plan_notes(graph, costs), *schedule_notes],
         }
 
     def _profile(self, graph: Graph, bench: Bench, store: Store) -> LatencyModel | None:
@@ -239,9 +243,39 @@ class Job:
             dense=dense,
             batch=settings.batch,
             seen=seen,
+            images=self.data,
+            options=settings.search_options(self.folder.path),
             facts={"source": dict(self.loaded.source), "data": self.data.name},
             progress=self.progress,
         )
+
+    def _prepared(self, planner: Planner, dense: dict[str, float]) -> tuple[Planner, tuple[str, ...]]:
+        """The planner after the training that comes before the cut, and notes; writes what was trained."""
+        limits = {b.resource: b.limit(dense[b.resource]) / dense[b.resource] for b in self.settings.budgets}
+        with self._timed("finetune"):
+            prepared = prepare(self.trainer, planner, limits)
+        if prepared.carrier is not None:
+            self.folder.write(CARRIER, save(tensors(prepared.carrier)))
+        return prepared.planner, prepared.notes
+
+    def _carrier(self) -> nn.Module:
+        """The network that is cut: dense, or what training before the cut made of it."""
+        path = self.folder.path / CARRIER
+        if not path.exists():
+            return self.loaded.module
+        carrier = copy.deepcopy(self.loaded.module)
+        carrier.load_state_dict(load_file(path))
+        return carrier
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """Trains this run's networks."""
+
+        def mode(module: nn.Module) -> Mode:
+            return Mode(**self._stage("mode", lambda: self._training_mode(module)))
+
+        checkpoints = self.folder.path / CHECKPOINTS
+        return Trainer(self.loaded.module, self.example, self.data, self.settings, checkpoints, mode, self.progress)
 
     def _close(
         self, planner: Planner, dense: dict[str, float], bench: Bench, store: Store
@@ -311,16 +345,14 @@ class Job:
     def _repair(self, small: nn.Module, plan: Plan) -> Facts:
         """Refitted weights and re-estimated statistics, and the accuracy before and after."""
         cut = self._test_accuracy(small)
-        changed, notes, calibration = False, [], self.data.calibration
+        changed, notes = False, []
         with self._timed("recover"):
             if self.settings.repair == "least-squares":
-                batches = [inputs for inputs, _ in calibration.take(REFITTED).batches(REFITTED_BATCH)]
-                fitted = least_squares(self.loaded.module, small, plan, batches, progress=self.progress)
-                changed = bool(fitted.errors)
-                notes += [f"Not refitted: {name}, {reason}." for name, reason in fitted.skipped.items()][:5]
-            if self.settings.repair != "none":
-                done = reestimate(small, calibration.batches(CALIBRATION_BATCH), progress=self.progress)
-                changed = changed or done.layers > 0
+                done = repair(self.loaded.module, small, plan, self.data, progress=self.progress)
+                changed, notes = done.chosen != "nothing", list(done.notes)
+            elif self.settings.repair == "statistics":
+                batches = self.data.calibration.batches(CALIBRATION_BATCH)
+                changed = reestimate(small, batches, progress=self.progress).layers > 0
         self.folder.write(REPAIRED, save(tensors(small)))
         if not changed:
             notes.append("The cut weights were not repaired.")
@@ -330,31 +362,15 @@ class Job:
             "repair_notes": notes,
         }
 
-    def _tune(self, small: nn.Module, facts: Facts) -> Facts:
+    def _tune(self, small: nn.Module, plan: Plan, facts: Facts) -> Facts:
         """Fine-tuning with the dense network as teacher; a finished one is restored from its last checkpoint."""
-        settings = self.settings
-        if settings.epochs == 0:
-            notes = ["No fine-tuning was done (--epochs 0)."]
+        epochs = self.settings.epochs - epochs_before(self.settings)
+        if epochs == 0:
+            before = epochs_before(self.settings)
+            notes = [f"All {before} epochs came before the cut." if before else "No fine-tuning was done (--epochs 0)."]
             return {"accuracy": facts["accuracy_recalibrated"], "tune_notes": notes}
-        mode = self._stage("mode", lambda: self._training_mode(small))
-        recipe = Recipe(
-            epochs=settings.epochs,
-            lr=settings.lr,
-            batch=settings.train_batch,
-            precision=mode["precision"],
-            layout=mode["layout"],
-            seed=settings.seed,
-        )
         with self._timed("finetune"):
-            tuned = finetune(
-                small,
-                self.data,
-                recipe,
-                teacher=self.loaded.module,
-                checkpoint_dir=self.folder.path / CHECKPOINTS,
-                resume=True,
-                progress=self.progress,
-            )
+            tuned = self.trainer.train(small, "", epochs, plan)
         return self._stage(
             "finetune",
             lambda: {
@@ -403,7 +419,7 @@ class Job:
 
 def calibration_batches(data: Data) -> Batches:
     """The images that loss-aware criteria are gathered over, in batches."""
-    return data.calibration.take(SCORED).batches(SCORED_BATCH)
+    return BatchesOf(data.calibration.take(SCORED), SCORED_BATCH)
 
 
 def parameter_count(module: nn.Module) -> int:

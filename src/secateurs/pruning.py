@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,15 +14,20 @@ import torch
 from torch import nn
 
 from secateurs.data import Data, from_loaders, open_data
-from secateurs.errors import DataError
+from secateurs.errors import DataError, PlanError
 from secateurs.job import Job, Result
 from secateurs.models import Loaded, Preprocessing
+from secateurs.plan import Plan
 from secateurs.planning import DEFAULT_STRATEGY
 from secateurs.profiling import DEFAULT_TARGET, open_target
 from secateurs.progress import Progress, silent
+from secateurs.recover import parallel
 from secateurs.registry import load
+from secateurs.report import Record
 from secateurs.run_folder import RunFolder
 from secateurs.settings import Settings
+from secateurs.structure import apply
+from secateurs.tuning import Trainer
 
 
 @dataclass(frozen=True)
@@ -112,21 +118,59 @@ def run(
     example: Any = None,
     progress: Progress = silent,
 ) -> Result:
-    """The main job in its folder; see :func:`prune`."""
+    """The main job in its folder; see :func:`prune`.
+
+    Under ``torchrun`` the first process does everything, the others take part in its trainings and return its result.
+    """
     check_names(settings)
     with ExitStack() as stack:
         path = place.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-run-")))
         identity = {**settings.to_dict(), "source": dict(loaded.source), "data": data.name}
+        inputs = loaded.example() if example is None else example
+        if helps():
+            return _assisted(Trainer(loaded.module, inputs, data, settings, Path(), progress=progress))
         job = {**identity, "options": dict(place.options), "command": place.command}
         folder = RunFolder.resume(path, identity) if place.resume else RunFolder.create(path, job)
         stack.enter_context(folder)
-        inputs = loaded.example() if example is None else example
         command = str(folder.job.get("command", ""))
-        return Job(loaded, data, settings, folder, inputs, command, place.store, progress).run()
+        return _shared(Job(loaded, data, settings, folder, inputs, command, place.store, progress))
+
+
+def _shared(job: Job) -> Result:
+    """The job's result; where ``torchrun`` started several processes, the others are told what it is."""
+    text = ""
+    try:
+        result = job.run()
+        text = json.dumps({"plan": result.plan.to_json(), "record": result.record.to_json()})
+    finally:
+        job.trainer.dismiss(text)
+    parallel.same_everywhere(result.module)
+    return result
+
+
+def _assisted(trainer: Trainer) -> Result:
+    """The result of process 0, in whose trainings this process takes part.
+
+    Raises:
+        PlanError: process 0 failed.
+    """
+    text = trainer.assist()
+    if not text:
+        raise PlanError("The first process failed; its message says why.")
+    told = json.loads(text)
+    plan = Plan.from_json(told["plan"])
+    small = apply(trainer.dense, plan, trainer.example, check=False).eval()
+    parallel.same_everywhere(small)
+    return Result(small, plan, Record.model_validate_json(told["record"]), trainer.folder)
 
 
 def _text(budget: str | float | None) -> str | None:
     return f"{float(budget) * 100!r}%" if isinstance(budget, (int, float)) else budget
+
+
+def helps() -> bool:
+    """Whether ``torchrun`` started this process beside a first one, in whose trainings it takes part."""
+    return parallel.start() and parallel.rank() > 0
 
 
 def check_names(settings: Settings) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from secateurs.errors import DataError, PlanError
 from secateurs.plan import Budget, parse_budgets
-from secateurs.planning import DEFAULT_STRATEGY, Legal
+from secateurs.planning import DEFAULT_STRATEGY, Legal, SearchOptions
 from secateurs.profiling import DEFAULT_TARGET
 
 REPAIRS = {
@@ -17,6 +18,11 @@ REPAIRS = {
     "none": "nothing",
 }
 DEFAULT_REPAIR = "least-squares"
+SCHEDULES = {
+    "once": "one cut, then all epochs",
+    "gradual": "up to three cuts, each planned anew, half of the epochs between them",
+    "soft": "half of the epochs before the cut, while it is decided again and again what stays",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,9 @@ class Settings:
     ``300M``); ``criterion``: None takes the strategy's own or the default;
     ``threads``/``batch``: of the measured runtime; ``repair``: of the cut weights, one of :data:`REPAIRS`; ``epochs``:
     of fine-tuning (0: none), ``lr``: its peak rate (None: the recipe's choice), ``train_batch`` and ``precision``
-    (``auto``, ``fp32``, ``bf16``): also of fine-tuning; ``min_width``, ``blocks``: which networks are legal;
+    (``auto``, ``fp32``, ``bf16``): also of fine-tuning; ``schedule``: when is cut, one of :data:`SCHEDULES`;
+    ``features``: weight of the distillation of inner activations (0: none); ``calibrate_values``: networks tried to
+    make values of groups comparable (0: none); ``min_width``, ``blocks``: which networks are legal;
     ``keep``/``barrier``: patterns of what stays whole and of what is not pruned through.
     """
 
@@ -46,16 +54,34 @@ class Settings:
     train_batch: int = 128
     precision: str = "auto"
     repair: str = DEFAULT_REPAIR
+    schedule: str = "once"
+    features: float = 0.0
+    calibrate_values: int = 0
     min_width: int = 1
     blocks: bool = True
     keep: tuple[str, ...] = ()
     barrier: tuple[str, ...] = ()
+    episodes: int | None = None
+    warm_start: str | None = None
+    agent: str | None = None
 
     def __post_init__(self) -> None:
         if not self.budgets:
             raise PlanError("No budget is given. Give --latency, --memory, --file-size or --macs, or several of them.")
         if self.repair not in REPAIRS:
             raise PlanError(f"Repair {self.repair!r} is unknown. Known: {', '.join(REPAIRS)}.")
+        if self.schedule not in SCHEDULES:
+            raise PlanError(f"Schedule {self.schedule!r} is unknown. Known: {', '.join(SCHEDULES)}.")
+        if self.schedule != "once" and self.strategy == "lap":
+            raise PlanError(
+                f"Schedule {self.schedule!r} plans anew while it trains, but strategy lap judges hundreds of networks for "
+                "every plan. Give --schedule once, or another --strategy."
+            )
+        if self.schedule != "once" and self.epochs == 0:
+            raise PlanError(f"Schedule {self.schedule!r} trains before it cuts, but --epochs is 0. Give at least 1.")
+        for name in ("features", "calibrate_values"):
+            if getattr(self, name) < 0:
+                raise PlanError(f"{name} is {getattr(self, name)}; it must be at least 0.")
         for name, least in (("threads", 1), ("batch", 1), ("epochs", 0), ("train_batch", 1), ("min_width", 1)):
             if getattr(self, name) < least:
                 raise PlanError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
@@ -69,6 +95,10 @@ class Settings:
     def legal(self) -> Legal:
         """Which networks the search may return."""
         return Legal(min_width=self.min_width, blocks=self.blocks)
+
+    def search_options(self, folder: Path | None = None) -> SearchOptions:
+        """Of searches that judge candidates, with the folder where they keep what they found."""
+        return SearchOptions(self.episodes, self.warm_start, self.agent, folder)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

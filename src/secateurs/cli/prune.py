@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from secateurs.cli.opening import open_model
 from secateurs.cli.progress import shown
 from secateurs.cli.running import INTERRUPTED, complain, emit, guarded, talk
 from secateurs.errors import DataError
+from secateurs.progress import silent
 
 if TYPE_CHECKING:
     from secateurs.report import Record
@@ -46,6 +48,16 @@ def verb(
     repair: Annotated[
         str, typer.Option("--repair", metavar="least-squares|statistics|none", help="Repair before fine-tuning.")
     ] = "least-squares",
+    schedule: Annotated[
+        str, typer.Option("--schedule", metavar="once|gradual|soft", help="Cut once, in steps, or softly with return.")
+    ] = "once",
+    features: Annotated[
+        float, typer.Option("--features", min=0, help="Weight of distilling inner activations too; 0 for none.")
+    ] = 0.0,
+    calibrate_values: Annotated[
+        int,
+        typer.Option("--calibrate-values", min=0, metavar="N", help="Try N networks to weigh groups better; minutes."),
+    ] = 0,
     classes: o.Classes = "all",
     shape: o.Input = None,
     normalize: o.Normalize = None,
@@ -57,6 +69,9 @@ def verb(
     batch: o.Batch = 1,
     seed: o.Seed = 0,
     store: o.Store = None,
+    episodes: o.Episodes = None,
+    warm_start: o.WarmStart = None,
+    agent: o.AgentKind = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in RUN; everything else is taken from there.")
     ] = False,
@@ -93,10 +108,16 @@ def verb(
         "train_batch": train_batch,
         "precision": precision,
         "repair": repair,
+        "schedule": schedule,
+        "features": features,
+        "calibrate_values": calibrate_values,
         "min_width": min_width,
         "blocks": blocks,
         "keep": keep or [],
         "barrier": barrier or [],
+        "episodes": episodes,
+        "warm_start": warm_start,
+        "agent": agent,
     }
     if resume:
         given, chosen = _from_folder(context, output, given, chosen)
@@ -139,15 +160,15 @@ def _run(
 ) -> None:
     """The job with progress; Ctrl-C says how to go on."""
     from secateurs.data import open_data
-    from secateurs.pruning import Place, check_names, run
+    from secateurs.pruning import Place, check_names, helps, run
     from secateurs.run_folder import check_free
 
     check_names(settings)
     place = Place(output, resume, store, shlex.join(["secateurs", *sys.argv[1:]]), given)
-    if not resume:
+    if not resume and not helps():
         check_free(output)
     try:
-        with shown(talk()) as progress:
+        with nullcontext(silent) if helps() else shown(talk()) as progress:
             loaded = open_model(
                 given["model"],
                 None if given["weights"] is None else Path(given["weights"]),
@@ -162,6 +183,8 @@ def _run(
     except KeyboardInterrupt:
         complain(f"Interrupted. Continue with: secateurs prune --resume -o {shlex.quote(str(output))}")
         raise typer.Exit(INTERRUPTED) from None
+    if helps():
+        return
     record = result.record
     emit(record.model_dump(by_alias=True, mode="json"), lambda console: _show(record, output, console), as_json=as_json)
     if not record.pruned_within_budget:
@@ -172,4 +195,5 @@ def _show(record: Record, output: Path, console: Console) -> None:
     from secateurs.report.console import show
 
     show(record, console)
-    console.print(f"Files: {output}/  (model.{'onnx'}, model.safetensors, plan.json, report.html)")
+    deployed = ", ".join(sorted(path.name for path in output.glob("model.*")))
+    console.print(f"Files: {output}/  ({deployed}, plan.json, report.html)")

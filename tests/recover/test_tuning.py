@@ -1,0 +1,143 @@
+"""Schedules of fine-tuning in the main job, on a target without a clock."""
+
+from __future__ import annotations
+
+import copy
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import tuning_job
+from safetensors.torch import load_file
+
+import secateurs as sc
+from secateurs import job as job_module
+from secateurs.errors import PlanError
+from secateurs.latency import model
+from secateurs.models import Loaded
+from secateurs.pruning import Place, run
+from secateurs.settings import Settings
+from secateurs.structure import apply, trace
+from secateurs.tuning import epochs_before, scatter
+
+
+@pytest.fixture(scope="module")
+def network() -> Loaded:
+    return tuning_job.network()
+
+
+@pytest.fixture(autouse=True)
+def _few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake target is exact, so a small design is enough."""
+    monkeypatch.setattr(model, "profile", partial(model.profile, samples=30))
+
+
+def _settings(fake_target: str, schedule: str, epochs: int = 2) -> Settings:
+    return Settings(
+        latency="60%",
+        target=fake_target,
+        epochs=epochs,
+        train_batch=16,
+        criterion="taylor",
+        precision="fp32",
+        schedule=schedule,
+        features=0.5,
+        calibrate_values=4 if schedule == "gradual" else 0,
+        lr=0.01,
+    )
+
+
+def test_scattered_weights_are_cut_to_the_same_network(network: Loaded) -> None:
+    graph = trace(network.module, network.example())
+    plan = graph.plan({group.name: tuple(range(1, group.units, 2)) for group in graph.groups})
+    small = apply(network.module, plan, network.example())
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.add_(1.0)
+    wide = copy.deepcopy(network.module)
+    scatter(wide, small, plan)
+    again = apply(wide, plan, network.example())
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in small.state_dict().items())
+    group = graph.groups[0]
+    view = next(view for view in graph.views(group.name) if view.role == "out")
+    untouched = torch.from_numpy(view.indices[::2].ravel())
+    before, after = (net.state_dict()[view.parameter] for net in (network.module, wide))
+    assert torch.equal(before.index_select(view.dim, untouched), after.index_select(view.dim, untouched))
+
+
+@pytest.mark.parametrize("schedule", ["gradual", "soft"])
+def test_a_schedule_ends_within_the_budget_and_resumes_to_the_same(
+    schedule: str,
+    network: Loaded,
+    fake_target: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = _settings(fake_target, schedule)
+    before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
+    whole = run(network, tuning_job.images(), settings, Place(tmp_path / "whole", store=tmp_path / "store"))
+    assert whole.record.pruned_within_budget
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.module.state_dict().items())
+    assert not [p.name for p in whole.folder.iterdir() if "carrier" in p.name or "checkpoint" in p.name]
+    trained = apply(network.module, whole.plan, network.example(), check=False).state_dict()
+    assert any(not torch.equal(t, trained[name]) for name, t in whole.module.state_dict().items())
+
+    def stop(self: job_module.Job, *given: object) -> None:
+        raise KeyboardInterrupt
+
+    place = Place(tmp_path / "parts", store=tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr(job_module.Job, "_repair", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(network, tuning_job.images(), settings, place)
+    assert (tmp_path / "parts" / "carrier.safetensors").is_file()
+    resumed = run(network, tuning_job.images(), settings, replace(place, resume=True))
+    assert resumed.plan.groups == whole.plan.groups
+    for name, tensor in whole.module.state_dict().items():
+        assert torch.equal(tensor, resumed.module.state_dict()[name]), name
+
+
+def test_all_epochs_before_the_cut_are_said(network: Loaded, fake_target: str, tmp_path: Path) -> None:
+    settings = _settings(fake_target, "soft", epochs=1)
+    done = run(network, tuning_job.images(), settings, Place(tmp_path / "run", store=tmp_path / "store"))
+    assert isinstance(done, sc.Result)
+    assert any("All 1 epochs came before the cut" in note for note in done.record.notes)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "expected"),
+    [("once", 4, 0), ("gradual", 1, 0), ("gradual", 5, 2), ("soft", 1, 1), ("soft", 6, 3)],
+)
+def test_epochs_before_the_cut(schedule: str, epochs: int, expected: int) -> None:
+    assert epochs_before(Settings(latency="60%", schedule=schedule, epochs=epochs)) == expected
+
+
+def test_schedules_that_make_no_sense() -> None:
+    with pytest.raises(PlanError, match="Known: once, gradual, soft"):
+        Settings(latency="60%", schedule="never")
+    with pytest.raises(PlanError, match="Give at least 1"):
+        Settings(latency="60%", schedule="soft", epochs=0)
+    with pytest.raises(PlanError, match="at least 0"):
+        Settings(latency="60%", features=-1.0)
+
+
+def test_helpers_train_along(tmp_path: Path) -> None:
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+        pytest.skip("this PyTorch has no Gloo")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, tuning_job.__file__, str(tmp_path)]
+    running = [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(180) for process in running] == [0, 0]
+    assert all(bool(torch.isfinite(t).all()) for t in load_file(tmp_path / "small.safetensors").values())

@@ -1,0 +1,73 @@
+"""A tiny run: its network and its images; and its training as one of two processes, where the first trains a cut
+network, then an uncut one under masks.
+
+python tuning_job.py FOLDER        with torchrun's environment
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from secateurs.data import Data, Images
+from secateurs.data.datasets import TensorSource
+from secateurs.models import Loaded, Preprocessing
+from secateurs.models.cifar_resnet import CifarResNet
+from secateurs.recover import parallel
+from secateurs.recover.soft import SoftMasks
+from secateurs.settings import Settings
+from secateurs.structure import apply, trace
+from secateurs.tuning import Trainer
+
+
+def network() -> Loaded:
+    """Three residual blocks for 16 x 16 images."""
+    torch.manual_seed(3)
+    return Loaded(CifarResNet(8, classes=4).eval(), "tiny", (3, 16, 16), Preprocessing(), (4,))
+
+
+def images() -> Data:
+    """Random images whose class is their brightness."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(160) % 4
+    inputs = torch.randn(160, 3, 16, 16, generator=generator) + labels[:, None, None, None]
+    source = TensorSource(inputs, labels.numpy())
+
+    def part(first: int, last: int, name: str) -> Images:
+        return Images(source, np.arange(first, last), Preprocessing(), name=name)
+
+    return Data(part(0, 96, "train"), part(0, 32, "calibration"), part(96, 128, "validation"), part(128, 160, "test"))
+
+
+def halves(scores: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(range(len(found) // 2)) for name, found in scores.items()}
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    parallel.start()
+    module, example = network().module, network().example()
+    settings = Settings(latency="60%", train_batch=16, precision="fp32", features=0.5, lr=0.01)
+    trainer = Trainer(module, example, images(), settings, folder / "checkpoints")
+    if parallel.rank() > 0:
+        assert trainer.assist() == "over"
+        return
+    graph = trace(module, example)
+    plan = graph.plan({group.name: tuple(range(0, group.units, 2)) for group in graph.groups})
+    small = apply(module, plan, example)
+    trainer.train(small, "cut", 1, plan)
+    masks, wide = SoftMasks(graph, halves, interval=2), copy.deepcopy(module)
+    trainer.train(wide, "soft", 1, masks=masks)
+    trainer.dismiss("over")
+    assert all(len(units) == masks.units[name] // 2 for name, units in masks.kept.items())
+    save_file(dict(small.state_dict()), folder / "small.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
