@@ -53,9 +53,9 @@ from secateurs.recover.finetune import finetune
 from secateurs.recover.least_squares import least_squares
 from secateurs.recover.recipe import Recipe
 from secateurs.search.knapsack import Knapsack
-from secateurs.search.lap import Lap, LapSettings
 from secateurs.search.lap.sensitivity import agreement, modelled, spread_sample
-from secateurs.search.lap.settings import Prior
+from secateurs.search.lap.settings import LapSettings, Prior
+from secateurs.search.lap.strategy import Lap
 from secateurs.search.options import legal_widths, right_ends
 from secateurs.search.problem import Constraint, Problem
 from secateurs.search.rows import FileRows
@@ -194,13 +194,14 @@ class Bench:
 
     def _score(self, criterion: str) -> dict[str, np.ndarray]:
         if criterion in ("acs", "acs_self"):
-            dynamics = self._dynamics()
+            dynamics = self._dynamics
             return scores(self.graph, dynamics.criterion(acs_mode="self" if criterion == "acs_self" else "pairs"))
         if criterion in ("fisher", "taylor"):
             batches = list(self.data.calibration.take(512).batches(64))
             return scores(self.graph, criterion, Context(0, gather(self.graph, batches, ("outputs", "norms"))))
         return scores(self.graph, criterion)
 
+    @cached_property
     def _dynamics(self) -> Dynamics:
         generator = torch.Generator().manual_seed(0)
         images = self.data.train.take(WATCHED)

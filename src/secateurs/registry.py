@@ -23,7 +23,9 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "global-rank": "secateurs.search.global_rank:GlobalRank",
         "greedy": "secateurs.search.greedy:Greedy",
         "halp": "secateurs.search.halp:Halp",
-        "lap": "secateurs.search.lap:Lap",
+        "lap": "secateurs.search.lap.strategy:Lap",
+        "hamp": "secateurs.search.hamp.strategy:Hamp",
+        "front": "secateurs.search.hamp.picked:FromFront",
     },
     "criteria": {
         "random": "secateurs.importance.random:score",

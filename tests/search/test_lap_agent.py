@@ -13,14 +13,14 @@ pytest.importorskip("stable_baselines3")
 from secateurs.errors import PlanError
 from secateurs.registry import load
 from secateurs.search.knapsack import Knapsack
-from secateurs.search.lap import Lap, LapSettings
 from secateurs.search.lap.agent import Learner, Transition
 from secateurs.search.lap.choices import Choices
 from secateurs.search.lap.environment import FEATURES, Game, PruningEnv
 from secateurs.search.lap.learning import AGENT_FILE, HISTORY_FILE
 from secateurs.search.lap.rewards import within_budget
 from secateurs.search.lap.sensitivity import modelled
-from secateurs.search.lap.settings import Agent, Prior
+from secateurs.search.lap.settings import Agent, LapSettings, Prior
+from secateurs.search.lap.strategy import Lap
 from secateurs.search.problem import Evaluation, Problem
 from secateurs.search.rows import FileRows
 from secateurs.testing.problems import resnet50_like, staircase_problem

@@ -76,6 +76,8 @@ class Lap:
             raise PlanError("Strategy lap needs a latency model. Give --latency.")
         if problem.evaluator is None:
             raise PlanError("Strategy lap judges candidates on data, but no data was given. Give --data.")
+        if settings.reward_name == "r1" and problem.constraints[0].model.unit != "ms":
+            raise PlanError("Reward r1 is a logarithm of latency, but latency is not limited. Give --latency.")
         if not settings.budget:
             problem = replace(problem, constraints=(replace(problem.constraints[0], limit=_no_limit(problem)),))
         warm = self._warm_start(problem, seed, progress)
