@@ -3,6 +3,7 @@
     python benchmarks/hamp.py prepare --weights resnet56_cifar10_jpeg.safetensors --data parquet:TRAIN,TEST
     python benchmarks/hamp.py search  --weights … --data … [--seeds 0 1 2] [--methods hamp nsga2 …]
     python benchmarks/hamp.py measure --weights … --data …
+    python benchmarks/hamp.py workers --weights … --data …
     python benchmarks/hamp.py summary
 
 ``prepare`` profiles the network on ONNX Runtime and scores its units, once: latencies (as tables over legal widths) and
@@ -10,7 +11,7 @@ scores are frozen in the working folder, so that every search of every day sees 
 networks for real (500 validation images after batch-norm re-estimation); accuracies are kept by network across methods
 and seeds, and a finished (method, seed) is a row of results/hamp.csv, so it can be stopped at any time. Nothing is
 timed there, so it may run on a busy machine. ``measure`` measures the networks of HAMP's fronts beside dense: a quiet
-machine is needed. No search starts from what another one stored.
+machine is needed, as for ``workers``, which compares crews. No search starts from what another one stored.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ from secateurs.structure import trace
 
 RESULTS = Path(__file__).parent / "results" / "hamp.csv"
 MEASURED = Path(__file__).parent / "results" / "hamp_measured.csv"
+WORKERS = Path(__file__).parent / "results" / "hamp_workers.csv"
+TURNS_OF_WORKERS, NETWORKS_PER_TURN = 5, 16
 MODEL, CRITERION, TARGET = "cifar-resnet56", "fisher", "onnxruntime-cpu"
 IMAGES, EVALUATIONS, POPULATION, STEP = 500, 600, 24, 50
 CURVE = 40
@@ -333,6 +336,50 @@ def measure(arguments: argparse.Namespace) -> None:
             append(MEASURED, {**facts_row, **asdict(measured), "device": row["device"], "versions": row["versions"]})
 
 
+def workers(arguments: argparse.Namespace) -> None:
+    """Evaluations per second with one process, two processes and two Ray actors, one thread each, in turns."""
+    import time
+
+    from secateurs.search.hamp.cluster import ray_pool
+    from secateurs.search.hamp.processes import process_pool
+
+    problem, facts, loaded = open_problem(arguments)
+    evaluator: Any = problem.evaluator
+    judge = replace(evaluator.judge, source=dict(loaded.source))
+    encoding = Encoding(problem)
+    genes = random_genomes(encoding, (TURNS_OF_WORKERS + 1) * NETWORKS_PER_TURN, np.random.default_rng(0))
+    plans = [(evaluator.plan(*encoding.network(genome)),) for genome in genes]
+    pools = {
+        "one process": process_pool(judge, 1, 1),
+        "two processes": process_pool(judge, 2, 1),
+        "two Ray actors": ray_pool(judge, "local", 2, 1),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in pools}
+    for turn in range(TURNS_OF_WORKERS + 1):
+        batch = plans[turn * NETWORKS_PER_TURN : (turn + 1) * NETWORKS_PER_TURN]
+        for name, pool in pools.items():
+            start = time.perf_counter()
+            list(pool.map(batch))
+            if turn:  # the first turn starts the workers
+                speeds[name].append(len(batch) / (time.perf_counter() - start))
+    for name, pool in pools.items():
+        pool.close()
+        values = speeds[name]
+        row = {
+            "crew": name,
+            "evaluations_per_second": round(float(np.median(values)), 3),
+            "spread": round(float(np.subtract(*np.percentile(values, [75, 25])) / np.median(values)), 3),
+            "ratio": round(float(np.median(np.array(values) / np.array(speeds["one process"]))), 3),
+            "images": IMAGES,
+            "model": MODEL,
+            "precision": facts["precision"],
+            "device": platform.processor() or platform.machine(),
+            "versions": json.dumps(versions()),
+        }
+        append(WORKERS, row)
+        print(f"{name:15} {row['evaluations_per_second']} evaluations/s, {row['ratio']} x one process")
+
+
 def summary(arguments: argparse.Namespace) -> None:
     """Means per method, and Wilcoxon's signed-rank test of HAMP against each other."""
     from scipy.stats import wilcoxon
@@ -376,7 +423,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("phase", choices=["prepare", "search", "measure", "summary"])
+    parser.add_argument("phase", choices=["prepare", "search", "measure", "workers", "summary"])
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--data")
     parser.add_argument("--store", type=Path, default=None)
@@ -384,7 +431,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     arguments = parser.parse_args()
-    {"prepare": prepare, "search": search, "measure": measure, "summary": summary}[arguments.phase](arguments)
+    phases = {"prepare": prepare, "search": search, "measure": measure, "workers": workers, "summary": summary}
+    phases[arguments.phase](arguments)
 
 
 if __name__ == "__main__":
