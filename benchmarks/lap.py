@@ -175,8 +175,7 @@ class Bench:
         """Its latency model, measured once."""
         path = self.work / "latency.json"
         if not path.exists():
-            store = Store(self.work / "store.sqlite3", progress=self.progress)
-            path.write_text(profile(self.graph, TARGET, store=store, progress=self.progress).to_json())
+            path.write_text(profile(self.graph, TARGET, progress=self.progress).to_json())
         return LatencyModel.from_json(path.read_text())
 
     @property
@@ -344,8 +343,7 @@ def sensitivity(bench: Bench, count: int) -> None:
     model = CostModel("ms", bench.costs.offset_ms, tuple(bench.costs.terms()))
     expected = modelled(bench.graph.spec, model)
     groups = spread_sample(expected, count)
-    store = Store(bench.work / "store.sqlite3", progress=bench.progress)
-    measured = measured_sensitivity(bench.graph, TARGET, groups, store=store, progress=bench.progress)
+    measured = measured_sensitivity(bench.graph, TARGET, groups, store=Store(), progress=bench.progress)
     for index, group in enumerate(groups):
         print(bench.graph.spec.groups[group].name, measured.saved[index].round(4).tolist())
         print(" " * 8, expected.saved[group].round(4).tolist())

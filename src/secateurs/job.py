@@ -32,7 +32,7 @@ from secateurs.latency.targets._base import processor_name
 from secateurs.models import Loaded
 from secateurs.outcome import Facts, check_budgets, make_record
 from secateurs.plan import Measurement, Plan, describe_budgets
-from secateurs.planning import Batches, Choice, Planner, name_of, target_label
+from secateurs.planning import SEARCH, Batches, Choice, Planner, name_of, target_label
 from secateurs.profiling import open_target, profile
 from secateurs.progress import Progress, silent
 from secateurs.recover.batch_norm import reestimate
@@ -109,7 +109,7 @@ class Job:
         self.folder.remove(CHECKPOINTS)
         self.folder.remove(REPAIRED)
         self.folder.remove(CARRIER)
-        self.folder.remove(self.settings.strategy)
+        self.folder.remove(SEARCH)
         return Result(small, plan, record, self.folder.path)
 
     def _finished(self) -> Result:

@@ -35,7 +35,8 @@ Batches = Iterable[tuple[Any, Any]]
 DEFAULT_STRATEGY = "knapsack"
 DEFAULT_CRITERION = "splamp"
 DEFAULT_CRITERION_WITH_DATA = "fisher"
-EVALUATIONS = "evaluations.sqlite3"
+EVALUATIONS, SEARCH = "evaluations.sqlite3", "search"
+"""File of judged candidates and folder of a search's checkpoint, in a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -317,7 +318,8 @@ def find_strategy(
     kind = load("strategies", strategy) if isinstance(strategy, str) else None
     tuned = getattr(kind, "tuned", None)
     if tuned is not None:
-        found: Strategy = tuned(given, None if options is None else options.folder)
+        folder = None if options is None else options.folder
+        found: Strategy = tuned(given, None if folder is None else folder / SEARCH)
         return found
     if given:
         name = strategy if isinstance(strategy, str) else strategy.name

@@ -123,4 +123,4 @@ def test_the_main_job_by_lap_resumes_and_reports(
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "How the search learnt" in page
     assert "Policy per group beside latency sensitivity" in page
-    assert not (folder / "lap").exists()
+    assert not (folder / "search").exists()

@@ -62,7 +62,7 @@ class Lap:
         )
         if settings.warm_start:
             load("strategies", settings.warm_start)
-        return cls(settings, None if folder is None else folder / "lap")
+        return cls(settings, folder)
 
     def solve(self, problem: Problem, *, seed: int = 0, progress: Progress = silent) -> Solution:
         """The most accurate network found within the limits (resource-free: the one of highest reward).
