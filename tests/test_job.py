@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import secateurs as sc
 from secateurs import job as job_module
+from secateurs import tuning
 from secateurs.data import Data, open_data
 from secateurs.latency import model
 from secateurs.models import Loaded, load
@@ -114,7 +115,7 @@ def test_a_killed_run_resumes_to_the_same_result(
     network: Loaded, settings: Settings, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = _digits(network)
-    real = job_module.finetune
+    real = tuning.finetune
 
     def killed(student, *args, **kwargs):  # type: ignore[no-untyped-def]
         seen = 0
@@ -141,7 +142,7 @@ def test_a_killed_run_resumes_to_the_same_result(
 
         return real(student, *args, **{**kwargs, "progress": Progress()})
 
-    monkeypatch.setattr(job_module, "finetune", killed)
+    monkeypatch.setattr(tuning, "finetune", killed)
     with pytest.raises(KeyboardInterrupt):
         run(network, data, settings, Place(run_folder))
     assert (run_folder / "plan.json").exists()
@@ -150,7 +151,7 @@ def test_a_killed_run_resumes_to_the_same_result(
     shutil.copytree(run_folder, copy)
     before = (run_folder / "plan.json").read_bytes()
 
-    monkeypatch.setattr(job_module, "finetune", real)
+    monkeypatch.setattr(tuning, "finetune", real)
     monkeypatch.setattr(job_module, "trace", None)  # a resumed run has a plan: it must not trace or plan again
     first = run(network, data, settings, Place(run_folder, resume=True))
     shutil.rmtree(copy / "checkpoints")  # the copy trains from the start: the uninterrupted run
@@ -164,7 +165,7 @@ def test_a_killed_run_resumes_to_the_same_result(
 def test_a_finished_run_is_only_read_again(
     finished: sc.Result, network: Loaded, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_module, "finetune", None)
+    monkeypatch.setattr(tuning, "finetune", None)
     monkeypatch.setattr(job_module, "trace", None)
     again = run(network, _digits(network), settings, Place(finished.folder, resume=True))
     assert again.record == finished.record
