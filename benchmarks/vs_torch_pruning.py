@@ -145,7 +145,7 @@ def by_torch_pruning(model: nn.Module, example: Any) -> dict[str, Any]:
         (*args, *kwargs.values()) if not kwargs else {**kwargs},
         importance=tp.importance.RandomImportance(),
         pruning_ratio=SHARE,
-        ignored_layers=_outputs(model, example),
+        ignored_layers=_outputs(numbered, random_example(example, 0)),
     )
     pruner.step()
     lost = {name: _lost(tensor, _owned(model)[name].shape) for name, tensor in _owned(numbered).items()}
