@@ -14,9 +14,11 @@ from secateurs.errors import DataError, StructureError
 from secateurs.plan import Plan
 from secateurs.progress import Progress, silent
 from secateurs.recover.batch_norm import reestimate
-from secateurs.recover.least_squares import Settings, least_squares
+from secateurs.recover.least_squares import Settings, correct_bias, least_squares
 
 _PIXELS_AT_ONCE = 800_000
+_CORRECTED = 4
+"""Batches that biases are corrected on: means need few."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def repair(
 ) -> Repaired:
     """Bring ``small`` (in place) as close to ``dense`` as goes without training.
 
-    Tried are: nothing, re-estimated batch norm, least squares, and both after each other. What reaches the highest
+    Tried are: nothing, re-estimated batch norm (without any: corrected biases), least squares, and both after each
+    other. What reaches the highest
     top-1 (then the lowest loss) on up to 512 validation images is kept; the test images play no part.
 
     Args:
@@ -70,9 +73,12 @@ def repair(
         judge("batch norm")
     else:
         notes.append(done.note)
-    small.load_state_dict(tried["nothing"][1])
+    batches = [inputs for inputs, _ in calibration.batches(size)]
     try:
-        batches = [inputs for inputs, _ in calibration.batches(size)]
+        if not done.layers:
+            correct_bias(dense, small, plan, batches[:_CORRECTED], progress=progress)
+            judge("bias correction")
+        small.load_state_dict(tried["nothing"][1])
         refitted = least_squares(dense, small, plan, batches, settings=settings, progress=progress)
         judge("least squares")
         notes.append(refitted.note)
