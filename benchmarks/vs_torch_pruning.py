@@ -191,7 +191,7 @@ def _outputs(model: nn.Module, example: Any) -> list[nn.Module]:
         handle.remove()
     found = [made[id(y)] for y in outputs if id(y) in made]
     last = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1:]
-    return found or last
+    return found if any(list(m.parameters()) for m in found) else [*found, *last]  # a head may flatten behind its layer
 
 
 def _lost(numbers: torch.Tensor, shape: torch.Size) -> dict[int, tuple[int, ...]]:
