@@ -39,7 +39,7 @@ def drawing(model: str, costs: LatencyModel, dense: np.ndarray, steepest: int = 
         title=f"{model} on {target_label(costs.target)}: {milliseconds(costs.dense_ms)}",
         error=f"On networks it had not seen: {costs.error}.",
         bars=tuple(bars),
-        fixed_ms=max(costs.offset_ms, 0.0),
+        fixed_ms=costs.fixed_ms,
         staircases=tuple(_staircase(costs, alike, dense) for alike in list(kinds.values())[:steepest]),
         pairs=tuple((*pair, sigma) for pair, sigma in zip(costs.error.pairs, sigmas, strict=True)),
         plans=costs.error.plans,

@@ -22,7 +22,7 @@ def costs() -> LatencyModel:
 def test_what_is_drawn_is_what_the_model_says(costs: LatencyModel) -> None:
     shown = drawing("chain", costs, SPEC.dense_widths)
     assert [bar.name for bar in shown.bars] == [layer.name for layer in SPEC.layers]
-    assert sum(bar.ms for bar in shown.bars) + costs.offset_ms == pytest.approx(costs.predict(SPEC.dense_widths))
+    assert sum(bar.ms for bar in shown.bars) + shown.fixed_ms == pytest.approx(costs.predict(SPEC.dense_widths))
     assert len(shown.pairs) == costs.error.count
     assert all(sigma > 0 for _, _, sigma in shown.pairs)
     steepest = shown.staircases[0]

@@ -96,7 +96,7 @@ def summary(graph: Graph, costs: LatencyModel) -> dict[str, Any]:
     return {
         "target": dict(costs.target),
         "dense_ms": costs.dense_ms,
-        "offset_ms": costs.offset_ms,
+        "fixed_ms": costs.fixed_ms,
         "error": {
             "mean_abs": costs.error.mean_abs,
             "p95": costs.error.p95,
@@ -127,7 +127,7 @@ def _show(found: dict[str, Any], console: Console) -> None:
     rest = sum(term["ms"] for term in operators[SHOWN:])
     if rest:
         rows.append((f"{len(operators) - SHOWN} more", rest, ""))
-    rows.append(("fixed", found["offset_ms"], ""))
+    rows.append(("fixed", found["fixed_ms"], ""))
     longest = max(ms for _, ms, _ in rows) or 1.0
     for name, ms, sigma in rows:
         bar = "█" * round(24 * max(0.0, ms) / longest)

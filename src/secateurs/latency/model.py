@@ -166,9 +166,10 @@ class Profiler:
         return error.mean_abs > _GOOD_MEAN or error.p95 > _GOOD_P95
 
     def unsure_of(self, model: LatencyModel, number: int) -> list[Sample]:
-        """Of fresh samples of the design those whose predictions are the least sure, relative to their latency."""
+        """Of samples of the design not measured yet those whose predictions are the least sure, relative to latency."""
         rng = np.random.default_rng([self._seed, 1000 + number])
-        fresh = space_filling(self._spec, 4 * _MORE, rng)
+        drawn = dict.fromkeys(space_filling(self._spec, 4 * _MORE, rng))
+        fresh = [sample for sample in drawn if sample not in self._observations]
         doubts = [
             model.uncertainty(sample.array(), sample.removed) / model.predict(sample.array(), sample.removed)
             for sample in fresh

@@ -106,7 +106,12 @@ class LatencyModel:
     @property
     def offset_ms(self) -> float:
         """Cost that no width changes."""
-        return self.gain * (self.base_ms + sum(entry.left_ms for entry in self.sites))
+        return self.fixed_ms + self.gain * sum(entry.left_ms for entry in self.sites)
+
+    @property
+    def fixed_ms(self) -> float:
+        """Cost that belongs to no site."""
+        return self.gain * self.base_ms
 
     def terms(self) -> tuple[CostTerm, ...]:
         """The costs that widths change, in ms; ``offset_ms`` comes on top."""
@@ -129,11 +134,13 @@ class LatencyModel:
         return terms
 
     def by_site(self, widths: np.ndarray, removed: Collection[int] = ()) -> np.ndarray:
-        """Predicted ms per site [..., sites] at widths [..., groups]."""
+        """Predicted ms per site [..., sites] at widths [..., groups]; with ``fixed_ms`` they add up to :meth:`predict`.
+
+        A removed site has what it leaves.
+        """
         table, gone = self._table(widths), set(removed)
-        return np.stack(
-            [CostModel("ms", 0.0, tuple(self._terms_of(entry))).evaluate(table, gone) for entry in self.sites], axis=-1
-        )
+        models = [CostModel("ms", self.gain * entry.left_ms, tuple(self._terms_of(entry))) for entry in self.sites]
+        return np.stack([model.evaluate(table, gone) for model in models], axis=-1)
 
     def cost_model(self) -> CostModel:
         """The same as a :class:`CostModel` in ms."""
