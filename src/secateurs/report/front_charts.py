@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from secateurs.report.charts import _axis as axis
+from secateurs.report.charts import axis
 from secateurs.report.front_record import Front
 
 LEFT, TOP, BOTTOM, RIGHT = 60, 14, 48, 18
