@@ -25,7 +25,12 @@ pytestmark = pytest.mark.slow
 def cluster() -> Iterator[Any]:
     started = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20, "resources": {label_of("here"): 1}},
+        head_node_args={
+            "num_cpus": 1,
+            "object_store_memory": 100 << 20,
+            "resources": {label_of("here"): 1},
+            "include_dashboard": False,
+        },
     )
     started.extra = started.add_node(num_cpus=1, object_store_memory=100 << 20, resources={label_of("elsewhere"): 1})
     started.wait_for_nodes()
