@@ -23,7 +23,7 @@ from secateurs.job import Job, Result, calibration_batches
 from secateurs.latency.store import Store
 from secateurs.models import Loaded
 from secateurs.plan import Budget
-from secateurs.planning import EVALUATIONS, Legal, Planner, name_of, target_label, versions
+from secateurs.planning import EVALUATIONS, SEARCH, Legal, Planner, name_of, target_label, versions
 from secateurs.profiling import open_target, profile
 from secateurs.progress import Progress, silent
 from secateurs.report.front_page import render_front
@@ -133,7 +133,9 @@ class FrontJob:
         resuming = (path / "job.json").exists()
         opened = RunFolder.resume(path, identity) if resuming else RunFolder.create(path, identity)
         with opened as run_folder:
-            run_folder.write(FILE, front.model_copy(update={"points": points}).to_json())
+            if not (path / "result.json").exists():
+                (path / SEARCH).mkdir(exist_ok=True)
+                run_folder.write(f"{SEARCH}/{FILE}", front.model_copy(update={"points": points}).to_json())
             command = f"{self.resume_with} --pick {f'point={wanted}' if wanted.isdigit() else wanted}"
             job = Job(self.loaded, self.data, settings, run_folder, self.example, command, self.store, self.progress)
             return job.run()
