@@ -142,8 +142,8 @@ class FrontJob:
 
     def _main_settings(self, front: Front, budgets: Mapping[str, str]) -> Settings:
         shared = ("target", "threads", "batch", "seed", "epochs", "min_width", "blocks", "keep", "barrier")
-        values: dict[str, Any] = {name: getattr(self.settings, name) for name in shared}
-        return Settings(**values, **budgets, strategy="front", criterion=front.criterion)
+        values: dict[str, Any] = {name: getattr(self.settings, name) for name in shared} | dict(budgets)
+        return Settings(**values, strategy="front", criterion=front.criterion)
 
     def _with_tuned(self, front: Front, point: FrontPoint, result: Result, where: str) -> Front:
         pruned = result.record.pruned
