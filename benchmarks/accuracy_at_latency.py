@@ -303,10 +303,9 @@ def judge(bench: Bench, held: Candidates, arguments: argparse.Namespace) -> None
                 key = {"network": bench.name, "budget": budget, "method": method, "epochs": arguments.epochs}
                 key["seed"] = arguments.seed
                 if not _there(key):
-                    start = time.monotonic()
                     row = {**key, **_row(bench, held, entry, arguments.epochs, arguments.seed)}
                     row["ratio_to_ours"] = round(entry["ratio"] / picked[OURS]["ratio"], 4)
-                    _append({**row, "seconds": round(time.monotonic() - start, 1), **_environment()})
+                    _append({**row, **_environment()})
 
 
 def _row(bench: Bench, held: Candidates, entry: dict[str, Any], epochs: int, seed: int) -> dict[str, object]:
