@@ -9,6 +9,7 @@ from secateurs.cli.apply import verb as apply
 from secateurs.cli.compare import verb as compare
 from secateurs.cli.doctor import verb as doctor
 from secateurs.cli.export import verb as export
+from secateurs.cli.front import verb as front
 from secateurs.cli.ls import verb as ls
 from secateurs.cli.plan import verb as plan
 from secateurs.cli.profile import verb as profile
@@ -37,6 +38,7 @@ app.command("profile")(profile)
 app.command("plan")(plan)
 app.command("apply")(apply)
 app.command("prune")(prune)
+app.command("front")(front)
 app.command("compare")(compare)
 app.command("export")(export)
 app.command("report")(report)
