@@ -23,7 +23,7 @@ class ByHand(nn.Module):
         return self.gain[:, None, None] * (x - mean) / torch.sqrt(spread + 1e-6) + self.shift[:, None, None]
 
 
-@trait()
+@trait(least=0.05)
 class LayerNormByHand(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class LayerNormByHand(nn.Module):
         return self.head(self.b(self.norm(self.a(x))))
 
 
-@trait(image(2, 7, 6))
+@trait(image(2, 7, 6), pinned="a reduction runs over this axis")
 class RootMeanSquareByHand(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class UnitLength(nn.Module):
         return self.b(F.normalize(self.a(x), dim=-1) * 24**0.5)
 
 
-@trait()
+@trait(pinned="a reduction runs over this axis")
 class SpatialAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -84,6 +84,18 @@ class PlaceOfTheLargest(nn.Module):
 
     def forward(self, x):
         return self.a(x).max(1, keepdim=True)[1].float()
+
+
+@trait(image(2, 7, 6), pinned="a reduction runs over this axis")
+class LengthOfGates(nn.Module):
+    """A sigmoid of nothing is one half: what is gone would still count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 24), nn.Linear(24, 5)
+
+    def forward(self, x):
+        return self.b(F.normalize(torch.sigmoid(self.a(x)), dim=-1))
 
 
 class Standardised(nn.Conv2d):

@@ -62,6 +62,8 @@ def analyse(
     blocked, sliceable = set(barriers), set(attributes)
     kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in program.graph.nodes:
+        if node.op != "output" and _is_weight(analysis, node, kinds):
+            analysis.weights.add(node.name)
         if node.op == "placeholder":
             spec = kinds[node.name]
             analysis.values[node.name] = _placeholder(analysis, program, node, spec, spec.target in sliceable)
@@ -72,8 +74,6 @@ def analyse(
             analysis.values[node.name] = tensor
         elif node.op == "call_function":
             analysis.values[node.name] = _run(analysis, node, node.name in blocked)
-        if node.op != "output" and _is_weight(analysis, node, kinds):
-            analysis.weights.add(node.name)
         if node.op == "output":
             for value in _flatten(_lookup(analysis, node.args)):
                 if isinstance(value, Value):

@@ -12,6 +12,7 @@ import torch
 from secateurs.structure.analysis import rule
 from secateurs.structure.call import Call
 from secateurs.structure.values import Factor, Value
+from secateurs.structure.vanishing import vanishes
 
 _STATISTICS = (
     "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp",
@@ -20,10 +21,10 @@ _STATISTICS = (
 
 
 def reduce_dims(call: Call, value: Value, dims: Sequence[int], keepdim: bool) -> Any:
-    """Drop ``dims``. Units along them are pinned, except where they only enter a statistic.
+    """Drop ``dims``; units along them would change the result's meaning, so they are pinned.
 
-    A statistic is what hand-written normalisation, weight standardisation and spatial attention take: a mean, spread,
-    norm or extreme that keeps its axis (or is one of weights). It changes when units go, as that of LayerNorm does.
+    Except in statistics of weights (weight standardisation, quantisation steps), which change as that of LayerNorm
+    does, and in norms of what is zero where a unit is gone (``F.normalize``), which do not change.
     """
     gone = {dim % max(len(value.shape), 1) for dim in dims}
     if value.dims() & gone:
@@ -41,12 +42,16 @@ def reduce_dims(call: Call, value: Value, dims: Sequence[int], keepdim: bool) ->
 
 
 def _is_statistic(call: Call, keepdim: bool) -> bool:
-    source = call.node.all_input_nodes[0].meta.get("val")
-    measures = isinstance(source, torch.Tensor) and source.is_floating_point()  # truths are counted: a feature
-    kept = measures and (keepdim or call.node.name in call.analysis.weights)
-    positions = any(user.target is operator.getitem and user.args[1] == 1 and user.users for user in call.node.users)
-    speaks_of_positions = positions and str(call.node.target) in ("aten.max.dim", "aten.min.dim")
-    return kept and not speaks_of_positions and str(call.node.target).split(".")[1] in _STATISTICS
+    name = str(call.node.target).split(".")[1]
+    source = call.node.all_input_nodes[0]
+    if call.node.name in call.analysis.weights:
+        return name in _STATISTICS and not _gives_positions(call)
+    return keepdim and name in ("linalg_vector_norm", "norm") and vanishes(call.analysis, source)
+
+
+def _gives_positions(call: Call) -> bool:
+    used = any(user.target is operator.getitem and user.args[1] == 1 and user.users for user in call.node.users)
+    return used and str(call.node.target) in ("aten.max.dim", "aten.min.dim")
 
 
 @rule(
