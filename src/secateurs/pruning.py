@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from secateurs.data import Data, from_loaders, open_data
-from secateurs.errors import DataError, PlanError
+from secateurs.errors import DataError
 from secateurs.job import Job, Result
 from secateurs.models import Loaded, Preprocessing
 from secateurs.plan import Plan
@@ -137,27 +137,19 @@ def run(
 
 
 def _shared(job: Job) -> Result:
-    """The job's result; where ``torchrun`` started several processes, the others are told what it is."""
-    text = ""
-    try:
-        result = job.run()
-        text = json.dumps({"plan": result.plan.to_json(), "record": result.record.to_json()})
-    finally:
-        job.trainer.dismiss(text)
+    """The job's result; where ``torchrun`` started several processes, the others are told what it is.
+
+    After an error nobody is told: ``torchrun`` ends the others when this process has ended.
+    """
+    result = job.run()
+    job.trainer.dismiss(json.dumps({"plan": result.plan.to_json(), "record": result.record.to_json()}))
     parallel.same_everywhere(result.module)
     return result
 
 
 def _assisted(trainer: Trainer) -> Result:
-    """The result of process 0, in whose trainings this process takes part.
-
-    Raises:
-        PlanError: process 0 failed.
-    """
-    text = trainer.assist()
-    if not text:
-        raise PlanError("The first process failed; its message says why.")
-    told = json.loads(text)
+    """The result of process 0, in whose trainings this process takes part."""
+    told = json.loads(trainer.assist())
     plan = Plan.from_json(told["plan"])
     small = apply(trainer.dense, plan, trainer.example, check=False).eval()
     parallel.same_everywhere(small)

@@ -94,7 +94,7 @@ class Trainer:
 
     def assist(self) -> str:
         """Take part in every training of process 0, until it dismisses its helpers with a message."""
-        while "message" not in (order := json.loads(parallel.same_text("", self._device))):
+        while "message" not in (order := json.loads(parallel.same_text(""))):
             plan = None if order["plan"] is None else Plan.from_json(order["plan"])
             student = copy.deepcopy(self.dense) if plan is None else apply(self.dense, plan, self.example, check=False)
             masks = None
@@ -121,13 +121,9 @@ class Trainer:
             return Features(plan, weight=self.settings.features)
         return masks
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.dense.parameters()).device
-
     def _tell(self, text: str) -> None:
         if parallel.size() > 1:
-            parallel.same_text(text, self._device)
+            parallel.same_text(text)
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ class _Run:
                 precision=self.recipe.precision,
                 layout=self.recipe.layout,
             )
-            precision, layout = parallel.same_text(f"{found.precision} {found.layout}", self.device).split()
+            precision, layout = parallel.same_text(f"{found.precision} {found.layout}").split()
             self.mode = Mode(precision, layout)
         if self.mode.layout == "channels_last":
             arrange_weights(self.student, torch.channels_last)

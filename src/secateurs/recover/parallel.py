@@ -13,7 +13,8 @@ from torch import Tensor, nn
 def start() -> bool:
     """Join the processes that ``torchrun`` started; False where this is the only one.
 
-    Takes NCCL where there is a GPU for every process of this machine, else Gloo.
+    Tensors on GPUs go through NCCL where every process of this machine has one; all others through Gloo, which waits
+    without spinning, so that processes that wait do not disturb a measurement.
     """
     if not torch.distributed.is_available() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return False
@@ -23,7 +24,8 @@ def start() -> bool:
         if enough:
             torch.cuda.set_device(local)
         # the others wait while the first one profiles and plans
-        torch.distributed.init_process_group("nccl" if enough else "gloo", timeout=timedelta(days=7))
+        backend = "cpu:gloo,cuda:nccl" if enough else "gloo"
+        torch.distributed.init_process_group(backend, timeout=timedelta(days=7))
     return True
 
 
@@ -82,18 +84,18 @@ def same_everywhere(module: nn.Module) -> None:
         torch.distributed.broadcast(held, 0)
 
 
-def same_text(text: str, device: torch.device) -> str:
+def same_text(text: str) -> str:
     """Process 0's text, on every process."""
     if size() == 1:
         return text
     data = text.encode()
-    length = torch.tensor([len(data)], dtype=torch.int64, device=device)
+    length = torch.tensor([len(data)], dtype=torch.int64)
     torch.distributed.broadcast(length, 0)
-    held = torch.zeros(int(length), dtype=torch.uint8, device=device)
+    held = torch.zeros(int(length), dtype=torch.uint8)
     if rank() == 0:
         held.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     torch.distributed.broadcast(held, 0)
-    return bytes(held.cpu().numpy().tobytes()).decode()
+    return held.numpy().tobytes().decode()
 
 
 def wait() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -95,7 +96,7 @@ class SoftMasks(Companion):
             self.scores[group].mul_(self.decay).add_(effect.square(), alpha=1 - self.decay)
         frozen = self.freeze_after is not None and step >= self.freeze_after
         if (step + 1) % self.interval == 0 and not frozen:
-            self._choose(next(student.parameters()).device)
+            self._choose()
 
     def tensors(self) -> dict[str, Tensor]:
         """Scores and choice."""
@@ -109,19 +110,14 @@ class SoftMasks(Companion):
             self.scores[name].copy_(tensors[f"score.{name}"])
         self._set({name: tuple(tensors[f"kept.{name}"].tolist()) for name in self.units})
 
-    def _choose(self, device: torch.device) -> None:
+    def _choose(self) -> None:
         """Let process 0 decide, and all follow."""
-        chosen: dict[str, tuple[int, ...]] = {}
+        text = ""
         if parallel.rank() == 0:
             found = self.decide({name: score.numpy().copy() for name, score in self.scores.items()})
-            chosen = {name: tuple(sorted(int(unit) for unit in found.get(name, ()))) for name in self.units}
-            for name, count in self.units.items():
-                if name not in found:
-                    chosen[name] = tuple(range(count))
-        text = ";".join(f"{name}={','.join(map(str, units))}" for name, units in chosen.items())
-        received = parallel.same_text(text, device)
-        parts = (part.rpartition("=") for part in received.split(";"))
-        self._set({name: tuple(int(unit) for unit in units.split(",") if unit) for name, _, units in parts})
+            kept = {name: found.get(name, range(count)) for name, count in self.units.items()}
+            text = json.dumps({name: sorted(int(unit) for unit in units) for name, units in kept.items()})
+        self._set({name: tuple(units) for name, units in json.loads(parallel.same_text(text)).items()})
 
     def _set(self, kept: Mapping[str, tuple[int, ...]]) -> None:
         self.kept = dict(kept)
