@@ -74,7 +74,7 @@ def analyse(
             analysis.values[node.name] = tensor
         elif node.op == "call_function":
             analysis.values[node.name] = _run(analysis, node, node.name in blocked)
-        if node.op == "output":
+        elif node.op == "output":
             for value in _flatten(_lookup(analysis, node.args)):
                 if isinstance(value, Value):
                     for factor in value.factors:
