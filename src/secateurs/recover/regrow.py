@@ -144,7 +144,7 @@ class PruneRegrow(SoftMasks):
             self._memory[name] = torch.where(used[name], now, self._memory.get(name, now)).clone()
         for name in self.scores:
             self.scores[name] = torch.from_numpy(np.array(self.watcher.scores(name), dtype=np.float64))
-        self._choose(next(student.parameters()).device)
+        self._choose()
         with torch.no_grad():
             for name, mask in self._in_use().items():
                 back = (mask & ~used[name]).to(parameters[name].device)
