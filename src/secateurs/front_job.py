@@ -120,7 +120,8 @@ class FrontJob:
         if wanted.isdigit():
             point = front.point(int(wanted))
             ratio = min(0.99, ROOM * point.costs[front.main] / front.dense_costs[front.main])
-            budgets, points = {front.main: f"{100 * ratio:.2f}%"}, (point,)
+            budgets = {front.main: f"{100 * ratio:.2f}%"}
+            points: tuple[FrontPoint, ...] = (point,)
         else:
             name, _, value = wanted.partition("=")
             resource = name.replace("-", "_")

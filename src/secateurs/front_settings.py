@@ -73,10 +73,11 @@ class FrontSettings:
             DataError: a setting is missing.
         """
         try:
-            values = {item.name: raw[item.name] for item in fields(cls)}
+            values: dict[str, Any] = {item.name: raw[item.name] for item in fields(cls)}
         except KeyError as error:
             raise DataError(f"The front's job.json lacks {error}: another version wrote it. Start anew.") from error
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)

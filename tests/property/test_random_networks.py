@@ -12,7 +12,11 @@ from secateurs.testing.structure import gap, random_cut, tensors, verdict
 from secateurs.testing.structure_networks import SIZE, random_network, seeded
 
 QUIET = settings(
-    max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.generate),
 )
 

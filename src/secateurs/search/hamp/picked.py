@@ -12,7 +12,7 @@ import numpy as np
 
 from secateurs.errors import PlanError
 from secateurs.progress import Progress, silent
-from secateurs.search.problem import Problem, Solution
+from secateurs.search.problem import Candidate, Problem, Solution
 from secateurs.search.reach import infeasible
 
 FILE = "front.json"
@@ -66,7 +66,7 @@ class FromFront:
         """
         blocks = {block.name: index for index, block in enumerate(problem.spec.blocks)}
         names = [group.name for group in problem.spec.groups]
-        found = []
+        found: list[tuple[float, float, int, Candidate]] = []
         for network in self.networks:
             if set(network.widths) != set(names) or not set(network.removed) <= set(blocks):
                 raise PlanError("The front belongs to another network: its groups differ. Make the front again.")

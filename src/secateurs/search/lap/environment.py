@@ -69,7 +69,7 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     network is judged; ``info`` then holds ``widths``, ``removed``, ``accuracy`` and ``latency_ms``.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012 - gymnasium declares it as an instance attribute
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gymnasium declares it as an instance attribute
 
     def __init__(self, game: Game) -> None:
         self.game = game
