@@ -81,7 +81,7 @@ def test_resuming_computes_nothing_again(made: tuple[Path, Result]) -> None:
     assert len(FileRows(folder / "evaluations.sqlite3")) == rows
 
 
-@pytest.mark.parametrize("wanted", ["knee", "latency=60%"])
+@pytest.mark.parametrize("wanted", ["knee", "latency=90%"])
 def test_a_pick_is_carried_to_a_report(made: tuple[Path, Result], wanted: str) -> None:
     folder, _ = made
     result = call("front", "--resume", "-o", folder, "--pick", wanted)
@@ -98,7 +98,7 @@ def test_a_pick_is_carried_to_a_report(made: tuple[Path, Result], wanted: str) -
     if wanted == "knee":
         assert chosen[0] == front.knee()
     else:
-        assert record["pruned"]["latency_ms"] <= 0.6 * record["dense"]["latency_ms"]
+        assert record["pruned"]["latency_ms"] <= 0.9 * record["dense"]["latency_ms"]
     assert (picked / "report.html").exists()
     assert record["strategy"] == "front"
 
