@@ -372,3 +372,15 @@ def test_mistakes_are_told() -> None:
         least_squares(dense, apply(dense, plan), plan, [])
     with pytest.raises(PlanMismatchError, match=r"conv2.weight has 6 outputs, the plan keeps 2 of 6"):
         least_squares(dense, copy.deepcopy(dense), plan, _batches())
+
+
+def test_what_rounding_made_indefinite_is_damped_until_it_is_not() -> None:
+    system = NormalEquations(1, 2, 3)
+    system.gram = torch.tensor([[[1.0, 1.0, 0.0], [1.0, 1.0 - 1e-3, 0.0], [0.0, 0.0, 1.0]]], dtype=torch.float64)
+    system.cross, system.count = torch.ones(1, 2, 3, dtype=torch.float64), 10
+    step, _ = system.solve(1e-6, constant=False)
+    assert bool(step.isfinite().all())
+    assert float(step[0, 0, 2]) == pytest.approx(1.0, rel=0.1)
+    system.gram[0, 0, 0] = float("nan")
+    step, shift = system.solve(1e-6, constant=True)
+    assert float(step.abs().max()) == float(shift.abs().max()) == 0

@@ -127,3 +127,11 @@ def test_inspection_names_barriers_with_their_source_line() -> None:
     held = {pin.layer: pin for pin in report.pins}
     assert "barrier" in held["b.0"].reason
     assert held["b.0"].stays == 16
+
+
+def test_multiply_adds_of_sequences_along_any_axis() -> None:
+    attention = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    graph = trace(nn.Sequential(nn.Linear(8, 16), attention, nn.Linear(16, 4)).eval(), torch.randn(1, 10, 8))
+    assert {layer.positions for layer in graph.spec.layers} == {10}
+    per_token = 8 * 16 + 3 * 16 * 16 + 16 * 16 + 2 * 16 * 32 + 16 * 4
+    assert graph.spec.macs(graph.spec.dense_widths) == 10 * per_token

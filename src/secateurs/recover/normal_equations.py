@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 _SMALLEST = 1e-12
+_TRIALS = 8
+"""Dampings that are tried, each a hundred times the one before."""
 
 
 class NormalEquations:
@@ -59,9 +61,13 @@ class NormalEquations:
             cross = cross - self.rest[:, :, None] * self.inputs[:, None, :] / self.count
         mean_square = gram.diagonal(dim1=1, dim2=2).mean(1)
         added = (damping * mean_square).clamp_min(_SMALLEST * max(1, self.count))
-        factor = torch.linalg.cholesky(gram + torch.diag_embed(added[:, None].expand(-1, self.unknowns)))
-        step = torch.cholesky_solve(cross.transpose(1, 2), factor).transpose(1, 2)
-        return step, self.shift(step) if constant else torch.zeros_like(self.rest)
+        for _ in range(_TRIALS):
+            factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(added[:, None].expand(-1, self.unknowns)))
+            if not failed.any() and bool(factor.isfinite().all()):
+                step = torch.cholesky_solve(cross.transpose(1, 2), factor).transpose(1, 2)
+                return step, self.shift(step) if constant else torch.zeros_like(self.rest)
+            added = torch.where(failed > 0, 100 * added, added)  # rounding made it indefinite
+        return torch.zeros_like(cross), torch.zeros_like(self.rest)  # activations that are no numbers: nothing to learn
 
     def shift(self, step: Tensor) -> Tensor:
         """The best constant [groups, outputs] beside ``step``."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from secateurs.errors import PlanError
 from secateurs.network import AxisSpec, BlockSpec, GroupSpec, LayerSpec, NetworkSpec, ParameterSpec
@@ -163,7 +164,7 @@ class Graph:
         rank = max(len(shape) - 2, 0) if is_conv else 0
         channel = len(result.shape) - rank - 1
         spatial = result.shape[channel + 1 :] if is_conv else ()
-        tokens = result.shape[1:channel]
+        places = int(np.prod((*result.shape[:channel], *spatial), dtype=np.int64))
         stride = node.args[3] if is_conv and len(node.args) > 3 else 1
         first = stride[0] if isinstance(stride, (list, tuple)) and stride else stride
         axis = self.units.axis
@@ -175,7 +176,7 @@ class Graph:
             kind="transposed" if "transpose" in str(node.target) else kind,
             inputs=axis(value.along(channel if is_conv else -1), value.shape[channel if is_conv else -1]),
             outputs=axis(result.along(channel), result.shape[channel]),
-            positions=int(np.prod((*spatial, *tokens), dtype=np.int64)),
+            positions=places // self.traced_batch if places % self.traced_batch == 0 else places,
             kernel_elements=int(np.prod(shape[2:], dtype=np.int64)) if is_conv else 1,
             groups=groups,
             group_inputs=value.shape[channel] // groups if is_conv and groups > 1 and axis_kept == 0 else None,
@@ -185,6 +186,13 @@ class Graph:
             has_bias=len(node.args) > 2 and node.args[2] is not None,
             blocks=blocks,
         )
+
+    @cached_property
+    def traced_batch(self) -> int:
+        """First size of the first input as it was traced: sequences may run along any axis, so no axis tells."""
+        leaves = pytree.tree_leaves(self.program.example_inputs)
+        shaped = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
+        return int(shaped[0].shape[0]) if shaped else 1
 
     def _block_specs(self, node_blocks: dict[str, tuple[int, ...]]) -> Iterable[BlockSpec]:
         owners = self._parameter_blocks(node_blocks)
