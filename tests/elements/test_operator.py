@@ -13,6 +13,7 @@ from secateurs.errors import PlanError, SecateursError
 
 
 def layer(activation: str = "none", **options: object) -> tuple[nn.Conv2d, SparseConv2d]:
+    torch.manual_seed(0)
     conv = nn.Conv2d(12, 24, 3, **{"padding": 1, **options})
     conv.weight.data *= torch.rand(1, conv.weight.shape[1], 3, 3) < 0.4
     return conv, SparseConv2d.from_dense(conv, block=8, activation=activation)
