@@ -1,0 +1,124 @@
+"""The command line as a user runs it, on ONNX Runtime and real digits. Slow: a minute or two in all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with weights of a trained network, as the demo makes them (fewer epochs)."""
+    folder = tmp_path_factory.mktemp("real")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'examples')!r}); import train_digits as t, dataclasses, pathlib\n"
+        "t.RECIPE = dataclasses.replace(t.RECIPE, epochs=5)\n"
+        f"print(t.train(pathlib.Path({str(folder / 'digits.safetensors')!r})))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert float(result.stdout) >= 0.93
+    return folder
+
+
+def command(place: Path, out: str, *words: str) -> list[str]:
+    job = ["prune", "digits-resnet", "--weights", str(place / "digits.safetensors"), "--data", "digits"]
+    return [sys.executable, "-m", "secateurs", *job, "--latency", "50%", "-o", str(place / out), *words]
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> Path:
+    """A finished run."""
+    subprocess.run(command(place, "run", "--epochs", "2", "--precision", "fp32"), check=True, capture_output=True)
+    return place / "run"
+
+
+def test_the_run_keeps_its_promise(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    assert result["latency_ratio_upper"] <= 0.5
+    assert result["speedup"] >= 1.9
+    assert result["budget_used"] >= 0.94
+    assert result["pruned"]["accuracy"] >= result["dense"]["accuracy"] - 0.05
+    assert result["export_max_rel_error"] <= 1e-4
+    assert result["structure_check_rel_error"] <= 1e-6
+    assert {"plan.json", "model.safetensors", "model.onnx", "report.html", "events.jsonl"} <= {
+        path.name for path in finished.iterdir()
+    }
+    assert "<svg" in (finished / "report.html").read_text()
+
+
+def test_the_files_hold_what_the_result_says(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    for side, name in (("dense", "dense.onnx"), ("pruned", "model.onnx")):
+        assert result[side]["file_bytes"] == (finished / name).stat().st_size
+        session = onnxruntime.InferenceSession(finished / name, providers=["CPUExecutionProvider"])
+        [entry] = session.get_inputs()
+        [logits] = session.run(None, {entry.name: np.zeros((1, 3, 32, 32), np.float32)})
+        assert logits.shape == (1, 10)
+
+
+def test_a_kill_in_fine_tuning_and_a_resume_end_alike(place: Path, finished: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = ("--epochs", "3", "--precision", "fp32")
+    whole = subprocess.run(command(place, "whole", *words), check=True, capture_output=True, env=environment)
+    assert whole.returncode == 0
+    process = subprocess.Popen(command(place, "killed", *words), stderr=subprocess.PIPE, env=environment)
+    checkpoint = place / "killed" / "checkpoints" / "checkpoint.safetensors"
+    first = None
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if checkpoint.exists():
+            first = first or checkpoint.stat().st_mtime_ns
+            if checkpoint.stat().st_mtime_ns != first:  # written again: at least one epoch is over
+                process.send_signal(signal.SIGKILL)
+        time.sleep(0.005)
+    assert process.wait() == -signal.SIGKILL
+    assert not (place / "killed" / "result.json").exists()
+    resume = [sys.executable, "-m", "secateurs", "prune", "--resume", "-o", str(place / "killed"), "--json"]
+    resumed = subprocess.run(resume, check=True, capture_output=True, text=True, env=environment)
+    result = json.loads(resumed.stdout)
+    expected = json.loads((place / "whole" / "result.json").read_text())
+    assert (place / "killed" / "plan.json").read_text() == (place / "whole" / "plan.json").read_text()
+    assert result["pruned"]["accuracy"] == expected["pruned"]["accuracy"]
+    killed, kept = (place / name / "model.safetensors" for name in ("killed", "whole"))
+    assert killed.read_bytes() == kept.read_bytes()
+
+
+def test_other_verbs_take_what_the_run_left(place: Path, finished: Path) -> None:
+    weights = ["--weights", str(place / "digits.safetensors")]
+
+    def verb(*words: str) -> object:
+        line = [sys.executable, "-m", "secateurs", *words, "--json"]
+        return json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
+
+    plan = str(finished / "plan.json")
+    out = str(place / "small.onnx")
+    checkpoint = ["--checkpoint", str(finished / "model.safetensors")]
+    exported = verb("export", "digits-resnet", plan, *weights, *checkpoint, "-o", out)
+    assert isinstance(exported, dict)
+    assert exported["file_bytes"] == json.loads((finished / "result.json").read_text())["pruned"]["file_bytes"]
+    rows = verb("compare", "digits-resnet", plan, *weights)
+    assert isinstance(rows, list)
+    assert rows[1]["ratio"] < 0.6
+    report = verb("report", str(finished))
+    assert isinstance(report, dict)
+    assert report["schema"] == "secateurs.result/1"
+
+
+def test_the_example_on_one_page(tmp_path: Path) -> None:
+    example = ROOT / "examples" / "mini_prune.py"
+    assert len(example.read_text().splitlines()) <= 150
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "faster" in done.stdout
