@@ -190,8 +190,11 @@ def _outputs(model: nn.Module, example: Any) -> list[nn.Module]:
     for handle in handles:
         handle.remove()
     found = [made[id(y)] for y in outputs if id(y) in made]
-    last = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1:]
-    return found if any(list(m.parameters()) for m in found) else [*found, *last]  # a head may flatten behind its layer
+    if any(list(m.parameters()) for m in found):
+        return found
+    classes = {y.shape[-1] for y in outputs}  # a head may flatten or average behind its layers
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features in classes]
+    return [*found, *(heads or [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1:])]
 
 
 def _lost(numbers: torch.Tensor, shape: torch.Size) -> dict[int, tuple[int, ...]]:
