@@ -30,7 +30,19 @@ TIGHT = Effort(gap=1e-9)
 KINDS = ("linear", "staircase", "rough")
 
 
-def equals_brute_force(problem: Problem) -> None:
+@pytest.mark.parametrize(
+    ("seed", "budgets"), [(s, 1 + s % 2) for s in range(216)] + [(s, 3 + s % 2) for s in range(300, 345)]
+)
+def test_equals_brute_force(seed: int, budgets: int) -> None:
+    problem = random_problem(
+        seed,
+        kind=KINDS[seed % 3],
+        groups=3 + seed % 3,
+        constraints=budgets,
+        blocks=seed % 4 != 3,
+        sums=seed % 5 != 4,
+        tightness=(0.0, 0.2, 0.5, 0.8)[seed // 2 % 4],
+    )
     best = brute_force(problem)
     if best is None:
         with pytest.raises(InfeasibleBudgetError):
@@ -41,36 +53,6 @@ def equals_brute_force(problem: Problem) -> None:
     assert bool(problem.fits(found.widths, found.removed))
     assert found.gap is not None
     assert found.gap <= 1e-6
-
-
-@pytest.mark.parametrize("seed", range(216))
-def test_equals_brute_force(seed: int) -> None:
-    equals_brute_force(
-        random_problem(
-            seed,
-            kind=KINDS[seed % 3],
-            groups=3 + seed % 3,
-            constraints=1 + seed % 2,
-            blocks=seed % 4 != 3,
-            sums=seed % 5 != 4,
-            tightness=(0.0, 0.2, 0.5, 0.8)[seed // 2 % 4],
-        )
-    )
-
-
-@pytest.mark.parametrize("seed", range(300, 345))
-def test_three_and_four_budgets_equal_brute_force(seed: int) -> None:
-    equals_brute_force(
-        random_problem(
-            seed,
-            kind=KINDS[seed % 3],
-            groups=3 + seed % 3,
-            constraints=3 + seed % 2,
-            blocks=seed % 4 != 3,
-            sums=seed % 5 != 4,
-            tightness=(0.0, 0.2, 0.5, 0.8)[seed // 2 % 4],
-        )
-    )
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -364,6 +364,7 @@ def test_a_cut_made_in_inference_mode_can_be_trained() -> None:
     with torch.inference_mode():
         small = apply(model, plan, image())
     small(image()).sum().backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in small.parameters())
 
 
 def test_what_the_forward_never_reads_is_told() -> None:

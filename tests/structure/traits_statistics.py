@@ -221,3 +221,15 @@ class HeadForTraining(nn.Module):
         if self.training:
             return self.head(self.b(x)), self.extra(x)
         return self.head(self.b(x))
+
+
+@trait(image(2, 6), pinned="a reduction runs over this axis")
+class LengthWithAnOffset(nn.Module):
+    """The offset of a removed unit would be exp(0), not nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.offset = nn.Linear(6, 24), nn.Linear(24, 5), nn.Parameter(torch.zeros(24))
+
+    def forward(self, x):
+        return self.b(F.normalize(self.a(x) + self.offset.exp(), dim=-1))

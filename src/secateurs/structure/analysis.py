@@ -168,12 +168,10 @@ def fold(call: Call) -> Any:
 
 def call_target(target: Any, arguments: dict[str, Any]) -> Any:
     """Run an operator on arguments given by schema name."""
-    if target is _reshape:
-        return _reshape(arguments)
+    if str(target) in ("aten.view.default", "aten._unsafe_view.default"):
+        return arguments["self"].reshape(arguments["size"])  # strides need not be those of the export
     if not isinstance(target, torch._ops.OpOverload):
         return target(*arguments.values())
-    if target is torch.ops.aten.view.default:
-        return torch.reshape(arguments["self"], list(arguments["size"]))  # strides need not be those of the export
     positional, keywords = [], {}
     for argument in target._schema.arguments:
         if argument.name not in arguments:
@@ -204,7 +202,7 @@ def move(call: Call, tie_first: bool = False) -> Any:
     others = {n: _real(a) for n, a in call.arguments.items() if n != name}
     outputs: list[list[Factor]] = [[] for _ in call.shapes]
     for factor in value.factors:
-        moved = _moved(_strideless(call.node.target), name, spread(factor, value.shape), others)
+        moved = _moved(call.node.target, name, spread(factor, value.shape), others)
         parts = [moved] if isinstance(moved, torch.Tensor) else list(moved)
         for i, part in enumerate(parts):
             settled = call.settle(part, tie_first)
@@ -221,17 +219,6 @@ def _moved(target: Any, name: str, ids: torch.Tensor, others: dict[str, Any]) ->
     except NotImplementedError:
         moved = call_target(target, {name: ids.double(), **others})
         return moved.long() if isinstance(moved, torch.Tensor) else [part.long() for part in moved]
-
-
-def _strideless(target: Any) -> Any:
-    """The operator that does the same on tensors of any strides."""
-    if str(target) in ("aten.view.default", "aten._unsafe_view.default"):
-        return _reshape
-    return target
-
-
-def _reshape(arguments: dict[str, Any]) -> torch.Tensor:
-    return arguments["self"].reshape(arguments["size"])
 
 
 def _real(argument: Any) -> Any:

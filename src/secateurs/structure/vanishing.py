@@ -6,9 +6,9 @@ import torch
 
 from secateurs.structure.call import Analysis
 
-_LAYERS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "addmm",
-           "mm", "matmul", "bmm", "batch_norm")  # fmt: skip
-"""A removed unit loses its weights, its bias and its statistics, so that nothing is left of it."""
+_LAYERS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
+"""Nothing is left of a unit whose row of the weight and whose bias are nothing."""
+_ALL = ("add", "sub", "cat", "matmul", "bmm", "batch_norm")
 _KEEP_ZERO = (
     "relu", "relu6", "gelu", "silu", "tanh", "elu", "selu", "leaky_relu", "hardswish", "mish", "abs", "square", "neg",
     "sign", "dropout", "contiguous", "clone", "to", "_to_copy", "detach", "alias", "view", "reshape", "permute",
@@ -18,24 +18,37 @@ _KEEP_ZERO = (
 
 
 def vanishes(analysis: Analysis, node: torch.fx.Node) -> bool:
-    """True where every removed unit is known to be zero in the result of ``node`` (followed back to the layers)."""
+    """True where every removed unit is known to be zero in the result of ``node``, followed back to the parameters."""
     known: dict[torch.fx.Node, bool] = {}
     pending = [node]
     while pending:
         current = pending[-1]
-        name = str(current.target).split(".")[1].rstrip("_") if current.op == "call_function" else ""
-        sources = [source for source in current.all_input_nodes if source.name not in analysis.weights]
-        if name in _LAYERS or (current.op != "call_function" and current.name in analysis.weights):
-            known[current] = True
-        elif name not in (*_KEEP_ZERO, "mul", "add", "sub", "cat"):
-            known[current] = False
-        elif any(source not in known for source in sources):
-            pending.extend(source for source in sources if source not in known)
+        missing = [source for source in _sources(current) if source not in known]
+        if missing:
+            pending.extend(missing)
             continue
-        else:
-            held = [known[source] for source in sources]
-            constants = any(not isinstance(argument, torch.fx.Node) for argument in current.args[:2])
-            plain = name not in ("add", "sub") or not constants
-            known[current] = (any(held) if name == "mul" else all(held)) and plain
+        known[current] = _is_zero(analysis, current, [known[source] for source in _sources(current)])
         pending.pop()
     return known[node]
+
+
+def _name(node: torch.fx.Node) -> str:
+    return str(node.target).split(".")[1].rstrip("_") if isinstance(node.target, torch._ops.OpOverload) else ""
+
+
+def _sources(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """What decides: of a layer its weight and bias, of other known operators every tensor they read."""
+    name = _name(node)
+    if name in _LAYERS:
+        return [argument for argument in node.args[1:3] if isinstance(argument, torch.fx.Node)]
+    return node.all_input_nodes if name in (*_ALL, *_KEEP_ZERO, "mul") else []
+
+
+def _is_zero(analysis: Analysis, node: torch.fx.Node, sources: list[bool]) -> bool:
+    if node.op == "placeholder":
+        return node.name in analysis.origin  # a parameter or buffer loses the unit; an input keeps what it has
+    name = _name(node)
+    if name == "mul":
+        return any(sources)
+    shifted = name in ("add", "sub") and not all(isinstance(argument, torch.fx.Node) for argument in node.args[:2])
+    return bool(sources) and all(sources) and not shifted
