@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import importlib.util
 import json
 import os
 import subprocess
@@ -47,6 +48,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds per network and tool")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if importlib.util.find_spec("torch_pruning") is None:
+        sys.exit("vs_torch_pruning: torch-pruning is not installed (pip install secateurs[rivals])")
     if options.one:
         print(json.dumps(measured(options.networks[0], options.one)))
         return
