@@ -40,12 +40,14 @@ from secateurs.latency.model import LatencyModel
 from secateurs.latency.timing import Protocol, compare
 from secateurs.models import Loaded, load
 from secateurs.plan import Plan
-from secateurs.planning import Choice, Legal, Planner, versions
+from secateurs.planning import Choice, Planner
 from secateurs.profiling import open_target, profile
+from secateurs.provenance import versions
 from secateurs.recover.batch_norm import reestimate
 from secateurs.recover.finetune import finetune
 from secateurs.recover.recipe import Recipe
 from secateurs.recover.repair import repair
+from secateurs.search_options import Legal
 from secateurs.structure import Graph, apply, trace
 
 ROWS = Path(__file__).parent / "results" / "accuracy_at_latency.csv"

@@ -32,8 +32,9 @@ from secateurs.cost import CostModel, CostTerm
 from secateurs.data import open_data
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.models import load
-from secateurs.planning import Legal, Planner, versions
+from secateurs.planning import Planner
 from secateurs.progress import silent
+from secateurs.provenance import versions
 from secateurs.search.exact import solve_exact
 from secateurs.search.hamp.archive import Archive, Box
 from secateurs.search.hamp.encoding import Encoding
@@ -44,6 +45,7 @@ from secateurs.search.hamp.start import make_start
 from secateurs.search.options import reachable_lengths
 from secateurs.search.problem import Constraint, Problem
 from secateurs.search.rows import FileRows
+from secateurs.search_options import Legal
 from secateurs.structure import trace
 
 RESULTS = Path(__file__).parent / "results" / "hamp.csv"

@@ -45,9 +45,10 @@ from secateurs.latency.model import LatencyModel
 from secateurs.latency.store import Store
 from secateurs.models import Loaded, load
 from secateurs.plan import Plan
-from secateurs.planning import make_plan, versions
+from secateurs.planning import make_plan
 from secateurs.profiling import open_target, profile
 from secateurs.progress import Progress, silent
+from secateurs.provenance import versions
 from secateurs.recover.batch_norm import reestimate
 from secateurs.recover.finetune import finetune
 from secateurs.recover.least_squares import least_squares

@@ -32,9 +32,10 @@ from secateurs.latency.targets import open_target
 from secateurs.latency.timing import compare
 from secateurs.models import load
 from secateurs.plan import Measurement
-from secateurs.planning import Choice, Planner, target_label
+from secateurs.planning import Choice, Planner
 from secateurs.profiling import profile
 from secateurs.progress import silent
+from secateurs.provenance import target_label
 from secateurs.structure import apply, trace
 
 RESULTS = Path(__file__).parent / "results" / "latency_budgets.csv"

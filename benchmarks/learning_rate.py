@@ -20,7 +20,7 @@ from accuracy_at_latency import NETWORKS, OURS, WORK, Bench, Candidates, chosen
 
 from secateurs.data import accuracy
 from secateurs.plan import Plan
-from secateurs.planning import versions
+from secateurs.provenance import versions
 from secateurs.recover.finetune import finetune
 from secateurs.recover.recipe import Recipe
 from secateurs.recover.repair import repair

@@ -8,8 +8,9 @@ import torch
 
 from secateurs.models.cifar_resnet import CifarResNet
 from secateurs.multipliers import fit_multipliers
-from secateurs.planning import Legal, Planner
+from secateurs.planning import Planner
 from secateurs.search.problem import Evaluation
+from secateurs.search_options import Legal
 from secateurs.structure import trace
 
 LIMITS = {"macs": 0.5}

@@ -24,7 +24,8 @@ from secateurs.errors import (
 from secateurs.plan import Budget, Measurement, Plan
 
 # After secateurs.plan, the module: the name then means the function, and importing the module again leaves it so.
-from secateurs.planning import Legal, plan
+from secateurs.planning import plan
+from secateurs.search_options import Legal
 
 if TYPE_CHECKING:
     from secateurs.job import Result

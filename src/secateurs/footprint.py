@@ -11,9 +11,9 @@ from secateurs.errors import PlanError
 from secateurs.latency.store import Store
 from secateurs.network import NetworkSpec
 from secateurs.plan import RESOURCES
-from secateurs.planning import Legal
 from secateurs.report import wording
 from secateurs.resources import Seen
+from secateurs.search_options import Legal
 from secateurs.settings import Settings
 from secateurs.structure import Graph, apply
 

@@ -23,16 +23,19 @@ from secateurs.job import Job, Result, calibration_batches
 from secateurs.latency.store import Store
 from secateurs.models import Loaded
 from secateurs.plan import Budget
-from secateurs.planning import EVALUATIONS, SEARCH, Legal, Planner, name_of, target_label, versions
+from secateurs.planning import Planner
 from secateurs.profiling import open_target, profile
 from secateurs.progress import Progress, silent
+from secateurs.provenance import target_label, versions
 from secateurs.report.front_page import render_front
 from secateurs.report.front_record import Front, FrontPoint, Tuned
 from secateurs.run_folder import RunFolder
+from secateurs.scoring import name_of
 from secateurs.search.hamp.picked import FILE
 from secateurs.search.hamp.strategy import Hamp
 from secateurs.search.problem import Problem, Solution
 from secateurs.search.rows import FileRows
+from secateurs.search_options import EVALUATIONS, SEARCH, Legal
 from secateurs.settings import Settings
 from secateurs.structure import Graph, trace
 

@@ -32,9 +32,10 @@ from secateurs.latency.targets._base import processor_name
 from secateurs.models import Loaded
 from secateurs.outcome import Facts, check_budgets, make_record
 from secateurs.plan import Measurement, Plan, describe_budgets
-from secateurs.planning import SEARCH, Batches, Choice, Planner, name_of, target_label
+from secateurs.planning import Choice, Planner
 from secateurs.profiling import open_target, profile
 from secateurs.progress import Progress, silent
+from secateurs.provenance import target_label
 from secateurs.recover.batch_norm import reestimate
 from secateurs.recover.checkpoint import digest
 from secateurs.recover.precision import Mode, fastest_mode
@@ -42,6 +43,8 @@ from secateurs.recover.repair import repair
 from secateurs.report import Record, render
 from secateurs.resources import Seen
 from secateurs.run_folder import RunFolder
+from secateurs.scoring import Batches, name_of
+from secateurs.search_options import SEARCH
 from secateurs.settings import Settings
 from secateurs.structure import Graph, apply, trace
 from secateurs.structure.verify import check_plan

@@ -8,7 +8,7 @@ from typing import Any
 
 from secateurs.closed_loop import untold
 from secateurs.plan import RESOURCES, Budget, Plan, describe_budgets
-from secateurs.planning import versions
+from secateurs.provenance import versions
 from secateurs.report.record import (
     BudgetRecord,
     GroupRecord,

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateurs.errors import PlanError
 from secateurs.plan import RESOURCES, Budget, Plan, describe_budgets, parse_budgets
 from secateurs.progress import Progress, silent
-from secateurs.registry import load
+from secateurs.provenance import provenance, target_label
+from secateurs.scoring import Batches, default_criterion, name_of, score
+from secateurs.search_options import DEFAULT_STRATEGY, EVALUATIONS, Legal, SearchOptions, find_strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
-    from torch import Tensor
 
     from secateurs.cost import CostModel
     from secateurs.data import Data
@@ -26,51 +23,9 @@ if TYPE_CHECKING:
     from secateurs.importance.context import Criterion
     from secateurs.latency.model import LatencyModel
     from secateurs.resources import Seen
+    from secateurs.scoring import Loss
     from secateurs.search.problem import Problem, Solution, Strategy
     from secateurs.structure import Graph
-
-    Loss = Callable[[Any, Any], Tensor]
-
-Batches = Iterable[tuple[Any, Any]]
-DEFAULT_STRATEGY = "knapsack"
-DEFAULT_CRITERION = "splamp"
-DEFAULT_CRITERION_WITH_DATA = "fisher"
-EVALUATIONS, SEARCH = "evaluations.sqlite3", "search"
-"""File of judged candidates and folder of a search's checkpoint, in a run's folder."""
-
-
-@dataclass(frozen=True)
-class Legal:
-    """Which networks a search may return.
-
-    ``min_width``: fewest units of any group; ``blocks``: whether whole residual blocks may go; ``pinned``: groups
-    that keep all their units; ``widest``: most units per group name, where that is fewer than there are.
-    """
-
-    min_width: int = 1
-    blocks: bool = True
-    pinned: tuple[str, ...] = ()
-    widest: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """Of searches that judge candidates for real.
-
-    ``episodes``: networks looked at; ``warm_start``: strategy to start from; ``agent``: kind of learner (each None:
-    the strategy's default); ``folder``: where evaluations and checkpoints are kept (None: nowhere).
-    """
-
-    episodes: int | None = None
-    warm_start: str | None = None
-    agent: str | None = None
-    folder: Path | None = None
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """What is not None, by name."""
-        every = {"episodes": self.episodes, "warm_start": self.warm_start, "agent": self.agent}
-        return {name: value for name, value in every.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -104,7 +59,7 @@ class Planner:
     strategy: str | Strategy = DEFAULT_STRATEGY
     criterion: str | Criterion | None = None
     seed: int = 0
-    legal: Legal = Legal()
+    legal: Legal = field(default_factory=Legal)
     target: str = ""
     data: Batches | None = None
     loss: Loss | None = None
@@ -113,7 +68,7 @@ class Planner:
     batch: int = 1
     seen: Sequence[Seen] = ()
     images: Data | None = None
-    options: SearchOptions = SearchOptions()
+    options: SearchOptions = field(default_factory=SearchOptions)
     known: Mapping[str, np.ndarray] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = silent
@@ -301,81 +256,6 @@ class Planner:
         return make_plan(self.graph, self.scores, kept, removed, described)
 
 
-def find_strategy(
-    strategy: str | Strategy, keep: float | None = None, options: SearchOptions | None = None
-) -> Strategy:
-    """The strategy object for a registered name.
-
-    Args:
-        strategy: a registered name, or an object, which is returned as it is.
-        keep: the ratio that ``uniform`` keeps.
-        options: for strategies that have a constructor ``tuned(options, folder)``.
-
-    Raises:
-        PlanError: options were given to a strategy that takes none.
-    """
-    given = {} if options is None else options.given
-    kind = load("strategies", strategy) if isinstance(strategy, str) else None
-    tuned = getattr(kind, "tuned", None)
-    if tuned is not None:
-        folder = None if options is None else options.folder
-        found: Strategy = tuned(given, None if folder is None else folder / SEARCH)
-        return found
-    if given:
-        name = strategy if isinstance(strategy, str) else strategy.name
-        typed = ", ".join(f"--{option.replace('_', '-')}" for option in given)
-        raise PlanError(f"Strategy {name!r} does not learn, so it takes no {typed}. Leave it out, or choose lap.")
-    if kind is None:
-        assert not isinstance(strategy, str)
-        return strategy
-    found = kind() if keep is None else kind(keep=keep)
-    return found
-
-
-def name_of(criterion: str | Criterion) -> str:
-    """A criterion's registered name, or the name of the user's function."""
-    return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", type(criterion).__name__)
-
-
-def default_criterion(data: Batches | None) -> str:
-    """What scores units best by our evidence: with calibration data a loss-aware criterion."""
-    return DEFAULT_CRITERION if data is None else DEFAULT_CRITERION_WITH_DATA
-
-
-def score(
-    graph: Graph,
-    criterion: str | Criterion,
-    data: Batches | None,
-    loss: Loss | None,
-    seed: int,
-    progress: Progress,
-) -> dict[str, np.ndarray]:
-    """Scores of every group; calibration data is read only where the criterion needs it."""
-    from secateurs.importance.statistics import context_for, cross_entropy
-    from secateurs.importance.values import scores
-
-    context = context_for(graph, criterion, data, loss=loss or cross_entropy, seed=seed, progress=progress)
-    return scores(graph, criterion, context, progress)
-
-
-def versions() -> dict[str, str]:
-    """Versions that a plan and its figures depend on."""
-    import platform
-
-    found = {"python": platform.python_version()}
-    for name in ("secateurs", "torch", "onnx", "onnxruntime", "numpy", "scipy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def provenance(strategy: str, criterion: str | Criterion, seed: int, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Who made a plan and from what."""
-    return {"strategy": strategy, "criterion": name_of(criterion), "seed": seed, **facts, "versions": versions()}
-
-
 def make_plan(
     graph: Graph,
     scores: Mapping[str, np.ndarray],
@@ -465,12 +345,6 @@ def plan(
     )
     limits = {b.resource: b.limit(dense := planner.dense_costs[b.resource]) / dense for b in budgets}
     return planner.plan(planner.solve(limits), describe_budgets(budgets))
-
-
-def target_label(target: Mapping[str, Any]) -> str:
-    """``onnxruntime-cpu, 1 thread`` from a target's fingerprint."""
-    threads = target.get("threads", 1)
-    return f"{target.get('target', 'target')}, {threads} thread{'s' if threads != 1 else ''}"
 
 
 def _uniform_plan(graph: Graph, keep: float, scores: Mapping[str, np.ndarray], described: Mapping[str, Any]) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateurs.latency.predictor import LatencyModel
-from secateurs.planning import target_label
+from secateurs.provenance import target_label
 from secateurs.report.profile_figure import Bar, ProfileDrawing, Staircase
 from secateurs.report.wording import milliseconds
 

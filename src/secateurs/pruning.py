@@ -18,13 +18,13 @@ from secateurs.errors import DataError
 from secateurs.job import Job, Result
 from secateurs.models import Loaded, Preprocessing
 from secateurs.plan import Plan
-from secateurs.planning import DEFAULT_STRATEGY
 from secateurs.profiling import DEFAULT_TARGET, open_target
 from secateurs.progress import Progress, silent
 from secateurs.recover import parallel
 from secateurs.registry import load
 from secateurs.report import Record
 from secateurs.run_folder import RunFolder
+from secateurs.search_options import DEFAULT_STRATEGY
 from secateurs.settings import Settings
 from secateurs.structure import apply
 from secateurs.tuning import Trainer

@@ -9,8 +9,8 @@ from typing import Any
 
 from secateurs.errors import DataError, PlanError
 from secateurs.plan import Budget, parse_budgets
-from secateurs.planning import DEFAULT_STRATEGY, Legal, SearchOptions
 from secateurs.profiling import DEFAULT_TARGET
+from secateurs.search_options import DEFAULT_STRATEGY, Legal, SearchOptions
 
 REPAIRS = {
     "least-squares": "every layer is refitted on calibration images, then batch-norm statistics are re-estimated",

@@ -19,7 +19,7 @@ from secateurs.evaluation import Evaluator, make_evaluator
 from secateurs.importance.values import keep
 from secateurs.multipliers import fit_multipliers
 from secateurs.plan import Plan
-from secateurs.planning import Planner, score
+from secateurs.planning import Planner
 from secateurs.progress import Progress, silent
 from secateurs.recover import parallel
 from secateurs.recover.companion import Companion
@@ -29,6 +29,7 @@ from secateurs.recover.precision import Mode
 from secateurs.recover.recipe import Recipe
 from secateurs.recover.repair import repair
 from secateurs.recover.soft import SoftMasks
+from secateurs.scoring import score
 from secateurs.search.rows import FileRows
 from secateurs.settings import Settings
 from secateurs.structure import apply, trace

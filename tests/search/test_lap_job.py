@@ -14,11 +14,12 @@ from secateurs.data import Data, open_data
 from secateurs.errors import PlanError
 from secateurs.latency import model
 from secateurs.models import Loaded, load
-from secateurs.planning import SearchOptions, plan
+from secateurs.planning import plan
 from secateurs.profiling import profile
 from secateurs.pruning import Place, run
 from secateurs.search.lap.sensitivity import agreement, modelled, spread_sample
 from secateurs.search.rows import FileRows
+from secateurs.search_options import SearchOptions
 from secateurs.sensitivity import measured_sensitivity
 from secateurs.settings import Settings
 from secateurs.structure import trace

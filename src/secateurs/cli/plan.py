@@ -59,9 +59,10 @@ def verb(
     from secateurs.data import open_data
     from secateurs.job import calibration_batches
     from secateurs.plan import parse_budgets
-    from secateurs.planning import Legal, SearchOptions, plan
+    from secateurs.planning import plan
     from secateurs.profiling import open_target, profile
     from secateurs.registry import load
+    from secateurs.search_options import Legal, SearchOptions
     from secateurs.structure import trace
 
     writable(output)

@@ -1,0 +1,49 @@
+"""Scores of every group by a criterion's name or the user's own function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from secateurs.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from torch import Tensor
+
+    from secateurs.importance.context import Criterion
+    from secateurs.structure import Graph
+
+    Loss = Callable[[Any, Any], Tensor]
+
+Batches = Iterable[tuple[Any, Any]]
+DEFAULT_CRITERION = "splamp"
+DEFAULT_CRITERION_WITH_DATA = "fisher"
+
+
+def name_of(criterion: str | Criterion) -> str:
+    """A criterion's registered name, or the name of the user's function."""
+    return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", type(criterion).__name__)
+
+
+def default_criterion(data: Batches | None) -> str:
+    """What scores units best by our evidence: with calibration data a loss-aware criterion."""
+    return DEFAULT_CRITERION if data is None else DEFAULT_CRITERION_WITH_DATA
+
+
+def score(
+    graph: Graph,
+    criterion: str | Criterion,
+    data: Batches | None,
+    loss: Loss | None,
+    seed: int,
+    progress: Progress,
+) -> dict[str, np.ndarray]:
+    """Scores of every group; calibration data is read only where the criterion needs it."""
+    from secateurs.importance.statistics import context_for, cross_entropy
+    from secateurs.importance.values import scores
+
+    context = context_for(graph, criterion, data, loss=loss or cross_entropy, seed=seed, progress=progress)
+    return scores(graph, criterion, context, progress)
