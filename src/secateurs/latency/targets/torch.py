@@ -38,6 +38,7 @@ class TorchCpu:
             "device": processor_name(),
             "system": f"{platform.system()} {platform.machine()}",
             "runtime": f"torch {importlib.metadata.version('torch')}",
+            "memory": "kept between runs",
             "precision": self.precision,
             "threads": threads,
         }
