@@ -30,6 +30,7 @@ from secateurs.recover.precision import Mode, arrange_weights
 from secateurs.search.problem import Evaluation, Rows
 from secateurs.search.rows import MemoryRows
 from secateurs.structure import apply
+from secateurs.structure.fold import batch_norm_pairs, fold_in_place
 
 if TYPE_CHECKING:
     from secateurs.search.hamp.pool import Pool
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
 
 Candidate = tuple[np.ndarray, frozenset[int]]
 REPAIRS = ("statistics", "least-squares", "none")
-CALIBRATED, CALIBRATION_BATCH = 128, 64
-"""Calibration images that every candidate is repaired on, and how many at once."""
+CALIBRATED, BATCH = 64, 64
+"""Calibration images that every candidate is repaired on, and how many images are run at once. More images do not rank
+networks better: 20 cuts of resnet56 ranked on 64, on 128 and on another 64 correlate with the ranks on 512 images and
+1,500 validation images by 0.99 each."""
 VALIDATED = 500
 """Validation images by default."""
 
@@ -50,8 +53,10 @@ class Judge:
     ``calibration``: input batches; ``validation``: labelled images, read already; ``repair``: ``statistics`` (batch
     norms are re-estimated; in a network without them every layer's mean output is corrected), ``least-squares`` (layers
     are refitted first; slow) or ``none``; ``precision``: ``fp32`` or ``bf16`` (autocast); ``means``: mean outputs
-    of the dense layers, for networks without batch norm; ``source``: where the module came from (``Loaded.source``):
-    with it the module is rebuilt in another process and not pickled, so that its class need not be importable there.
+    of the dense layers, for networks without batch norm; ``norms``: batch norms that are folded into the layer before
+    them when their statistics are known (``structure.fold.batch_norm_pairs``), which saves a third of the time;
+    ``source``: where the module came from (``Loaded.source``): with it the module is rebuilt in another process and
+    not pickled, so that its class need not be importable there.
     """
 
     module: nn.Module
@@ -62,6 +67,7 @@ class Judge:
     repair: str = "statistics"
     precision: str = "fp32"
     means: Mapping[str, Tensor] = field(default_factory=dict)
+    norms: Mapping[str, str] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, plan: Plan, images: int | None = None) -> Evaluation:
@@ -80,8 +86,9 @@ class Judge:
             if self.repair != "none":
                 reestimate(small, self.calibration)
                 _correct_means(small, self.calibration, self._targets(plan))
+            fold_in_place(small, self.norms)
             validation = self.validation if images is None else self.validation.take(images)
-            found = evaluate(small, validation, classes=self.classes, batch=CALIBRATION_BATCH)
+            found = evaluate(small, validation, classes=self.classes, batch=_even_batch(len(validation)))
         return Evaluation(found.top1, time.perf_counter() - start, {"loss": found.loss, "top5": found.top5})
 
     def limit_threads(self, threads: int) -> None:
@@ -197,7 +204,7 @@ class Evaluator:
         found.update(repr((judge.repair, judge.precision, judge.classes, self.graph.spec.fingerprint)).encode())
         for tensor in (*judge.module.state_dict().values(), *judge.calibration):
             _feed(found, tensor)
-        for batch in judge.validation.batches(CALIBRATION_BATCH):
+        for batch in judge.validation.batches(BATCH):
             for tensor in batch:
                 _feed(found, tensor)
         for name, ranks in sorted(self._ranks.items()):
@@ -242,7 +249,7 @@ def make_evaluator(
         raise DataError("Candidates cannot be judged without calibration and validation images. Give data with both.")
     module = graph.model.eval()
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    batches = tuple(inputs for inputs, _ in calibration.take(CALIBRATED).batches(CALIBRATION_BATCH))
+    batches = tuple(inputs for inputs, _ in calibration.take(CALIBRATED).batches(BATCH))
     without_norms = not any(isinstance(child, _BatchNorm) for child in module.modules())
     judge = Judge(
         module,
@@ -253,6 +260,7 @@ def make_evaluator(
         repair,
         _precision(device) if precision == "auto" else precision,
         _mean_outputs(module, batches) if repair == "statistics" and without_norms else {},
+        {} if without_norms else batch_norm_pairs(graph),
         source or {},
     )
     return Evaluator(graph, scores, judge, rows)
@@ -276,6 +284,13 @@ def _read(images: Images) -> Images:
         images.preprocessing,
         name=images.name,
     )
+
+
+def _even_batch(images: int) -> int:
+    """The largest batch up to :data:`BATCH` that leaves no smaller last one, for which kernels would be
+    made ready once more; where there is none of half that size, the full one."""
+    even = [size for size in range(BATCH // 2, BATCH + 1) if images % size == 0]
+    return max(even, default=BATCH)
 
 
 def _precision(device: torch.device) -> str:

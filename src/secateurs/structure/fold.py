@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,15 +70,21 @@ def fold_batch_norm(graph: Graph, model: nn.Module | None = None) -> nn.Module:
     these weights (same architecture) instead of the traced ones.
     """
     folded = deep_copy(graph.model if model is None else model, {}).eval()
-    for parameter, path in batch_norm_pairs(graph).items():
-        layer = folded.get_submodule(parameter.rpartition(".")[0])
-        norm = folded.get_submodule(path)
+    fold_in_place(folded, batch_norm_pairs(graph))
+    return folded
+
+
+def fold_in_place(module: nn.Module, pairs: Mapping[str, str]) -> None:
+    """Fold each of ``pairs`` (of :func:`batch_norm_pairs`) that ``module``, the network or a cut copy of it, has."""
+    for parameter, path in pairs.items():
+        layer, norm = _module(module, parameter.rpartition(".")[0]), _module(module, path)
         if not isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)) or not parameter.endswith(".weight"):
+            continue
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
             continue
         _fold(layer, norm)
         parent, _, leaf = path.rpartition(".")
-        folded.get_submodule(parent)._modules[leaf] = nn.Identity()
-    return folded
+        module.get_submodule(parent)._modules[leaf] = nn.Identity()
 
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:
