@@ -15,6 +15,7 @@ from torch import Tensor
 
 from secateurs.errors import PlanError
 from secateurs.plan import ElementPattern
+from secateurs.structure.kernel_elements import mask_of, units_of
 
 SCOPES = ("layer", "in_channel", "filter", "kernel", "block")
 POOLS = ("unit", "block", "layer")
@@ -58,20 +59,7 @@ class Choice:
 
 def unit_of(shape: tuple[int, ...], choice: Choice, groups: int = 1) -> Tensor:
     """Scope unit of every kernel, int64 [filters, channels per group]; units count from 0 in row-major order."""
-    filters, channels = shape[0], shape[1]
-    per_group = filters // groups
-    o, c = torch.arange(filters).unsqueeze(1), torch.arange(channels).unsqueeze(0)
-    group, within = o // per_group, o % per_group
-    if choice.scope == "layer":
-        return torch.zeros(filters, channels, dtype=torch.int64)
-    if choice.scope == "filter":
-        return o.expand(filters, channels)
-    if choice.scope == "in_channel":
-        return group * channels + c
-    if choice.scope == "kernel":
-        return o * channels + c
-    blocks = -(-per_group // choice.block)
-    return (group * blocks + within // choice.block) * channels + c
+    return units_of(shape, choice.scope, choice.block, groups)
 
 
 def unit_scores(score: Tensor, choice: Choice, groups: int = 1) -> Tensor:
@@ -215,16 +203,4 @@ def from_pattern(pattern: ElementPattern, shape: tuple[int, ...], *, groups: int
     Raises:
         PlanError: the pattern was made for another shape.
     """
-    choice = Choice(pattern.scope, 0, block=max(8, pattern.block), pool="unit")
-    unit = unit_of(shape, choice, groups)
-    positions = int(np.prod(shape[2:]))
-    bad = any(not 0 <= p < positions for row in pattern.pattern for p in row)
-    if int(unit.max()) + 1 != len(pattern.pattern) or bad:
-        raise PlanError(
-            f"A pattern of {len(pattern.pattern)} units (scope {pattern.scope!r}) does not fit a weight of shape "
-            f"{tuple(shape)}, which has {int(unit.max()) + 1} units of {positions} positions. Make the plan again."
-        )
-    rows = torch.zeros(len(pattern.pattern), positions, dtype=torch.bool)
-    for row, kept in zip(rows, pattern.pattern, strict=True):
-        row[list(kept)] = True
-    return rows[unit].reshape(shape)
+    return mask_of(pattern, shape, groups)

@@ -27,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from secateurs.elements.metrics import magnitude
 from secateurs.elements.patterns import Choice, choose
 from secateurs.errors import PlanError
+from secateurs.structure.kernel_elements import groups_of
 
 _FASTEST_DECAY = 0.5
 """At most this share of a doomed weight goes in one step, however small the rate has become."""
@@ -85,6 +86,7 @@ class Penalty:
         *,
         score: ScoreFunction | None = None,
         groups: Mapping[str, int] | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Masks from the weights as they are now: the prior knowledge.
 
@@ -94,19 +96,22 @@ class Penalty:
             schedule: how the penalty grows.
             score: importance of every weight; default w².
             groups: of grouped convolutions, per weight name; default: read from the modules.
+            masks: what stays where that is decided already, such as by a plan, per weight name; never looked at again.
 
         Raises:
             PlanError: a name is no parameter of the model.
         """
         parameters = dict(model.named_parameters())
-        unknown = sorted(set(choices) - set(parameters))
+        decided = dict(masks or {})
+        unknown = sorted({*choices, *decided} - set(parameters))
         if unknown:
             raise PlanError(f"{unknown[0]!r} is not a parameter of this network. Name convolution weights.")
         self.schedule, self._choices = schedule, dict(choices)
         self._score: ScoreFunction = score or (lambda name, weight: magnitude(weight))
-        self._groups = {name: (groups or {}).get(name) or _groups_of(model, name) for name in choices}
-        self._weights = {name: parameters[name] for name in choices}
-        self.masks: dict[str, Tensor] = {}
+        self._groups = {name: (groups or {}).get(name) or groups_of(model, name) for name in choices}
+        self._weights = {name: parameters[name] for name in (*choices, *decided)}
+        self._optimizer: torch.optim.Optimizer | None = None
+        self.masks: dict[str, Tensor] = decided
         self.strength = 0.0
         """λ now; may be set by hand at any time."""
         self.steps_done = 0
@@ -116,11 +121,11 @@ class Penalty:
     def refresh(self) -> int:
         """Choose the elements again, incumbents favoured; how many changed sides."""
         changed = 0
-        for name, weight in self._weights.items():
+        for name, choice in self._choices.items():
             old = self.masks.get(name)
             new = choose(
-                self._score(name, weight.detach()),
-                self._choices[name],
+                self._score(name, self._weights[name].detach()),
+                choice,
                 groups=self._groups[name],
                 incumbent=old,
                 hysteresis=self.schedule.hysteresis,
@@ -131,6 +136,7 @@ class Penalty:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Call after ``optimizer.step()``: shrinks the doomed elements, lets λ grow, looks at the mask in time."""
+        self._optimizer = optimizer
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         rates = {id(w): rates[id(w)] for w in self._weights.values() if id(w) in rates}
         # Towards the end rates often fall to nothing: then every step counts.
@@ -189,8 +195,19 @@ class Penalty:
             handle.remove()
 
     def harden(self, optimizer: torch.optim.Optimizer | None = None) -> HardMask:
-        """Set the doomed elements to zero and hold them there, in gradient and momentum."""
-        return HardMask({name: (self._weights[name], mask) for name, mask in self.masks.items()}, optimizer)
+        """Set the doomed elements to zero and hold them there, in gradient and momentum (of ``optimizer``, or of the
+        one that :meth:`step` saw)."""
+        held = {name: (self._weights[name], mask) for name, mask in self.masks.items()}
+        return HardMask(held, optimizer or self._optimizer)
+
+    @property
+    def state(self) -> Tensor:
+        """What a resumed training needs beside weights and masks, float64 [3]; may be assigned."""
+        return torch.tensor([self.strength, self._paid, float(self.steps_done)], dtype=torch.float64)
+
+    @state.setter
+    def state(self, held: Tensor) -> None:
+        self.strength, self._paid, self.steps_done = float(held[0]), float(held[1]), int(held[2])
 
 
 class HardMask:
@@ -240,8 +257,3 @@ def _masker(stays: Tensor) -> Callable[[Tensor], None]:
             parameter.grad.masked_fill_(~stays.to(parameter.grad.device), 0.0)
 
     return hook
-
-
-def _groups_of(model: nn.Module, name: str) -> int:
-    module = model.get_submodule(name.rpartition(".")[0])
-    return int(getattr(module, "groups", 1))

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateurs.errors import DataError, PlanMismatchError
-from secateurs.plan import Plan
+from secateurs.plan import ElementPattern, Plan
 from secateurs.progress import Progress, silent
 from secateurs.recover.lockstep import Lane, Weighted
 from secateurs.recover.normal_equations import NormalEquations
 from secateurs.recover.pairing import constant_of, surroundings_of
 from secateurs.recover.unfolding import Geometry, draw_positions, inputs_at, outputs_at
+from secateurs.structure.kernel_elements import mask_of
 
 _DAMPINGS = (0.001, 0.01, 0.1, 1.0)
 
@@ -149,14 +150,13 @@ class _Run:
             self.skipped[call.weight] = reason or "the dense network has no such layer"
             return
         self.dense.advance(partner.node, after=True)
-        layer = _Layer(call, partner, self.small, self.dense, self._kept(call), self.settings)
+        pattern = self.plan.elements.get(call.weight)
+        layer = _Layer(call, partner, self.small, self.dense, self._kept(call), self.settings, pattern)
         self.errors[call.weight] = layer.refit()
 
     def _obstacle(self, call: Weighted, partner: Weighted | None) -> str | None:
         if call.weight in self.repeated:
             return "its weight serves several calls"
-        if call.weight in self.plan.elements:
-            return "its kernel elements are chosen by the plan"
         if all(node.op == "placeholder" for node in call.node.all_input_nodes):
             return "its inputs are the images themselves"
         return None
@@ -177,7 +177,14 @@ class _Layer:
     """One layer of the small network beside its dense original."""
 
     def __init__(
-        self, call: Weighted, partner: Weighted, small: Lane, dense: Lane, kept: Tensor, settings: Settings
+        self,
+        call: Weighted,
+        partner: Weighted,
+        small: Lane,
+        dense: Lane,
+        kept: Tensor,
+        settings: Settings,
+        pattern: ElementPattern | None = None,
     ) -> None:
         self.settings, self.kept = settings, kept
         self.weight = small.tensors[call.weight]
@@ -193,6 +200,9 @@ class _Layer:
         self.inputs, self.targets = inputs, targets
         groups = self.geometry.groups
         self.matrix = self.weight.reshape(groups, len(self.weight) // groups, -1)
+        self.stays: Tensor | None = None
+        if pattern is not None:
+            self.stays = mask_of(pattern, tuple(self.weight.shape), groups).reshape(self.matrix.shape)
         # What has been added to the outputs: not the bias itself, because a batch norm may hold it.
         self.added = torch.zeros(len(self.weight), 1)
         self.positions = self._draw()
@@ -219,13 +229,13 @@ class _Layer:
         if not checked.count or not self.settings.weights:
             return _DAMPINGS[-1]
         free = self.constant is not None
-        errors = [checked.error(*fitted.solve(damping, constant=free)) for damping in _DAMPINGS]
+        errors = [checked.error(*fitted.solve(damping, constant=free, stays=self.stays)) for damping in _DAMPINGS]
         return _DAMPINGS[errors.index(min(errors))]
 
     def _step(self, system: NormalEquations, damping: float) -> None:
         step, shift = torch.zeros_like(system.cross), system.rest / max(1, system.count)
         if self.settings.weights:
-            step, shift = system.solve(damping, constant=self.constant is not None)
+            step, shift = system.solve(damping, constant=self.constant is not None, stays=self.stays)
         self.weight.add_(step.reshape(self.weight.shape).to(self.weight.dtype))
         self.matrix = self.weight.reshape(self.matrix.shape)
         if self.constant is not None:

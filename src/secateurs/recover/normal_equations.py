@@ -50,10 +50,11 @@ class NormalEquations:
             setattr(both, name, getattr(self, name) + getattr(other, name))
         return both
 
-    def solve(self, damping: float, *, constant: bool) -> tuple[Tensor, Tensor]:
+    def solve(self, damping: float, *, constant: bool, stays: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Step [groups, outputs, unknowns] and shift [groups, outputs] (zero without a ``constant``).
 
-        ``damping``: δ as a share of the inputs' mean square.
+        ``damping``: δ as a share of the inputs' mean square; ``stays``: bool like the step, False where it must be
+        zero.
         """
         gram, cross = self.gram, self.cross
         if constant:
@@ -61,13 +62,10 @@ class NormalEquations:
             cross = cross - self.rest[:, :, None] * self.inputs[:, None, :] / self.count
         mean_square = gram.diagonal(dim1=1, dim2=2).mean(1)
         added = (damping * mean_square).clamp_min(_SMALLEST * max(1, self.count))
-        for _ in range(_TRIALS):
-            factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(added[:, None].expand(-1, self.unknowns)))
-            if not failed.any() and bool(factor.isfinite().all()):
-                step = torch.cholesky_solve(cross.transpose(1, 2), factor).transpose(1, 2)
-                return step, self.shift(step) if constant else torch.zeros_like(self.rest)
-            added = torch.where(failed > 0, 100 * added, added)  # rounding made it indefinite
-        return torch.zeros_like(cross), torch.zeros_like(self.rest)  # activations that are no numbers: nothing to learn
+        step = _solved(gram, cross, added) if stays is None else _solved_within(gram, cross, added, stays)
+        if step is None:  # activations that are no numbers: nothing to learn
+            return torch.zeros_like(cross), torch.zeros_like(self.rest)
+        return step, self.shift(step) if constant else torch.zeros_like(self.rest)
 
     def shift(self, step: Tensor) -> Tensor:
         """The best constant [groups, outputs] beside ``step``."""
@@ -78,3 +76,32 @@ class NormalEquations:
         moved = (step @ self.inputs[:, :, None])[:, :, 0]
         left = self.energy - 2 * (step * self.cross).sum(2) + ((step @ self.gram) * step).sum(2)
         return float((left + shift * (2 * moved - 2 * self.rest + self.count * shift)).sum())
+
+
+def _solved(gram: Tensor, cross: Tensor, added: Tensor) -> Tensor | None:
+    """cross · (gram + added · 1)⁻¹ for every group, with more added where rounding made it indefinite; None where that
+    does not help."""
+    for _ in range(_TRIALS):
+        factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(added[:, None].expand(gram.shape[:2])))
+        if not failed.any() and bool(factor.isfinite().all()):
+            return torch.cholesky_solve(cross.transpose(1, 2), factor).transpose(1, 2)
+        added = torch.where(failed > 0, 100 * added, added)
+    return None
+
+
+def _solved_within(gram: Tensor, cross: Tensor, added: Tensor, stays: Tensor) -> Tensor | None:
+    """The same with unknowns that are zero: outputs that keep the same ones are solved together."""
+    step = torch.zeros_like(cross)
+    for group, masks in enumerate(stays):
+        patterns, which = masks.unique(dim=0, return_inverse=True)
+        for number, pattern in enumerate(patterns):
+            free, outputs = pattern.nonzero().flatten(), (which == number).nonzero().flatten()
+            if not len(free):
+                continue
+            part = _solved(
+                gram[group][free][:, free][None], cross[group][outputs][:, free][None], added[group : group + 1]
+            )
+            if part is None:
+                return None
+            step[group, outputs[:, None], free] = part[0]
+    return step

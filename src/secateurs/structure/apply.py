@@ -13,6 +13,7 @@ from torch import nn
 
 from secateurs.errors import PlanMismatchError, StructureError
 from secateurs.plan import Patch, Plan, Scale
+from secateurs.structure.kernel_elements import cut_elements
 
 
 def apply(
@@ -26,7 +27,8 @@ def apply(
     """A new, smaller module; ``model`` is untouched.
 
     The cut is checked (DESIGN §3): a scratch copy in float64 with every parameter redrawn must compute the same as
-    the dense network that ignores the removed units, to 1e-6 of the largest output.
+    the dense network that ignores the removed units, to 1e-6 of the largest output. Kernel elements that the plan does
+    not keep are zero in what is returned; names and shapes do not change by them.
 
     Args:
         model: the network the plan was made for (weights may differ, names and shapes may not).
@@ -48,6 +50,7 @@ def apply(
             small = rebuild(model, plan, example, check=check)
         else:
             small = _checked(model, plan, example) if check else cut_copy(model, plan)
+        cut_elements(small, plan.elements)
     if optimizer is not None:
         from secateurs.structure.training import slice_optimizer
 

@@ -1,0 +1,80 @@
+"""Which convolutions can lose kernel elements, and the patterns of a whole network for given counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.elements.metrics import magnitude
+from secateurs.elements.patterns import Choice, choose, to_pattern
+from secateurs.elements.rectangles import best_rectangle
+from secateurs.errors import PlanError
+from secateurs.plan import ElementPattern
+from secateurs.structure.kernel_elements import groups_of
+
+DEFAULT_BLOCK = 32
+LEAST_CHANNELS = 8
+"""Input channels (of a convolution group) below which a convolution is left whole: it is small, and reads the image."""
+
+Score = Callable[[str, Tensor], Tensor]
+"""(parameter name, weight) to the importance of every weight."""
+
+
+def square(name: str, weight: Tensor) -> Tensor:
+    """w²: choosing by it is projecting (METHODS §3.3c)."""
+    return magnitude(weight)
+
+
+def eligible(model: nn.Module) -> list[str]:
+    """Names of the convolution weights that have kernel elements to lose: several positions, not depthwise, not the
+    convolution of the image."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = []
+    for module in model.modules():
+        if not isinstance(module, (nn.Conv1d, nn.Conv2d)) or id(module.weight) not in names:
+            continue
+        weight = module.weight
+        if weight[0, 0].numel() > 1 and weight.shape[1] >= LEAST_CHANNELS and names[id(weight)] not in found:
+            found.append(names[id(weight)])
+    return found
+
+
+def patterns(
+    model: nn.Module,
+    counts: Mapping[str, float],
+    *,
+    scope: str = "block",
+    block: int = DEFAULT_BLOCK,
+    score: Score = square,
+) -> dict[str, ElementPattern]:
+    """Patterns per weight name that keep ``counts[name]`` positions of the kernel, on average over what is pooled.
+
+    Scope ``layer`` gives rectangles of at most so many positions, which every runtime takes as smaller convolutions.
+    Layers that keep all positions are left out.
+
+    Raises:
+        PlanError: a name is no convolution's weight, or a count does not fit its kernel.
+    """
+    parameters, found = dict(model.named_parameters(remove_duplicate=False)), {}
+    for name, count in counts.items():
+        weight = parameters.get(name)
+        if weight is None or weight.dim() < 3:
+            raise PlanError(f"{name!r} is no convolution's weight of this network. Name one such as layer1.0.weight.")
+        if count >= weight[0, 0].numel():
+            continue
+        choice = Choice(scope, count, block, pool="block" if scope == "block" else "unit")
+        groups = groups_of(model, name)
+        scores = score(name, weight.detach())
+        kept = _rectangle(scores, int(count)) if scope == "layer" else choose(scores, choice, groups=groups)
+        found[name] = to_pattern(kept, choice, groups=groups)
+    return found
+
+
+def _rectangle(scores: Tensor, count: int) -> Tensor:
+    rows, columns = best_rectangle(scores, count)
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    plane = kept.reshape(*kept.shape[:2], -1, kept.shape[-1])
+    plane[:, :, rows, columns] = True
+    return kept
