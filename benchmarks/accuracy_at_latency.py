@@ -1,25 +1,26 @@
 """Accuracy at equal *measured* latency, against everything else that is known, row by row.
 
-    python benchmarks/accuracy_at_latency.py candidates resnet20     plans of every method around every budget
-    python benchmarks/accuracy_at_latency.py time resnet20           latencies, interleaved with dense: a quiet machine
+    python benchmarks/accuracy_at_latency.py match resnet20 [--budget 50]   networks of every method, measured
     python benchmarks/accuracy_at_latency.py accuracy resnet20 [--epochs 2 --budget 50 --seed 0]    may run under load
-    python benchmarks/accuracy_at_latency.py table                   what the rows say
+    python benchmarks/accuracy_at_latency.py table                          what the rows say
 
-Every step goes on where it was stopped. ``candidates`` profiles the network first where the store holds no latency
-model. Ours is the slowest of our candidates within the budget; of a rival the slowest candidate within [1.00, 1.04] x
-ours is taken, so that doubt favours it; one that has none there is given its nearest slower one. All use the same
-groups, legal widths, latency model, calibration images, repair, recipe and seeds; only criterion and allocation
-differ. Data: ``--data`` (default ../shared/data).
+Every step goes on where it was stopped. ``match`` profiles the network first. Ours is the slowest of our networks
+within the budget; of a rival the slowest one within [1.00, 1.04] x ours is taken, so that doubt favours it; one that
+has none there is given its nearest slower one. All use the same groups, legal widths, latency model, calibration
+images, repair, recipe and seeds; only criterion and allocation differ. Accuracies are of the same 2500 (CIFAR-10) or
+1000 (Imagenette) test images, drawn once; rows without ``test_images`` are of all. Data: ``--data`` (default
+../shared/data).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,23 +29,26 @@ from typing import Any
 import numpy as np
 import rivals
 import torch
+from matching import Candidates, Entry, Match, chosen, tabulated
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from secateurs.cost import CostModel
 from secateurs.data import Data, accuracy, open_data
-from secateurs.errors import InfeasibleBudgetError, UnstableTimingError
+from secateurs.data.images import Images
 from secateurs.export.artifacts import variants
 from secateurs.importance.context import Context
 from secateurs.importance.statistics import gather
 from secateurs.importance.values import scores
 from secateurs.latency.model import LatencyModel
-from secateurs.latency.timing import Protocol, compare
 from secateurs.models import Loaded, load
 from secateurs.plan import Plan
-from secateurs.planning import Choice, Planner
+from secateurs.planning import Planner
 from secateurs.profiling import open_target, profile
 from secateurs.provenance import versions
 from secateurs.recover.batch_norm import reestimate
 from secateurs.recover.finetune import finetune
+from secateurs.recover.least_squares import correct_bias
 from secateurs.recover.recipe import Recipe
 from secateurs.recover.repair import repair
 from secateurs.search_options import Legal
@@ -54,14 +58,6 @@ ROWS = Path(__file__).parent / "results" / "accuracy_at_latency.csv"
 WORK = Path(__file__).parent.parent / "build" / "accuracy_at_latency"
 TARGET = "onnxruntime-cpu"
 BUDGETS = (75, 60, 50)
-STEPS = tuple(float(step) for step in np.round(np.arange(0.92, 1.121, 0.01), 3))
-"""Model limits that are tried, as factors of the budget."""
-MACS_STEPS = tuple(float(step) for step in np.round(np.arange(0.20, 1.001, 0.02), 3))
-"""Of the method that knows multiply-adds only, which fall faster than latency."""
-PRECISE = Protocol(turns=16, precision=0.008, extensions=1)
-AT_ONCE = 8
-WINDOW = 1.04
-"""Rivals may be this much slower than ours."""
 NETWORKS = {
     "resnet20": ("cifar-resnet20", "resnet20_cifar10_jpeg", "cifar10_jpeg_train.parquet,{}/cifar10_jpeg_test.parquet"),
     "resnet56": ("cifar-resnet56", "resnet56_cifar10_jpeg", "cifar10_jpeg_train.parquet,{}/cifar10_jpeg_test.parquet"),
@@ -76,7 +72,7 @@ NETWORKS = {
         "imagenette224_train.parquet,{}/imagenette224_val.parquet",
     ),
 }
-OURS = "secateurs"
+OURS, DENSE = "secateurs", "dense"
 METHODS = {
     OURS: ("fisher", "knapsack"),
     "uniform L1": ("l1", "uniform"),
@@ -100,6 +96,11 @@ class Bench:
     folder: Path
     seed: int = 0
 
+    @property
+    def kept(self) -> Path:
+        """Where everything about it lies."""
+        return WORK / self.name
+
     @cached_property
     def loaded(self) -> Loaded:
         """The dense network."""
@@ -113,6 +114,18 @@ class Bench:
         classes = "all" if "cifar" in rest else "present"
         return open_data(f"parquet:{self.folder}/{rest}", self.loaded, seed=0, classes=classes)
 
+    @property
+    def images(self) -> int:
+        """Calibration images of the repair: fewer large ones."""
+        return 1024 if "cifar" in NETWORKS[self.name][2] else 256
+
+    @cached_property
+    def test(self) -> Images:
+        """Test images that are judged on: the same ones, drawn once, for every method."""
+        whole = self.data.test
+        count = 2500 if "cifar" in NETWORKS[self.name][2] else 1000
+        return whole.select(np.random.default_rng(0).permutation(len(whole))[:count])
+
     @cached_property
     def graph(self) -> Graph:
         """Its structure."""
@@ -125,13 +138,31 @@ class Bench:
 
     @cached_property
     def costs(self) -> LatencyModel:
-        """Its latency model."""
-        return profile(self.graph, TARGET)
+        """Its latency model, kept in a file: all methods and all runs use the same one."""
+        kept = self.kept / "costs.json"
+        if not kept.exists():
+            found = profile(self.graph, TARGET)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(found.to_json())
+        return LatencyModel.from_json(kept.read_text())
 
     @cached_property
     def scores(self) -> dict[str, dict[str, np.ndarray]]:
-        """Scores of every criterion in use."""
-        batches = list(self.data.calibration.take(512).batches(64))
+        """Scores of every criterion in use, kept in a file."""
+        kept = self.kept / "scores.npz"
+        if not kept.exists():
+            flat = {f"{name}|{group}": values for name, own in self._score().items() for group, values in own.items()}
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(kept, **flat)  # type: ignore[arg-type]
+        result: dict[str, dict[str, np.ndarray]] = {}
+        for key, values in np.load(kept).items():
+            name, group = key.split("|")
+            result.setdefault(name, {})[group] = values
+        return result
+
+    def _score(self) -> dict[str, dict[str, np.ndarray]]:
+        count, size = (512, 64) if "cifar" in NETWORKS[self.name][2] else (192, 16)
+        batches = list(self.data.calibration.take(count).batches(size))
         statistics = gather(self.graph, batches, ("outputs", "norms", "gradients"))
         found = rivals.gradients(self.graph, batches)
         context = Context(0, statistics)
@@ -158,192 +189,112 @@ class Bench:
         resources = ("macs",) if method == "MACs knapsack" else ("latency",)
         planner = Planner(self.graph, costs, strategy, criterion, legal=legal, resources=resources)
         planner.__dict__["scores"] = self.scores[criterion]
+        if resources == ("latency",):
+            planner.__dict__["models"] = {"latency": self.table}
         return planner
 
-    def predicted(self, choice: Choice) -> float:
-        """Model latency as a ratio to dense."""
-        solution, dense = choice.solution, self.graph.spec.dense_widths
-        return float(self.costs.predict(solution.widths, solution.removed) / self.costs.predict(dense))
+    @cached_property
+    def table(self) -> CostModel:
+        """The latency model as tables."""
+        return tabulated(self.costs.cost_model(), self.graph.spec.dense_widths)
 
 
-@dataclass
-class Candidates:
-    """Plans that were made and their measured ratios, in one file: a list of entries.
-
-    ``method``, ``budget`` (per cent), ``step`` (model limit / budget), ``key`` (of the widths), ``predicted``,
-    ``ratio`` and ``upper`` (measured, None before); plans lie beside it.
-    """
-
-    path: Path
-
-    def read(self) -> list[dict[str, Any]]:
-        """Every entry."""
-        return json.loads(self.path.read_text()) if self.path.exists() else []
-
-    def write(self, entries: list[dict[str, Any]]) -> None:
-        """Replace the file in one go."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_suffix(".new")
-        scratch.write_text(json.dumps(entries, indent=1))
-        scratch.replace(self.path)
-
-    def plan(self, entry: dict[str, Any]) -> Path:
-        """Where an entry's plan lies."""
-        name = f"{entry['method']}-{entry['budget']}-{entry['step']}".replace(" ", "_")
-        return self.path.parent / f"{name}.plan.json"
-
-
-def make_candidates(bench: Bench, held: Candidates, budgets: list[int], methods: list[str], every: int) -> None:
-    """Plans of the methods for every budget and ``every``-th step; a network that occurred is not listed twice."""
-    entries = held.read()
-    for method in methods:
-        planner = bench.planner(method)
-        for budget in budgets:
-            seen = {entry["key"] for entry in entries if (entry["method"], entry["budget"]) == (method, budget)}
-            done = {entry["step"] for entry in entries if (entry["method"], entry["budget"]) == (method, budget)}
-            for step in (MACS_STEPS if planner.resources == ("macs",) else STEPS)[::every]:
-                if step in done:
-                    continue
-                try:
-                    choice = planner.solve({planner.resources[0]: step * budget / 100})
-                except InfeasibleBudgetError:
-                    continue
-                if choice.key in seen:
-                    continue
-                seen.add(choice.key)
-                entry = {
-                    "method": method,
-                    "budget": budget,
-                    "step": step,
-                    "key": choice.key,
-                    "widths": choice.solution.widths.tolist(),
-                    "removed": sorted(choice.solution.removed),
-                    "predicted": bench.predicted(choice),
-                    "ratio": None,
-                }
-                held.path.parent.mkdir(parents=True, exist_ok=True)
-                held.plan(entry).write_text(planner.plan(choice, f"{budget}%").to_json())
-                entries.append(entry)
-            held.write(entries)
-            print(f"{method}, {budget} %: {len(seen)} networks", flush=True)
-
-
-def measure(bench: Bench, held: Candidates, seconds: float, methods: list[str]) -> None:
-    """Measured ratios of candidates that have none, likeliest first, until the time is over."""
-    end, target = time.monotonic() + seconds, open_target(TARGET)
-    for chunk in iter(lambda: _open(held.read(), methods)[:AT_ONCE], []):
-        if time.monotonic() > end:
-            return
-        names = {f"c{index}": entry for index, entry in enumerate(chunk)}
-        files: dict[str, Path | str | bytes] = {"dense": bench.files.dense_bytes}
-        for name, entry in names.items():
-            files[name] = bench.files.build(np.array(entry["widths"]), frozenset(entry["removed"]))
-        try:
-            found = compare(target, files, protocol=PRECISE)
-        except UnstableTimingError as error:
-            print(error)
-            continue
-        results = {entry["key"]: found[name] for name, entry in names.items()}
-        entries = held.read()
-        for entry in entries:
-            if entry["key"] in results:
-                measured = results[entry["key"]]
-                dense_ms = found["dense"].latency_ms
-                entry |= {"ratio": measured.ratio, "upper": measured.ratio_upper, "dense_ms": dense_ms}
-        held.write(entries)
-        for entry in names.values():
-            print(f"{entry['method']:45s} {entry['budget']} % x {entry['step']}: {results[entry['key']].ratio:.4f}")
-
-
-def _open(entries: list[dict[str, Any]], methods: list[str]) -> list[dict[str, Any]]:
-    """Candidates worth measuring, one per network: those that may fill a gap, nearest to what is wanted first."""
-    found: dict[str, tuple[float, dict[str, Any]]] = {}
-    for method in methods:
-        for budget in BUDGETS:
-            mine = [e for e in entries if (e["method"], e["budget"]) == (method, budget)]
-            measured = [e for e in entries if e["method"] == method and e["ratio"] is not None]
-            tried = sum(e["ratio"] is not None for e in mine)
-            goal = budget / 100 * (0.985 if method == OURS else 1.01)
-            if measured:
-                nearest = min(measured, key=lambda e: abs(e["ratio"] - goal))
-                if abs(nearest["ratio"] / goal - 1) < (0.01 if method == OURS else 0.015) or tried >= 12:
-                    continue
-                goal *= nearest["predicted"] / nearest["ratio"]
-            fresh = (e for e in entries if e["method"] == method and e["ratio"] is None)
-            for entry in sorted(fresh, key=lambda e: abs(e["predicted"] - goal))[:2]:
-                found.setdefault(entry["key"], (abs(entry["predicted"] / goal - 1) + tried, entry))
-    return [entry for _, entry in sorted(found.values(), key=lambda pair: pair[0])]
-
-
-def chosen(entries: list[dict[str, Any]], budget: int) -> dict[str, dict[str, Any]]:
-    """Per method the candidate that is compared at a budget."""
-    there = [entry for entry in entries if entry["ratio"] is not None]
-    ours = [e for e in there if (e["method"], e["budget"]) == (OURS, budget) and e["upper"] <= budget / 100]
-    if not ours:
-        return {}
-    best = max(ours, key=lambda entry: entry["ratio"])
-    result = {OURS: best}
-    for method in METHODS:
-        slower = [e for e in there if e["method"] == method and e["ratio"] >= best["ratio"]]
-        near = [e for e in slower if e["ratio"] <= WINDOW * best["ratio"]]
-        if near and method != OURS:
-            result[method] = max(near, key=lambda entry: entry["ratio"])
-        elif slower and method != OURS:
-            result[method] = min(slower, key=lambda entry: entry["ratio"])
-    return result
+def match(bench: Bench, held: Candidates, budgets: list[int], methods: list[str]) -> None:
+    """Networks of the methods at equal measured latency, see :mod:`matching`."""
+    planners = {method: bench.planner(method) for method in methods}
+    Match(OURS, planners, bench.files, open_target(TARGET), held).run(budgets)
 
 
 def judge(bench: Bench, held: Candidates, arguments: argparse.Namespace) -> None:
     """One row per method and budget that has none yet."""
-    entries = held.read()
+    entries, methods = held.read(), arguments.methods or list(METHODS)
     for budget in arguments.budget:
-        picked = chosen(entries, budget)
-        if arguments.epochs:
-            picked = {"dense": {"ratio": 1.0}, **picked}
-        for method, entry in picked.items():
-            if arguments.methods is None or method in arguments.methods:
-                key = {"network": bench.name, "budget": budget, "method": method, "epochs": arguments.epochs}
-                key["seed"] = arguments.seed
-                if not _there(key):
-                    row = {**key, **_row(bench, held, entry, arguments.epochs, arguments.seed)}
-                    row["ratio_to_ours"] = round(entry["ratio"] / picked[OURS]["ratio"], 4)
-                    _append({**row, **_environment()})
-
-
-def _row(bench: Bench, held: Candidates, entry: dict[str, Any], epochs: int, seed: int) -> dict[str, object]:
-    """Accuracies of one candidate (of the dense network where the entry holds no method)."""
-    dense, data = bench.loaded.module, bench.data
-    found: dict[str, object] = {"ratio": round(entry["ratio"], 4)}
-    if "method" not in entry:
-        student = bench_copy(bench)
-    else:
-        plan = Plan.load(held.plan(entry))
-        spec, widths = bench.graph.spec, np.array(entry["widths"])
-        found |= {
-            "criterion": METHODS[entry["method"]][0],
-            "allocation": METHODS[entry["method"]][1],
-            "dense_ms": round(entry["dense_ms"], 4),
-            "predicted": round(entry["predicted"], 4),
-            "macs": round(spec.macs(widths, entry["removed"]) / spec.macs(spec.dense_widths), 4),
-            "blocks_removed": len(entry["removed"]),
+        picked = chosen(entries, OURS, list(METHODS), budget)
+        key: dict[str, Any] = {
+            "network": bench.name,
+            "budget": budget,
+            "epochs": arguments.epochs,
+            "seed": arguments.seed,
         }
-        student = apply(dense, plan, bench.loaded.example(), check=False).eval()
-        if epochs == 0:
-            other = apply(dense, plan, bench.loaded.example(), check=False).eval()
-            reestimate(other, data.calibration.take(1024).batches(128))
-            found["accuracy_statistics"] = accuracy(other, data.test, classes=data.classes)
-        found["repair"] = repair(dense, student, plan, data).chosen
-        found["accuracy_repaired"] = accuracy(student, data.test, classes=data.classes) if epochs == 0 else ""
-    if epochs:
-        tuned = finetune(student, data, Recipe(epochs=epochs, seed=seed, precision="auto"), teacher=dense)
-        found |= {"mode": str(tuned.mode), "accuracy": accuracy(student, data.test, classes=data.classes)}
-    return found
+        if arguments.epochs:
+            key["train_images"] = min(arguments.images or len(bench.data.train), len(bench.data.train))
+        for method, entry in picked.items():
+            if method in methods and not _there({**key, "method": method}):
+                start = time.monotonic()
+                if arguments.epochs:
+                    found = _tuned(bench, held, entry, key)
+                else:
+                    found = _untrained(bench, held, entry)
+                found["ratio_to_ours"] = round(entry["ratio"] / picked[OURS]["ratio"], 4)
+                found["seconds"] = round(time.monotonic() - start)
+                _append({**key, "method": method, **found, **_environment()})
+        if arguments.epochs and (DENSE in methods) and not _there({**key, "method": DENSE}):
+            _append({**key, "method": DENSE, "ratio": 1.0, **_tuned(bench, held, None, key), **_environment()})
 
 
-def bench_copy(bench: Bench) -> nn.Module:
-    """The dense network anew."""
-    built, weights, _ = NETWORKS[bench.name]
-    return load(built, weights=str(bench.folder / f"{weights}.safetensors")).module
+def _facts(bench: Bench, entry: Entry) -> dict[str, object]:
+    spec, widths = bench.graph.spec, np.array(entry["widths"])
+    return {
+        "ratio": round(entry["ratio"], 4),
+        "criterion": METHODS[entry["method"]][0],
+        "allocation": METHODS[entry["method"]][1],
+        "dense_ms": round(entry["dense_ms"], 4),
+        "predicted": round(entry["predicted"], 4),
+        "macs": round(spec.macs(widths, entry["removed"]) / spec.macs(spec.dense_widths), 4),
+        "blocks_removed": len(entry["removed"]),
+        "test_images": len(bench.test),
+    }
+
+
+def _cut(bench: Bench, held: Candidates, entry: Entry) -> nn.Module:
+    plan = Plan.load(held.plan(entry))
+    return apply(bench.loaded.module, plan, bench.loaded.example(), check=False).eval()
+
+
+def _repaired(bench: Bench, held: Candidates, entry: Entry) -> tuple[nn.Module, str]:
+    """The candidate after our repair, and by what; kept beside its plan."""
+    small, plan = _cut(bench, held, entry), held.plan(entry)
+    weights, how = plan.with_suffix(".repaired.safetensors"), plan.with_suffix(".repair.txt")
+    if not how.exists():
+        done = repair(bench.loaded.module, small, Plan.load(plan), bench.data, images=bench.images)
+        save_file({name: tensor.contiguous() for name, tensor in small.state_dict().items()}, weights)
+        how.write_text(done.chosen)
+    small.load_state_dict(load_file(weights))
+    return small.eval(), how.read_text()
+
+
+def _untrained(bench: Bench, held: Candidates, entry: Entry) -> dict[str, object]:
+    """Accuracies of one candidate with its statistics alone (without batch norm: its biases), and with our repair."""
+    data, other = bench.data, _cut(bench, held, entry)
+    calibration = data.calibration.take(bench.images)
+    if not reestimate(other, calibration.batches(64)).layers:
+        plan, batches = Plan.load(held.plan(entry)), [inputs for inputs, _ in calibration.batches(16)]
+        correct_bias(bench.loaded.module, other, plan, batches[:4])
+    statistics = accuracy(other, bench.test, classes=data.classes)
+    small, how = _repaired(bench, held, entry)
+    return {
+        **_facts(bench, entry),
+        "accuracy_statistics": round(statistics, 4),
+        "repair": how,
+        "accuracy_repaired": round(accuracy(small, bench.test, classes=data.classes), 4),
+    }
+
+
+def _tuned(bench: Bench, held: Candidates, entry: Entry | None, key: Mapping[str, Any]) -> dict[str, object]:
+    """Accuracy after training, of one candidate or (None) of the dense network; goes on after a kill."""
+    found: dict[str, object] = {"test_images": len(bench.test)}
+    name = "-".join([DENSE if entry is None else held.plan(entry).name, *(str(part) for part in key.values())])
+    if entry is None:
+        student = copy.deepcopy(bench.loaded.module)
+    else:
+        student, found["repair"] = _repaired(bench, held, entry)
+        found |= _facts(bench, entry)
+    data = replace(bench.data, train=bench.data.train.take(key["train_images"]))
+    recipe = Recipe(epochs=key["epochs"], seed=key["seed"], precision="auto")
+    folder = bench.kept / "training" / name
+    tuned = finetune(student, data, recipe, teacher=bench.loaded.module, checkpoint_dir=folder, resume=True)
+    accurate = accuracy(student, bench.test, classes=data.classes)
+    return {**found, "mode": str(tuned.mode), "accuracy": round(accurate, 4)}
 
 
 def _environment() -> dict[str, str]:
@@ -407,14 +358,13 @@ def table() -> Iterator[str]:
 def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("candidates", "time", "accuracy", "table"))
+    parser.add_argument("what", choices=("match", "accuracy", "table"))
     parser.add_argument("network", nargs="?", choices=sorted(NETWORKS))
     parser.add_argument("--budget", type=int, nargs="+", default=list(BUDGETS), help="per cent of dense")
     parser.add_argument("--methods", nargs="+", help="only these")
-    parser.add_argument("--every", type=int, default=1, help="of the model limits, in `candidates`")
     parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--images", type=int, help="training images of every epoch (default: all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=150.0, help="of `time`")
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     arguments = parser.parse_args()
     if arguments.what == "table":
@@ -426,10 +376,8 @@ def main() -> None:
     bench = Bench(arguments.network, arguments.data)
     held = Candidates(WORK / bench.name / "candidates.json")
     methods = arguments.methods or list(METHODS)
-    if arguments.what == "candidates":
-        make_candidates(bench, held, arguments.budget, methods, arguments.every)
-    elif arguments.what == "time":
-        measure(bench, held, arguments.seconds, methods)
+    if arguments.what == "match":
+        match(bench, held, arguments.budget, methods)
     else:
         judge(bench, held, arguments)
 

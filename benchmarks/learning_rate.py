@@ -2,8 +2,8 @@
 
     python benchmarks/learning_rate.py resnet20 0.005 0.015 0.05
 
-The network is cut by our plan of ``accuracy_at_latency.py`` for half of its latency (run its ``candidates`` and
-``time`` first) and repaired, then trained for one pass over ``--images`` training images.
+The network is cut by our plan of ``accuracy_at_latency.py`` for half of its latency (run its
+``match`` first) and repaired, then trained for one pass over ``--images`` training images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accuracy_at_latency import NETWORKS, OURS, WORK, Bench, Candidates, chosen
+from accuracy_at_latency import NETWORKS, OURS, WORK, Bench
+from matching import Candidates, chosen_ours
 
 from secateurs.data import accuracy
 from secateurs.plan import Plan
@@ -39,7 +40,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bench, held = Bench(arguments.network, arguments.data), Candidates(WORK / arguments.network / "candidates.json")
-    plan, dense = Plan.load(held.plan(chosen(held.read(), 50)[OURS])), bench.loaded.module
+    entry, dense = chosen_ours(held.read(), OURS, 50), bench.loaded.module
+    if entry is None:
+        parser.error(f"run `accuracy_at_latency.py match {arguments.network}` first")
+    plan = Plan.load(held.plan(entry))
     repaired = apply(dense, plan, bench.loaded.example(), check=False).eval()
     repair(dense, repaired, plan, bench.data)
     before = accuracy(repaired, bench.data.test, classes=bench.data.classes)
