@@ -65,9 +65,10 @@ def random_layer(
 def run(
     x: Tensor, packed: Packed, bias: Tensor | None, residual: Tensor | None, call: list[int], activation: str = "none"
 ) -> Tensor:
+    code = native.ACTIVATIONS.index(activation)
     with torch.inference_mode():
         return sparse_conv2d(
-            x, packed.weights, packed.masks, packed.starts, bias, residual, packed.shape[0], call, activation
+            x, packed.weights, packed.masks, packed.starts, bias, residual, packed.shape[0], call, code
         )
 
 

@@ -63,9 +63,8 @@ def test_gradients(activation: str, groups: int) -> None:
         y = F.conv2d(F.pad(x, (1, 1, 2, 1)), full, bias, stride=(2, 1), groups=groups) + residual
         return y if activation == "none" else getattr(F, activation)(y)
 
-    actual = sparse_conv2d(
-        inputs[0], inputs[1], packed.masks, packed.starts, inputs[2], inputs[3], 10, call, activation
-    )
+    code = native.ACTIVATIONS.index(activation)
+    actual = sparse_conv2d(inputs[0], inputs[1], packed.masks, packed.starts, inputs[2], inputs[3], 10, call, code)
     expected = dense(*inputs)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     seed = torch.randn_like(actual)
@@ -98,7 +97,7 @@ def test_operator_passes_pytorchs_own_checks() -> None:
         None,
         24,
         sparse.call,
-        "relu",
+        native.ACTIVATIONS.index("relu"),
     )
     torch.library.opcheck(sparse_conv2d, arguments, test_utils=("test_schema", "test_faketensor"))
     trained = (x.clone().requires_grad_(), sparse.weights, *arguments[2:])
@@ -122,15 +121,15 @@ def test_other_types_run_dense() -> None:
 
 def test_without_kernels_it_warns_and_runs_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     conv, sparse = layer("relu")
-    monkeypatch.setattr(native, "_load", lambda: (None, "no compiler was found"))
+    monkeypatch.setattr(native, "_load", lambda: (None, "No compiler was found."))
     native._warn.cache_clear()
     x = torch.randn(1, 12, 5, 5)
-    with pytest.warns(RuntimeWarning, match="slow reference: no compiler"):
+    with pytest.warns(RuntimeWarning, match=r"slow reference\. No compiler"):
         y = sparse(x)
     torch.testing.assert_close(y, F.relu(conv(x)))
     with pytest.raises(SecateursError, match="not there"):
         native.require()
-    assert native.missing() == "no compiler was found"
+    assert native.missing() == "No compiler was found."
 
 
 def test_refusals() -> None:

@@ -38,7 +38,7 @@ def build(sanitizers: str, *, vectors: bool) -> Path:
         return program
     folder.mkdir(parents=True, exist_ok=True)
     objects = []
-    for name in native._FILES:
+    for name in native.KERNEL_FILES:
         objects.append(str(folder / f"{name}-{digest}-{os.getpid()}.o"))
         # Without its flags a file of vector code compiles to a stub.
         here = vectors and platform.machine().lower() in ("x86_64", "amd64")

@@ -75,8 +75,9 @@ class SparseConv2d(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolution [n, filters, h, w] of ``x`` [n, channels, h, w], plus ``residual``, activated."""
         return sparse_conv2d(
-            x, self.weights, self.masks, self.starts, self.bias, residual, self.shape[0], self.call, self.activation
-        )
+            x, self.weights, self.masks, self.starts, self.bias, residual, self.shape[0], self.call,
+            ACTIVATIONS.index(self.activation),
+        )  # fmt: skip
 
     def dense_weight(self) -> Tensor:
         """The weight [filters, channels per group, kh, kw] with zeros where it is pruned."""

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 from secateurs.errors import TargetUnavailableError
@@ -39,8 +40,12 @@ _STRIDES = (
     *("out_stride_batch", "out_stride_row", "out_stride_column"),
     *("residual_stride_batch", "residual_stride_row", "residual_stride_column"),
 )
-_FILES = ("sparse_conv", "dispatch", "pool", "plain", "avx2", "avx512", "neon")
-_FLAGS = {"avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"]}
+KERNEL_FILES = ("sparse_conv", "dispatch", "pool", "plain", "avx2", "avx512", "neon")
+# The same flags as in CMakeLists.txt.
+_FLAGS = {
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"],
+}
 
 
 class ConvArguments(ctypes.Structure):
@@ -118,37 +123,45 @@ class Kernels:
         self.handle.secateurs_poison_scratch(int(on))
 
 
-def build(folder: Path | None = None, *, compiler: str | None = None, extra: tuple[str, ...] = ()) -> Path:
+@dataclass(frozen=True)
+class Recipe:
+    """A library to compile: files of :data:`SOURCES`, and what the compiler and the linker get besides."""
+
+    library: str = LIBRARY
+    files: tuple[str, ...] = KERNEL_FILES
+    flags: tuple[str, ...] = ()
+    link: tuple[str, ...] = ()
+
+
+def build(folder: Path | None = None, recipe: Recipe = Recipe()) -> Path:
     """Path of the library, compiled from the sources beside this file into ``folder`` (default: a cache folder).
 
-    The file's name carries a digest of sources and flags: what is built already is not built again.
+    The folder's name carries a digest of sources and flags: what is built already is not built again.
 
     Raises:
         TargetUnavailableError: no C++ compiler, or it fails (the message shows its first complaint).
     """
-    compiler = (
-        compiler or os.environ.get("CXX") or next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
-    )
+    compiler = os.environ.get("CXX") or next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
     if compiler is None:
         raise TargetUnavailableError("No C++ compiler was found (g++, clang++ or $CXX). Install one.")
-    sources = sorted(p for p in SOURCES.iterdir() if p.suffix in (".h", ".cpp"))
-    digest = hashlib.sha256("".join([compiler, *extra, *(p.read_text() for p in sources)]).encode()).hexdigest()[:16]
-    folder = (folder or _build_folder()) / digest
-    library = folder / LIBRARY
+    sources = [*sorted(SOURCES.glob("*.h")), *(SOURCES / f"{name}.cpp" for name in recipe.files)]
+    told = [compiler, *recipe.flags, *recipe.link, repr(_FLAGS), *(path.read_text() for path in sources)]
+    folder = (folder or _build_folder()) / hashlib.sha256("".join(told).encode()).hexdigest()[:16]
+    library = folder / recipe.library
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
-    base = [compiler, "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", *extra]
+    base = [compiler, "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", *recipe.flags]
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     token = f"{os.getpid()}"
     objects = []
-    for name in _FILES:
+    for name in recipe.files:
         objects.append(str(folder / f"{name}.{token}.o"))
         flags = _FLAGS.get(name, []) if x86 else []
         _compile([*base, *flags, "-c", str(SOURCES / f"{name}.cpp"), "-o", objects[-1]])
     # Two processes may build at once: each links under its own name, and the last rename wins.
-    temporary = folder / f"{LIBRARY}.{token}"
-    _compile([*base, "-shared", *objects, "-o", str(temporary), "-pthread"])
+    temporary = folder / f"{recipe.library}.{token}"
+    _compile([*base, "-shared", *objects, "-o", str(temporary), *recipe.link, "-pthread"])
     os.replace(temporary, library)
     for path in objects:
         os.unlink(path)
@@ -185,7 +198,7 @@ def _candidates() -> tuple[Path | None, str]:
             return build(), ""
         except TargetUnavailableError as error:
             return None, str(error)
-    return None, f"this installation of secateurs was made without a compiler, {LIBRARY} is missing"
+    return None, f"This installation of secateurs has no {LIBRARY}. Install it where there is a C++ compiler."
 
 
 @functools.lru_cache(maxsize=1)
@@ -196,7 +209,7 @@ def _load() -> tuple[Kernels | None, str]:
     try:
         return Kernels(path), ""
     except (OSError, AttributeError) as error:
-        return None, f"{path} cannot be loaded: {error}"
+        return None, f"{path} cannot be loaded: {error}. Delete it, or unset SECATEURS_KERNELS."
 
 
 def kernels() -> Kernels | None:
@@ -215,8 +228,8 @@ def missing() -> str | None:
 @functools.lru_cache(maxsize=1)
 def _warn(reason: str) -> None:
     warnings.warn(
-        f"Sparse convolutions run the slow reference: {reason}. "
-        f"Install a C++ compiler and run 'python -m secateurs.elements.native'.",
+        f"Sparse convolutions run the slow reference. {reason} "
+        f"'python -m secateurs.elements.native' compiles the kernels, or tells what is missing.",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -230,9 +243,7 @@ def require() -> Kernels:
     """
     found, reason = _load()
     if found is None:
-        raise TargetUnavailableError(
-            f"The compiled sparse convolution is not there: {reason}. Install a C++ compiler and reinstall secateurs."
-        )
+        raise TargetUnavailableError(f"The compiled sparse convolution is not there. {reason}")
     return found
 
 

@@ -22,9 +22,10 @@ from secateurs.errors import SecateursError
 _LIBRARY = torch.library.Library("secateurs", "FRAGMENT")
 _LIBRARY.define(
     "sparse_conv2d(Tensor x, Tensor weights, Tensor masks, Tensor starts, Tensor? bias, Tensor? residual, int filters, "
-    "int[] geometry, str activation) -> Tensor"
+    "int[] geometry, int activation) -> Tensor"
 )
 # geometry: kernel h, w, stride h, w, padding top, left, bottom, right, dilation h, w, groups
+# activation: index into native.ACTIVATIONS; a number, because other runtimes' converters do not hand strings on
 
 sparse_conv2d = torch.ops.secateurs.sparse_conv2d.default
 
@@ -88,7 +89,7 @@ def _run(
     residual: Tensor | None,
     filters: int,
     geometry: list[int],
-    activation: str,
+    activation: int,
 ) -> Tensor:
     found = native.kernels()
     if found is None or x.dtype is not torch.float32 or weights.dtype is not torch.float32:
@@ -97,7 +98,7 @@ def _run(
         residual = channels_last(residual)
     arguments, shape = call_arguments(
         tuple(x.shape), x.stride(), None if residual is None else residual.stride(), filters, weights.shape[1],
-        tuple(geometry), activation, torch.get_num_threads(),
+        tuple(geometry), native.ACTIVATIONS[activation], torch.get_num_threads(),
     )  # fmt: skip
     out = torch.empty(shape, memory_format=torch.channels_last)
     status = found.conv(
@@ -136,11 +137,11 @@ def _run_dense(
     residual: Tensor | None,
     filters: int,
     geometry: list[int],
-    activation: str,
+    activation: int,
 ) -> Tensor:
     """The same by ``F.conv2d`` on the unpacked weight: for other devices and types, and where nothing is compiled."""
     value = _dense_preactivation(x, weights, masks, bias, residual, filters, geometry)
-    return activate(value, activation).contiguous(memory_format=torch.channels_last)
+    return activate(value, native.ACTIVATIONS[activation]).contiguous(memory_format=torch.channels_last)
 
 
 def _dense_preactivation(
@@ -168,15 +169,15 @@ def _fake(
     residual: Tensor | None,
     filters: int,
     geometry: list[int],
-    activation: str,
+    activation: int,
 ) -> Tensor:
     return _empty_output(x, filters, geometry)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weights, masks, _, bias, residual, filters, geometry, activation = inputs
-    ctx.save_for_backward(x, weights, masks, bias, residual, output if activation.startswith("relu") else None)
-    ctx.filters, ctx.geometry, ctx.activation = filters, geometry, activation
+    ctx.filters, ctx.geometry, ctx.activation = filters, geometry, native.ACTIVATIONS[activation]
+    ctx.save_for_backward(x, weights, masks, bias, residual, output if ctx.activation.startswith("relu") else None)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
