@@ -9,9 +9,10 @@
 ``prepare`` profiles the network on ONNX Runtime and scores its units, once: latencies (as tables over legal widths) and
 scores are frozen in the working folder, so that every search of every day sees the same problem. ``search`` evaluates
 networks for real (500 validation images after batch-norm re-estimation); accuracies are kept by network across methods
-and seeds, and a finished (method, seed) is a row of results/hamp.csv, so it can be stopped at any time. Nothing is
-timed there, so it may run on a busy machine. ``measure`` measures the networks of HAMP's fronts beside dense: a quiet
-machine is needed, as for ``workers``, which compares crews. No search starts from what another one stored.
+and seeds, and a finished (evaluations, seed, method) is a row of results/hamp.csv, so it can be stopped at any time;
+``--evaluations 300 600`` takes everything to 300 first and goes on to 600 from there. Nothing is timed in it, so it may
+run on a busy machine. ``measure`` measures the networks of HAMP's fronts beside dense: a quiet machine is needed, as
+for ``workers``, which compares crews. No search starts from what another one stored.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ MEASURED = Path(__file__).parent / "results" / "hamp_measured.csv"
 WORKERS = Path(__file__).parent / "results" / "hamp_workers.csv"
 TURNS_OF_WORKERS, NETWORKS_PER_TURN = 5, 16
 MODEL, CRITERION, TARGET = "cifar-resnet56", "fisher", "onnxruntime-cpu"
-IMAGES, EVALUATIONS, POPULATION, STEP = 500, 600, 24, 50
+IMAGES, POPULATION, STEP = 500, 24, 50
 CURVE = 40
 """Budgets of the knapsack curve."""
 
@@ -147,20 +148,21 @@ def open_problem(arguments: argparse.Namespace) -> tuple[Problem, dict[str, Any]
     return problem, {**facts, "precision": evaluator.judge.precision, "identity": evaluator.identity}, loaded
 
 
-Method = Callable[[Problem, Encoding, Judging, int], None]
+Method = Callable[[Problem, Encoding, Judging, int, int], None]
+"""Searches with a seed and a number of real evaluations."""
 
 
-def random_search(problem: Problem, encoding: Encoding, judging: Judging, seed: int) -> None:
+def random_search(problem: Problem, encoding: Encoding, judging: Judging, seed: int, most: int) -> None:
     """Random networks around random keep ratios."""
     generator = np.random.default_rng(seed)
-    while judging.count < EVALUATIONS:
-        judging.errors(random_genomes(encoding, min(POPULATION, EVALUATIONS - judging.count), generator))
+    while judging.count < most:
+        judging.errors(random_genomes(encoding, POPULATION, generator)[: most - judging.count])
 
 
 def nsga2(inject: bool) -> Method:
     """pymoo's NSGA-II with its usual operators for integers (SBX and polynomial mutation, rounded)."""
 
-    def go(problem: Problem, encoding: Encoding, judging: Judging, seed: int) -> None:
+    def go(problem: Problem, encoding: Encoding, judging: Judging, seed: int, most: int) -> None:
         from pymoo.algorithms.moo.nsga2 import NSGA2
         from pymoo.core.problem import Problem as Numbers
         from pymoo.operators.crossover.sbx import SBX
@@ -188,7 +190,7 @@ def nsga2(inject: bool) -> Method:
             eliminate_duplicates=True,
         )
         algorithm.setup(Task(), termination=("n_gen", 10_000), seed=seed)
-        while judging.count < EVALUATIONS and algorithm.has_next():
+        while judging.count < most and algorithm.has_next():
             algorithm.next()
 
     return go
@@ -197,9 +199,9 @@ def nsga2(inject: bool) -> Method:
 def hamp(**changes: Any) -> Method:
     """This project's search."""
 
-    def go(problem: Problem, encoding: Encoding, judging: Judging, seed: int) -> None:
+    def go(problem: Problem, encoding: Encoding, judging: Judging, seed: int, most: int) -> None:
         settings = Settings(
-            population=POPULATION, evaluations=EVALUATIONS, stagnation=0, local_every=3, start_from_known=False
+            population=POPULATION, evaluations=most, stagnation=0, local_every=3, start_from_known=False
         )
         search = Search(problem, replace(settings, **changes), seed)
         search.go()
@@ -209,7 +211,7 @@ def hamp(**changes: Any) -> Method:
     return go
 
 
-def knapsack_curve(problem: Problem, encoding: Encoding, judging: Judging, seed: int) -> None:
+def knapsack_curve(problem: Problem, encoding: Encoding, judging: Judging, seed: int, most: int) -> None:
     """The exact optimum of the summed scores for evenly spread budgets; nothing is random."""
     start = _start(problem, encoding)
     first = problem.constraints[0]
@@ -225,8 +227,8 @@ def knapsack_curve(problem: Problem, encoding: Encoding, judging: Judging, seed:
 METHODS: dict[str, Method] = {
     "knapsack-curve": knapsack_curve,
     "hamp": hamp(),
-    "nsga2": nsga2(inject=False),
     "nsga2-injected": nsga2(inject=True),
+    "nsga2": nsga2(inject=False),
     "random": random_search,
     "hamp-no-local": hamp(local=None),
 }
@@ -249,62 +251,65 @@ class Trace(Judging):
             self._errors[genome.tobytes()] = float(error)
         self.count = len(self._errors)
 
-    def hypervolumes(self, box: Box) -> list[float]:
-        """After every :data:`STEP` evaluations."""
+    def hypervolumes(self, box: Box, most: int) -> list[float]:
+        """After every :data:`STEP` of the first ``most`` evaluations."""
         genes, errors = self.everything()
-        objectives = np.column_stack([errors, self.encoding.costs(genes)])[:EVALUATIONS]
+        objectives = np.column_stack([errors, self.encoding.costs(genes)])[:most]
         ends = [*range(STEP, len(objectives), STEP), len(objectives)]
         return [box.hypervolume(objectives[:end]) for end in ends]
 
-    def front(self, box: Box) -> Archive:
-        """The non-dominated points."""
+    def front(self, box: Box, most: int) -> Archive:
+        """The non-dominated points of the first ``most`` evaluations."""
         archive = Archive(box, len(self.encoding.sizes))
         genes, errors = self.everything()
         costs = self.encoding.costs(genes)
-        for genome, error, cost in itertools.islice(zip(genes, errors, costs, strict=True), EVALUATIONS):
+        for genome, error, cost in itertools.islice(zip(genes, errors, costs, strict=True), most):
             if cost[0] <= self.encoding.problem.limits[0] * (1 + 1e-9):
                 archive.add(genome, np.array([error, *cost]))
         return archive
 
 
 def search(arguments: argparse.Namespace) -> None:
-    """One row per (method, seed) that has none yet."""
+    """One row per (evaluations, seed, method) that has none yet."""
     problem, facts, _ = open_problem(arguments)
     encoding = Encoding(problem)
     box = _start(problem, encoding).box
-    done = {(row["method"], row["seed"]) for row in read(RESULTS) if row["identity"] == facts["identity"]}
-    for seed in arguments.seeds:
-        for name in arguments.methods:
-            if (name, str(seed)) in done or (name == "knapsack-curve" and seed != arguments.seeds[0]):
-                continue
-            with silent.task(name) as task:
-                judging = Trace(encoding, task)
-                METHODS[name](problem, encoding, judging, seed)
-            volumes, front = judging.hypervolumes(box), judging.front(box)
-            order = np.argsort(front.objectives[:, 1])
-            networks = [encoding.network(front.genes[i]) for i in order]
-            row = {
-                "method": name,
-                "seed": seed,
-                "evaluations": min(judging.count, EVALUATIONS),
-                "hypervolume": round(volumes[-1], 6),
-                "hypervolumes": json.dumps([round(v, 6) for v in volumes]),
-                "front": json.dumps([[round(float(v), 5) for v in front.objectives[i]] for i in order]),
-                "networks": json.dumps([[w.tolist(), sorted(gone)] for w, gone in networks]),
-                "population": POPULATION,
-                "images": IMAGES,
-                "model": MODEL,
-                "criterion": CRITERION,
-                "target": TARGET,
-                "dense_ms": round(facts["dense_ms"], 4),
-                "latency_model_error": round(facts["latency_error"], 4),
-                "precision": facts["precision"],
-                "identity": facts["identity"],
-                "device": platform.processor() or platform.machine(),
-                "versions": json.dumps(versions()),
-            }
-            append(RESULTS, row)
-            print(f"{name} seed {seed}: hypervolume {volumes[-1]:.4f}, {len(front)} points", flush=True)
+    done = {(r["budget"], r["seed"], r["method"]) for r in read(RESULTS) if r["identity"] == facts["identity"]}
+    for most, seed, name in itertools.product(arguments.evaluations, arguments.seeds, arguments.methods):
+        first = (arguments.evaluations[0], arguments.seeds[0])
+        if (str(most), str(seed), name) in done or (name == "knapsack-curve" and (most, seed) != first):
+            continue
+        with silent.task(name) as task:
+            judging = Trace(encoding, task)
+            METHODS[name](problem, encoding, judging, seed, most)
+        volumes, front = judging.hypervolumes(box, most), judging.front(box, most)
+        order = np.argsort(front.objectives[:, 1])
+        networks = [encoding.network(front.genes[i]) for i in order]
+        row = {
+            "method": name,
+            "budget": most,
+            "seed": seed,
+            "evaluations": min(judging.count, most),
+            "hypervolume": round(volumes[-1], 6),
+            "hypervolumes": json.dumps([round(v, 6) for v in volumes]),
+            "front": json.dumps([[round(float(v), 5) for v in front.objectives[i]] for i in order]),
+            "networks": json.dumps([[w.tolist(), sorted(gone)] for w, gone in networks]),
+            "population": POPULATION,
+            "images": IMAGES,
+            "model": MODEL,
+            "criterion": CRITERION,
+            "target": TARGET,
+            "dense_ms": round(facts["dense_ms"], 4),
+            "latency_model_error": round(facts["latency_error"], 4),
+            "precision": facts["precision"],
+            "identity": facts["identity"],
+            "device": platform.processor() or platform.machine(),
+            "versions": json.dumps(versions()),
+        }
+        append(RESULTS, row)
+        print(
+            f"{most} evaluations, seed {seed}, {name}: hypervolume {volumes[-1]:.4f}, {len(front)} points", flush=True
+        )
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -431,6 +436,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=None)
     parser.add_argument("--folder", type=Path, default=Path("runs/hamp"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--evaluations", type=int, nargs="+", default=[600])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     arguments = parser.parse_args()
     phases = {"prepare": prepare, "search": search, "measure": measure, "workers": workers, "summary": summary}

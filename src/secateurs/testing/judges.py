@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from secateurs.search.problem import Evaluation, Problem
+
+if TYPE_CHECKING:
+    from secateurs.search.hamp.pool import Pool
 
 
 class Killed(BaseException):
@@ -52,6 +57,44 @@ class Formula:
     def on_fewer(self, images: int) -> Formula:
         """A rougher formula."""
         return Formula(self.problem, self.seed, self.stop_after, images)
+
+
+@dataclass(frozen=True)
+class Errand:
+    """For workers in other processes: what ``formula`` says, after ``seconds``, with a file ``PID`` left in ``folder``
+    beforehand, so that a test knows whom to kill."""
+
+    formula: Formula
+    folder: str
+    seconds: float = 0.0
+
+    def __call__(self, widths: np.ndarray, removed: frozenset[int]) -> Evaluation:
+        """The formula's evaluation."""
+        Path(self.folder, str(os.getpid())).touch()
+        time.sleep(self.seconds)
+        return self.formula(widths, removed)
+
+
+@dataclass(frozen=True)
+class Crewed:
+    """The evaluator of a search whose candidates the workers of ``pool`` judge by ``formula``."""
+
+    formula: Formula
+    pool: Pool
+
+    @property
+    def identity(self) -> str:
+        """That of the formula: who computes makes no difference."""
+        return self.formula.identity
+
+    def __call__(self, widths: np.ndarray, removed: frozenset[int]) -> Evaluation:
+        """The evaluation of one candidate."""
+        ((_, found),) = self.many([(widths, removed)])
+        return found
+
+    def many(self, candidates: Sequence[tuple[np.ndarray, frozenset[int]]]) -> Iterator[tuple[int, Evaluation]]:
+        """(place, evaluation) of every candidate as they are done."""
+        return self.pool.map(candidates)
 
 
 @dataclass(frozen=True)
