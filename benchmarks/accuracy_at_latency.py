@@ -313,7 +313,7 @@ def _there(key: dict[str, Any]) -> bool:
     return any(all(row.get(name) == str(value) for name, value in key.items()) for row in _rows())
 
 
-def _append(row: dict[str, object]) -> None:
+def _append(row: Mapping[str, object]) -> None:
     """Add a row; the file is whole at any time."""
     held = _rows()
     fields = list(dict.fromkeys(name for entry in (*held, row) for name in entry))
