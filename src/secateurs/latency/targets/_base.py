@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from secateurs.errors import PlanError
 from secateurs.latency.process import Worker
 
 
@@ -61,6 +62,32 @@ class Target(Protocol):
 
     def operations(self, profile: Mapping[str, Any]) -> tuple[Operation, ...]:
         """The operators of one profiled model, in the model file's own names."""
+
+
+def processor_facts(target: str, runtime: str, precision: str, threads: int) -> dict[str, str | int]:
+    """What a measurement on this machine's processor depends on; ``runtime``: name and version."""
+    return {
+        "target": target,
+        "device": processor_name(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "runtime": runtime,
+        "precision": precision,
+        "threads": threads,
+    }
+
+
+def with_precision(target: str, precision: str, known: Sequence[str]) -> str:
+    """The target's name, with the precision where it is not f32.
+
+    Raises:
+        PlanError: it is not one of the ``known`` precisions.
+    """
+    if precision not in known:
+        raise PlanError(
+            f"Target {target} has no precision {precision!r}. It knows {', '.join(known)}, "
+            f"for example {target}:{known[-1]}."
+        )
+    return target if precision == "f32" else f"{target}:{precision}"
 
 
 @functools.cache

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from secateurs.latency.targets._base import processor_facts
+
 _LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 
 
@@ -47,7 +49,12 @@ def find_device(load: Callable[[], Any] | None = None) -> CudaDevice | str:
     return CudaDevice(name.value.decode("utf-8", "replace"), f"{version.value // 1000}.{version.value % 1000 // 10}")
 
 
-def device_or_none() -> CudaDevice:
-    """The first CUDA device, or one named "none", so that a fingerprint can be told without it."""
+def device_facts(target: str, runtime: str, precision: str, threads: int) -> dict[str, str | int]:
+    """What a measurement on the first CUDA device depends on, besides what one on the host's processor does.
+
+    Without a device it is named "none", so that a fingerprint can be told all the same.
+    """
     found = find_device()
-    return found if isinstance(found, CudaDevice) else CudaDevice("none", "none")
+    device = found if isinstance(found, CudaDevice) else CudaDevice("none", "none")
+    host = processor_facts(target, runtime, precision, threads)
+    return {**host, "device": device.name, "host_device": host["device"], "driver": f"CUDA {device.driver}"}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from secateurs.latency.process import QUIET, Worker, local_command
-from secateurs.latency.targets._base import Operation, lower_half, processor_name
+from secateurs.latency.targets._base import Operation, lower_half, processor_facts
 
 _WEIGHTED = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected")
 """Convolutions of one element run as fully connected layers."""
@@ -63,14 +62,8 @@ class ExecutorchXnnpack:
 
     def fingerprint(self, threads: int) -> dict[str, str | int]:
         """Device, runtime version, precision, threads."""
-        return {
-            "target": self.name,
-            "device": processor_name(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "runtime": f"executorch {importlib.metadata.version('executorch')}",
-            "precision": self.precision,
-            "threads": threads,
-        }
+        version = importlib.metadata.version("executorch")
+        return processor_facts(self.name, f"executorch {version}", self.precision, threads)
 
     def start(self) -> Worker:
         """A new worker process."""

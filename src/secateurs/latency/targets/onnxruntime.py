@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import importlib.util
-import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 import onnx
 
 from secateurs.latency.process import QUIET, Worker, local_command
-from secateurs.latency.targets._base import Operation, lower_half, processor_name
+from secateurs.latency.targets._base import Operation, lower_half, processor_facts
 
 _SUFFIX = re.compile(r"(_nchwc)?(_token_\d+)?$")
 _REACH = 12
@@ -40,14 +39,8 @@ class OnnxRuntimeCpu:
 
     def fingerprint(self, threads: int) -> dict[str, str | int]:
         """Device, runtime version, precision, threads."""
-        return {
-            "target": self.name,
-            "device": processor_name(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "runtime": f"onnxruntime {importlib.metadata.version('onnxruntime')}",
-            "precision": self.precision,
-            "threads": threads,
-        }
+        version = importlib.metadata.version("onnxruntime")
+        return processor_facts(self.name, f"onnxruntime {version}", self.precision, threads)
 
     def start(self) -> Worker:
         """A new worker process."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from secateurs.errors import PlanError
 from secateurs.latency.process import QUIET, Worker, local_command
-from secateurs.latency.targets._base import Operation, processor_name
-from secateurs.latency.targets._cuda import device_or_none, find_device
+from secateurs.latency.targets._base import Operation, with_precision
+from secateurs.latency.targets._cuda import device_facts, find_device
 
 
 @dataclass(frozen=True)
@@ -33,16 +31,12 @@ class OnnxRuntimeCuda:
     package: str = field(default="onnxruntime-gpu", init=False)
 
     def __post_init__(self) -> None:
-        if self.precision not in self.precisions:
-            raise PlanError(
-                f"Target {self.base_name} has no precision {self.precision!r}. It knows {', '.join(self.precisions)}, "
-                f"for example {self.base_name}:{self.precisions[-1]}."
-            )
+        with_precision(self.base_name, self.precision, self.precisions)
 
     @property
     def name(self) -> str:
         """The target's name, with the precision where it is not f32."""
-        return self.base_name if self.precision == "f32" else f"{self.base_name}:{self.precision}"
+        return with_precision(self.base_name, self.precision, self.precisions)
 
     def available(self) -> str | None:
         """None, or why not: no ONNX Runtime, one without this provider, or no device."""
@@ -61,17 +55,7 @@ class OnnxRuntimeCuda:
 
     def fingerprint(self, threads: int) -> dict[str, str | int]:
         """Device, host, driver and runtime version, precision, threads of the host."""
-        device = device_or_none()
-        return {
-            "target": self.name,
-            "device": device.name,
-            "host_device": processor_name(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "runtime": f"onnxruntime {_version()}",
-            "driver": f"CUDA {device.driver}",
-            "precision": self.precision,
-            "threads": threads,
-        }
+        return device_facts(self.name, f"onnxruntime {_version()}", self.precision, threads)
 
     def start(self) -> Worker:
         """A new worker process."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from secateurs.errors import PlanError
 from secateurs.latency.process import QUIET, Worker, local_command
-from secateurs.latency.targets._base import Operation, lower_half, processor_name
+from secateurs.latency.targets._base import Operation, lower_half, processor_facts, with_precision
 
 PRECISIONS = ("f32", "bf16", "f16")
 _REACH = 12
@@ -29,16 +27,12 @@ class OpenVinoCpu:
     package: str = field(default="openvino", init=False)
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise PlanError(
-                f"Target openvino-cpu has no precision {self.precision!r}. It knows {', '.join(PRECISIONS)}, "
-                f"for example openvino-cpu:bf16."
-            )
+        with_precision("openvino-cpu", self.precision, PRECISIONS)
 
     @property
     def name(self) -> str:
         """``openvino-cpu``, with the precision where it is not f32."""
-        return "openvino-cpu" if self.precision == "f32" else f"openvino-cpu:{self.precision}"
+        return with_precision("openvino-cpu", self.precision, PRECISIONS)
 
     def available(self) -> str | None:
         """None, or why not."""
@@ -48,14 +42,8 @@ class OpenVinoCpu:
 
     def fingerprint(self, threads: int) -> dict[str, str | int]:
         """Device, runtime version, precision, threads."""
-        return {
-            "target": self.name,
-            "device": processor_name(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "runtime": f"openvino {importlib.metadata.version('openvino')}",
-            "precision": self.precision,
-            "threads": threads,
-        }
+        version = importlib.metadata.version("openvino")
+        return processor_facts(self.name, f"openvino {version}", self.precision, threads)
 
     def start(self) -> Worker:
         """A new worker process."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from secateurs.latency.process import Worker, local_command
-from secateurs.latency.targets._base import Operation, lower_half, processor_name
+from secateurs.latency.targets._base import Operation, lower_half, processor_facts
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,9 @@ class TorchCpu:
 
     def fingerprint(self, threads: int) -> dict[str, str | int]:
         """Device, runtime version, precision, threads."""
-        return {
-            "target": self.name,
-            "device": processor_name(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "runtime": f"torch {importlib.metadata.version('torch')}",
-            "memory": "kept between runs",
-            "precision": self.precision,
-            "threads": threads,
-        }
+        version = importlib.metadata.version("torch")
+        facts = processor_facts(self.name, f"torch {version}", self.precision, threads)
+        return {**facts, "memory": "kept between runs"}
 
     def start(self) -> Worker:
         """A new worker process."""

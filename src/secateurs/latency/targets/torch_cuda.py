@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from secateurs.errors import PlanError
 from secateurs.latency.process import Worker, local_command
-from secateurs.latency.targets._base import Operation, lower_half, processor_name
-from secateurs.latency.targets._cuda import device_or_none, find_device
+from secateurs.latency.targets._base import Operation, lower_half, with_precision
+from secateurs.latency.targets._cuda import device_facts, find_device
 
 PRECISIONS = ("f32", "tf32", "fp16", "bf16")
 
@@ -33,16 +31,12 @@ class TorchCuda:
     profiles: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise PlanError(
-                f"Target {self.base_name} has no precision {self.precision!r}. It knows {', '.join(PRECISIONS)}, "
-                f"for example {self.base_name}:fp16."
-            )
+        with_precision(self.base_name, self.precision, PRECISIONS)
 
     @property
     def name(self) -> str:
         """The target's name, with the precision where it is not f32."""
-        return self.base_name if self.precision == "f32" else f"{self.base_name}:{self.precision}"
+        return with_precision(self.base_name, self.precision, PRECISIONS)
 
     def available(self) -> str | None:
         """None, or why not: no device, or a PyTorch without CUDA."""
@@ -57,17 +51,8 @@ class TorchCuda:
 
     def fingerprint(self, threads: int) -> dict[str, str | int]:
         """Device, host, driver and runtime version, precision, threads of the host."""
-        device = device_or_none()
-        return {
-            "target": self.name,
-            "device": device.name,
-            "host_device": processor_name(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "runtime": f"torch {importlib.metadata.version('torch')}",
-            "driver": f"CUDA {device.driver}",
-            "precision": self.precision,
-            "threads": threads,
-        }
+        version = importlib.metadata.version("torch")
+        return device_facts(self.name, f"torch {version}", self.precision, threads)
 
     def start(self) -> Worker:
         """A new worker process."""
