@@ -24,13 +24,15 @@ from secateurs.bench import Bench, out_of_reach
 from secateurs.closed_loop import Attempt, Limits, close, goal_for
 from secateurs.data import Data, accuracy
 from secateurs.data.images import BatchesOf
+from secateurs.element_planning import ElementSpace, element_space, left_after, pruned_elements
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.footprint import dense_figures, memory_seen
+from secateurs.kernel_times import KernelTimes
 from secateurs.latency.model import LatencyModel
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import processor_name
 from secateurs.models import Loaded
-from secateurs.outcome import Facts, check_budgets, make_record
+from secateurs.outcome import Facts, check_budgets, make_record, points
 from secateurs.plan import Measurement, Plan, describe_budgets
 from secateurs.planning import Choice, Planner
 from secateurs.profiling import open_target, profile
@@ -101,11 +103,13 @@ class Job:
         facts: Facts = self._stage("dense", self._dense)
         facts = {**facts, **self._stage("plan", lambda: self._plan(facts))}
         plan = Plan.load(self.folder.path / "plan.json")
-        small = apply(self._carrier(), plan, self.example, check=False).eval()
-        facts |= self._stage("repair", lambda: self._repair(small, plan))
+        # Under the penalty elements go while the network is trained.
+        begin = plan.model_copy(update={"elements": {}}) if self.settings.penalty else plan
+        small = apply(self._carrier(), begin, self.example, check=False).eval()
+        facts |= self._stage("repair", lambda: self._repair(small, begin))
         small.load_state_dict(load_file(self.folder.path / REPAIRED))
         facts |= self._tune(small, plan, facts)
-        facts |= self._stage("deploy", lambda: self._deploy(small, facts))
+        facts |= self._stage("deploy", lambda: self._deploy(small, plan, facts))
         record = make_record(self.settings, facts, plan, self.seconds, self.command)
         self.folder.write("report.html", render(record))
         self.folder.write("result.json", record.to_json())
@@ -184,14 +188,15 @@ class Job:
         with self._timed("trace"), self.progress.task("trace"):
             graph = trace(self.loaded.module, self.example, barriers=settings.barrier, keep=settings.keep)
             spec = graph.spec
-        costs = self._profile(graph, bench, store)
+        found = self._profile(graph, bench, store)
         with self._timed("measure"):
-            known = {"file_size": float(facts["dense_bytes"])} | ({} if costs is None else {"latency": costs.dense_ms})
+            known = {"file_size": float(facts["dense_bytes"])} | ({} if found is None else {"latency": found.dense_ms})
             dense = dense_figures(settings, spec, bench, known)
             seen: Sequence[Seen] = ()
             if "memory" in dense:
                 seen = memory_seen(self.loaded.module, graph, settings.legal, bench, store, dense["memory"])
-        planner, schedule_notes = self._prepared(self._planner(graph, costs, bench, dense, seen), dense)
+        planner, schedule_notes = self._prepared(self._planner(graph, found, bench, dense, seen), dense)
+        costs = found if isinstance(found, LatencyModel) else None
         accepted, attempts = self._close(planner, dense, bench, store)
         plan = planner.plan(accepted.choice, describe_budgets(settings.budgets))
         with self._timed("recover"), self.progress.task("check the cut"):
@@ -205,20 +210,24 @@ class Job:
             "gap": solution.gap,
             "search": dict(solution.details) if "summary" in solution.details else {},
             "rounds": len(attempts),
-            "points": self._points(costs, planner, attempts, accepted),
+            "points": [] if costs is None else points(costs, planner.dense_costs["latency"], attempts, accepted),
             "latency_model": None if costs is None else model_error(costs),
             "dense_macs": spec.macs(spec.dense_widths),
-            "macs": spec.macs(solution.widths, solution.removed),
+            "macs": left_after(graph, apply(self.loaded.module, plan, self.example, check=False), plan),
             "structure_check_rel_error": error,
             "plan_notes": [*self._plan_notes(graph, costs), *schedule_notes],
         }
 
-    def _profile(self, graph: Graph, bench: Bench, store: Store) -> LatencyModel | None:
-        """The latency model, where latency is limited."""
+    def _profile(self, graph: Graph, bench: Bench, store: Store) -> LatencyModel | ElementSpace | None:
+        """The latency model, where latency is limited; where kernel elements may go too, all that can be chosen."""
         settings = self.settings
         if settings.latency is None:
             return None
         with self._timed("profile"):
+            if settings.elements is not None:
+                times = KernelTimes(store, threads=settings.threads, progress=self.progress)
+                dense_ms = bench.measure_dense().latency_ms
+                return element_space(graph, times, dense_ms, scope=settings.elements, legal=settings.legal)
             return profile(
                 graph,
                 bench.target,
@@ -230,12 +239,17 @@ class Job:
             )
 
     def _planner(
-        self, graph: Graph, costs: LatencyModel | None, bench: Bench, dense: dict[str, float], seen: Sequence[Seen]
+        self,
+        graph: Graph,
+        costs: LatencyModel | ElementSpace | None,
+        bench: Bench,
+        dense: dict[str, float],
+        seen: Sequence[Seen],
     ) -> Planner:
         settings = self.settings
         return Planner(
             graph,
-            costs,
+            costs if isinstance(costs, LatencyModel) else None,
             settings.strategy,
             settings.criterion,
             seed=settings.seed,
@@ -248,6 +262,7 @@ class Job:
             seen=seen,
             images=self.data,
             options=settings.search_options(self.folder.path),
+            elements=costs if isinstance(costs, ElementSpace) else None,
             facts={"source": dict(self.loaded.source), "data": self.data.name},
             progress=self.progress,
         )
@@ -312,28 +327,6 @@ class Job:
                 raise
             raise out_of_reach(error, goal, attempt, str(budgets[goal.resource]), planner.target) from error
 
-    def _points(
-        self, costs: LatencyModel | None, planner: Planner, attempts: list[Attempt[Choice]], accepted: Attempt[Choice]
-    ) -> list[dict[str, Any]]:
-        """Predicted against measured ms: the model's own held-out networks, and the plans of the closed loop."""
-        if costs is None:
-            return []
-        dense_ms = planner.dense_costs["latency"]
-        points = [
-            {"kind": "held-out", "predicted_ms": predicted, "measured_ms": measured}
-            for predicted, measured in costs.error.pairs
-        ]
-        for attempt in attempts:
-            assert attempt.measured.ratio is not None
-            points.append(
-                {
-                    "kind": "final" if attempt is accepted else "candidate",
-                    "predicted_ms": attempt.choice.predicted["latency"] * dense_ms,
-                    "measured_ms": attempt.measured.ratio * dense_ms,
-                }
-            )
-        return points
-
     def _plan_notes(self, graph: Graph, costs: LatencyModel | None) -> list[str]:
         notes = [f"Not pruned through: {barrier}" for barrier in graph.barriers[:10]]
         if len(graph.barriers) > 10:
@@ -350,7 +343,9 @@ class Job:
         cut = self._test_accuracy(small)
         changed, notes = False, []
         with self._timed("recover"):
-            if self.settings.repair == "least-squares":
+            if not (plan.removed() or plan.elements or plan.blocks_removed):
+                notes.append("Nothing was cut before the training: kernel elements go with it.")
+            elif self.settings.repair == "least-squares":
                 done = repair(self.loaded.module, small, plan, self.data, progress=self.progress)
                 changed, notes = done.chosen != "nothing", list(done.notes)
             elif self.settings.repair == "statistics":
@@ -400,7 +395,7 @@ class Job:
             store.put(device, {signature: held})
         return held
 
-    def _deploy(self, small: nn.Module, facts: Facts) -> Facts:
+    def _deploy(self, small: nn.Module, plan: Plan, facts: Facts) -> Facts:
         """The files to deploy, and their measurement beside dense."""
         bench = self._bench()
         self.folder.write("model.safetensors", save(tensors(small)))
@@ -408,7 +403,7 @@ class Job:
             with self.progress.task("export pruned"):
                 written = bench.export(small, bench.deployed)
             found: Facts = {
-                "params": parameter_count(small),
+                "params": parameter_count(small) - pruned_elements(small, plan),
                 "file_bytes": written.size_bytes,
                 "export_max_rel_error": written.max_rel_error,
             }

@@ -6,8 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from secateurs.closed_loop import untold
+from secateurs.closed_loop import Attempt, untold
+from secateurs.latency.model import LatencyModel
 from secateurs.plan import RESOURCES, Budget, Plan, describe_budgets
+from secateurs.planning import Choice
 from secateurs.provenance import versions
 from secateurs.report.record import (
     BudgetRecord,
@@ -157,3 +159,26 @@ def _notes(facts: Mapping[str, Any], budgets: Sequence[BudgetRecord]) -> tuple[s
                 f"median): the machine is busy. Ratios are taken turn by turn and are steadier than that."
             )
     return tuple(notes)
+
+
+def points(
+    costs: LatencyModel, dense_ms: float, attempts: Sequence[Attempt[Choice]], accepted: Attempt[Choice]
+) -> list[dict[str, Any]]:
+    """Predicted against measured ms: the model's own held-out networks, and the plans of the closed loop.
+
+    ``dense_ms``: the model's figure of the dense network.
+    """
+    found = [
+        {"kind": "held-out", "predicted_ms": predicted, "measured_ms": measured}
+        for predicted, measured in costs.error.pairs
+    ]
+    for attempt in attempts:
+        assert attempt.measured.ratio is not None
+        found.append(
+            {
+                "kind": "final" if attempt is accepted else "candidate",
+                "predicted_ms": attempt.choice.predicted["latency"] * dense_ms,
+                "measured_ms": attempt.measured.ratio * dense_ms,
+            }
+        )
+    return found

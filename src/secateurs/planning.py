@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
     from secateurs.cost import CostModel
     from secateurs.data import Data
+    from secateurs.element_planning import ElementSpace
     from secateurs.evaluation import Evaluator
     from secateurs.importance.context import Criterion
     from secateurs.latency.model import LatencyModel
+    from secateurs.network import NetworkSpec
     from secateurs.resources import Seen
     from secateurs.scoring import Loss
     from secateurs.search.problem import Problem, Solution, Strategy
@@ -51,7 +53,8 @@ class Planner:
     what is limited, the main one first; ``dense``: what the dense network was measured to take of them, where known;
     ``batch``: that memory is counted for, ``seen``: what it was for some networks, dense first; ``known``: scores
     float64 [units] per group, where they are known already; ``images``: on which searches that need it judge
-    candidates; ``options``: of such searches; ``facts``: further provenance.
+    candidates; ``options``: of such searches; ``elements``: where kernel elements may go too, what can be chosen then;
+    ``facts``: further provenance.
     """
 
     graph: Graph
@@ -70,6 +73,7 @@ class Planner:
     images: Data | None = None
     options: SearchOptions = field(default_factory=SearchOptions)
     known: Mapping[str, np.ndarray] | None = None
+    elements: ElementSpace | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = silent
 
@@ -113,6 +117,13 @@ class Planner:
         from secateurs.resources import macs_model, memory_model, size_model
 
         spec = self.graph.spec
+        if self.elements is not None:
+            if resource != "latency":
+                raise PlanError(
+                    f"With kernel elements only latency can be limited, not {RESOURCES[resource].words}: the runtime's "
+                    f"file holds pruned elements as zeros. Leave out {RESOURCES[resource].option}, or --elements."
+                )
+            return self.elements.model
         if resource == "macs":
             return macs_model(spec)
         if resource == "file_size":
@@ -123,37 +134,73 @@ class Planner:
             raise PlanError("A latency budget needs a latency model: costs = secateurs.profile(graph, target=...).")
         return self.costs.cost_model()
 
+    @property
+    def spec(self) -> NetworkSpec:
+        """What is chosen from, as numbers: the groups of units, and of kernel elements where they may go."""
+        return self.graph.spec if self.elements is None else self.elements.spec
+
     @cached_property
     def dense_costs(self) -> dict[str, float]:
         """What the cost models say of the untouched network, by resource."""
-        widths = self.graph.spec.dense_widths
+        widths = self.spec.dense_widths
         return {name: float(model.evaluate(widths)) for name, model in self.models.items()}
 
     @cached_property
     def _unlimited(self) -> Problem:
-        from secateurs.importance.values import curve
-        from secateurs.search.options import legal_widths, right_ends
         from secateurs.search.problem import Constraint, Problem
 
-        spec = self.graph.spec
+        spec, evaluates = self.spec, getattr(self.search, "evaluates", False)
         if not spec.groups:
             raise PlanError(
                 "Nothing in this network can be pruned: it has no group of removable units. "
                 "'secateurs doctor' says what pins it."
             )
-        legal = self.legal
-        options = legal_widths(spec, minimum=legal.min_width, maximum=legal.widest, pinned=legal.pinned)
+        if evaluates and self.elements is not None:
+            raise PlanError(
+                f"Strategy {self.search.name!r} judges widths only, not kernel elements. "
+                f"Choose --strategy knapsack, or leave --elements out."
+            )
         return Problem(
             spec,
-            right_ends(spec, options, list(self.models.values())),
-            tuple(curve(self.scores[group.name]) for group in spec.groups),
+            self._options(),
+            self._values(),
             tuple(
                 Constraint(name, model, self.dense_costs[name], "" if name == "macs" else self.target)
                 for name, model in self.models.items()
             ),
             removable=frozenset(range(len(spec.blocks))) if self.legal.blocks else frozenset(),
-            evaluator=self._evaluator() if getattr(self.search, "evaluates", False) else None,
+            evaluator=self._evaluator() if evaluates else None,
         )
+
+    def _options(self) -> tuple[np.ndarray, ...]:
+        """The legal widths of every group."""
+        from secateurs.search.options import legal_widths, right_ends
+
+        if self.elements is not None:
+            return self.elements.options
+        spec, legal = self.graph.spec, self.legal
+        pinned = legal.pins(group.name for group in spec.groups)
+        options = legal_widths(spec, minimum=legal.min_width, maximum=legal.widest, pinned=pinned)
+        return right_ends(spec, options, list(self.models.values()))
+
+    def _values(self) -> tuple[np.ndarray, ...]:
+        """The value of keeping 0, 1 … units of every group."""
+        from secateurs.importance.values import curve
+
+        if self.elements is None:
+            return tuple(curve(self.scores[group.name]) for group in self.graph.spec.groups)
+        if self.images is None:
+            self.progress.say("Without data, every layer's elements and every group count the same: give data.")
+            return self.elements.values(self.scores)
+        from secateurs.element_planning import measured_losses
+        from secateurs.search.rows import FileRows
+
+        folder, channels = self.options.folder, self.legal.channels
+        rows = None if folder is None else FileRows(folder / EVALUATIONS)
+        losses = measured_losses(
+            self.elements, self.scores, self.images, channels=channels, rows=rows, progress=self.progress
+        )
+        return self.elements.values(self.scores, losses)
 
     def _evaluator(self) -> Evaluator | None:
         """What judges candidates for real, None without images."""
@@ -228,7 +275,7 @@ class Planner:
 
         from secateurs.search.problem import Solution
 
-        problem, spec = self._unlimited, self.graph.spec
+        problem, spec = self._unlimited, self.spec
         one = next(found for found in self.reach if found["constraint"] == resource)
         widths = np.array([one["widths"][group.name] for group in spec.groups], dtype=np.int64)
         removed = frozenset(index for index, block in enumerate(spec.blocks) if block.name in one["removed"])
@@ -238,7 +285,7 @@ class Planner:
     def plan(self, choice: Choice, budget: str = "") -> Plan:
         """The choice as a plan: the best-scored units of every group stay."""
         spec, solution = self.graph.spec, choice.solution
-        widths = {group.name: int(width) for group, width in zip(spec.groups, solution.widths, strict=True)}
+        widths = {group.name: int(width) for group, width in zip(spec.groups, solution.widths, strict=False)}
         predicted = {name: ratio * self.dense_costs[name] for name, ratio in choice.predicted.items()}
         facts = {
             "target": self.target,
@@ -253,7 +300,8 @@ class Planner:
         inside = {spec.groups[g].name for index in solution.removed for g in spec.blocks[index].groups}
         kept = {name: width for name, width in widths.items() if name not in inside}
         described = provenance(self.search.name, self.criterion_used, self.seed, facts)
-        return make_plan(self.graph, self.scores, kept, removed, described)
+        plan = make_plan(self.graph, self.scores, kept, removed, described)
+        return plan if self.elements is None else self.elements.patterned(plan, solution.widths)
 
 
 def make_plan(
@@ -287,6 +335,7 @@ def plan(
     legal: Legal | None = None,
     images: Data | None = None,
     options: SearchOptions | None = None,
+    elements: ElementSpace | None = None,
     progress: Progress = silent,
 ) -> Plan:
     """The best plan within one or several budgets by the models, or a uniform cut to a ratio without any.
@@ -310,6 +359,8 @@ def plan(
         legal: which networks may be returned.
         images: for strategies that judge candidates on images, such as ``lap``.
         options: of such strategies.
+        elements: where kernel elements may go too, instead of ``costs``
+            (:func:`secateurs.element_planning.measured_space`).
         progress: where to report.
 
     Raises:
@@ -334,13 +385,14 @@ def plan(
         criterion,
         seed=seed,
         legal=legal or Legal(),
-        target="" if costs is None else target_label(costs.target),
+        target=elements.target if elements is not None else "" if costs is None else target_label(costs.target),
         data=data,
         loss=loss,
         resources=tuple(budget.resource for budget in budgets),
         batch=1 if costs is None else costs.batch,
         images=images,
         options=options or SearchOptions(),
+        elements=elements,
         progress=progress,
     )
     limits = {b.resource: b.limit(dense := planner.dense_costs[b.resource]) / dense for b in budgets}

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from secateurs.data import Data, from_loaders, open_data
+from secateurs.element_planning import check_elements
 from secateurs.errors import DataError
 from secateurs.job import Job, Result
 from secateurs.models import Loaded, Preprocessing
@@ -172,7 +173,9 @@ def check_names(settings: Settings) -> None:
         PlanError: unknown name.
         TargetUnavailableError: the target cannot be used here.
     """
-    open_target(settings.target)
+    target = open_target(settings.target)
+    if settings.elements is not None:
+        check_elements(target, settings.elements, settings.batch)
     load("strategies", settings.strategy)
     if settings.criterion is not None:
         load("criteria", settings.criterion)

@@ -51,6 +51,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "openvino-cpu": "secateurs.latency.targets.openvino:OpenVinoCpu",
         "torch-cpu": "secateurs.latency.targets.torch:TorchCpu",
         "torch-compile-cpu": "secateurs.latency.targets.torch:TorchCompileCpu",
+        "torch-sparse-cpu": "secateurs.sparse_target:TorchSparseCpu",
         "executorch-xnnpack": "secateurs.latency.targets.executorch:ExecutorchXnnpack",
         "torch-cuda": "secateurs.latency.targets.torch_cuda:TorchCuda",
         "torch-compile-cuda": "secateurs.latency.targets.torch_cuda:TorchCompileCuda",

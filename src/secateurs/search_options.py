@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,19 @@ class Legal:
     """Which networks a search may return.
 
     ``min_width``: fewest units of any group; ``blocks``: whether whole residual blocks may go; ``pinned``: groups
-    that keep all their units; ``widest``: most units per group name, where that is fewer than there are.
+    that keep all their units; ``widest``: most units per group name, where that is fewer than there are; ``channels``:
+    False keeps all units of all groups (where kernel elements or blocks are to go).
     """
 
     min_width: int = 1
     blocks: bool = True
     pinned: tuple[str, ...] = ()
     widest: Mapping[str, int] = field(default_factory=dict)
+    channels: bool = True
+
+    def pins(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Which of the groups ``names`` keep all their units."""
+        return self.pinned if self.channels else tuple(names)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ REPAIRS = {
     "none": "nothing",
 }
 DEFAULT_REPAIR = "least-squares"
+DEFAULT_PENALTY = 0.0
 SCHEDULES = {
     "once": "one cut, then all epochs",
     "gradual": "up to three cuts, each planned anew, half of the epochs between them",
@@ -35,7 +36,9 @@ class Settings:
     of fine-tuning (0: none), ``lr``: its peak rate (None: the recipe's choice), ``train_batch`` and ``precision``
     (``auto``, ``fp32``, ``bf16``): also of fine-tuning; ``schedule``: when is cut, one of :data:`SCHEDULES`;
     ``features``: weight of the distillation of inner activations (0: none); ``calibrate_values``: networks tried to
-    make values of groups comparable (0: none); ``min_width``, ``blocks``: which networks are legal;
+    make values of groups comparable (0: none); ``min_width``, ``blocks``, ``channels``: which networks are legal;
+    ``elements``: scope in which kernel elements may go too (None: they stay), ``penalty``: share of the steps of
+    fine-tuning in which they decay before they are zero (0: they are cut at once);
     ``keep``/``barrier``: patterns of what stays whole and of what is not pruned through.
     """
 
@@ -64,6 +67,9 @@ class Settings:
     episodes: int | None = None
     warm_start: str | None = None
     agent: str | None = None
+    channels: bool = True
+    elements: str | None = None
+    penalty: float = DEFAULT_PENALTY
 
     def __post_init__(self) -> None:
         if not self.budgets:
@@ -79,6 +85,22 @@ class Settings:
             )
         if self.schedule != "once" and self.epochs == 0:
             raise PlanError(f"Schedule {self.schedule!r} trains before it cuts, but --epochs is 0. Give at least 1.")
+        if self.elements is None and not self.channels and not self.blocks:
+            raise PlanError("Neither channels nor blocks may go. Allow one of them, or give --elements.")
+        if self.elements is not None and self.latency is None:
+            raise PlanError("Which layers are sparse is decided by measured time. Give --latency, or no --elements.")
+        if self.elements is not None and (self.schedule != "once" or self.calibrate_values):
+            raise PlanError(
+                "With kernel elements values are measured per layer and the cut comes once. Leave out --schedule and "
+                "--calibrate-values; --penalty lets elements decay before they go."
+            )
+        if self.penalty and (self.elements is None or self.epochs == 0):
+            raise PlanError(
+                "A penalty lets kernel elements decay while the network is trained. Give --elements and at least one "
+                "epoch, or leave --penalty out."
+            )
+        if not 0 <= self.penalty < 1:
+            raise PlanError(f"penalty is {self.penalty}; it is a share of the steps, at least 0 and below 1.")
         for name in ("features", "calibrate_values"):
             if getattr(self, name) < 0:
                 raise PlanError(f"{name} is {getattr(self, name)}; it must be at least 0.")
@@ -94,7 +116,7 @@ class Settings:
     @property
     def legal(self) -> Legal:
         """Which networks the search may return."""
-        return Legal(min_width=self.min_width, blocks=self.blocks)
+        return Legal(min_width=self.min_width, blocks=self.blocks, channels=self.channels)
 
     def search_options(self, folder: Path | None = None) -> SearchOptions:
         """Of searches that judge candidates, with the folder where they keep what they found."""

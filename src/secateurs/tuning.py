@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.data.images import Data
+from secateurs.element_training import ElementTraining
 from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.evaluation import Evaluator, make_evaluator
 from secateurs.importance.values import keep
@@ -87,7 +88,7 @@ class Trainer:
         order = {"recipe": asdict(recipe), "folder": str(folder), "plan": None if plan is None else plan.to_json()}
         order["masks"] = None if masks is None else masks.settings
         self._tell(json.dumps(order))
-        return self._run(student, recipe, folder, self._companion(plan, masks))
+        return self._run(student, recipe, folder, self._companion(plan, masks, epochs))
 
     def dismiss(self, message: str) -> None:
         """Let the helpers go; :meth:`assist` returns the message."""
@@ -102,7 +103,8 @@ class Trainer:
             if order["masks"] is not None:
                 graph = trace(self.dense, self.example, barriers=self.settings.barrier, keep=self.settings.keep)
                 masks = SoftMasks(graph, lambda scores: {}, **order["masks"])
-            self._run(student, Recipe(**order["recipe"]), Path(order["folder"]), self._companion(plan, masks))
+            recipe = Recipe(**order["recipe"])
+            self._run(student, recipe, Path(order["folder"]), self._companion(plan, masks, recipe.epochs))
         return str(order["message"])
 
     def _run(self, student: nn.Module, recipe: Recipe, folder: Path, companion: Companion | None) -> Finetuned:
@@ -117,10 +119,14 @@ class Trainer:
             progress=self.progress,
         )
 
-    def _companion(self, plan: Plan | None, masks: SoftMasks | None) -> Companion | None:
+    def _companion(self, plan: Plan | None, masks: SoftMasks | None, epochs: int) -> Companion | None:
+        also: Companion | None = masks
         if masks is None and plan is not None and self.settings.features > 0:
-            return Features(plan, weight=self.settings.features)
-        return masks
+            also = Features(plan, weight=self.settings.features)
+        if plan is None or not plan.elements:
+            return also
+        steps = epochs * max(1, len(self.data.train) // self.settings.train_batch)
+        return ElementTraining(plan.elements, int(self.settings.penalty * steps), also)
 
     def _tell(self, text: str) -> None:
         if parallel.size() > 1:

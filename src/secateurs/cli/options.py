@@ -51,6 +51,15 @@ MinWidth = Annotated[int, typer.Option("--min-width", min=1, help="Fewest units 
 RemoveBlocks = Annotated[
     bool, typer.Option("--blocks/--no-blocks", help="Whether whole residual blocks may be removed.")
 ]
+Channels = Annotated[bool, typer.Option("--channels/--no-channels", help="Whether channels may be removed.")]
+Elements = Annotated[
+    str | None,
+    typer.Option(
+        "--elements",
+        metavar="block|in_channel",
+        help="Prune kernel elements too, shared in this scope; for --target torch-sparse-cpu.",
+    ),
+]
 Latency = Annotated[
     str | None,
     typer.Option("--latency", metavar="BUDGET", help="Of one run: 60% of dense, 3.2ms, or a speed-up such as 2x."),

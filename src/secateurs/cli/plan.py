@@ -43,6 +43,8 @@ def verb(
     keep: o.Keep = None,
     min_width: o.MinWidth = 1,
     blocks: o.RemoveBlocks = True,
+    channels: o.Channels = True,
+    elements: o.Elements = None,
     threads: o.Threads = 1,
     batch: o.Batch = 1,
     seed: o.Seed = 0,
@@ -57,7 +59,9 @@ def verb(
     Costs are predicted, not measured: 'prune' closes the loop. Only --latency needs a latency model.
     """
     from secateurs.data import open_data
+    from secateurs.element_planning import check_elements, measured_space
     from secateurs.job import calibration_batches
+    from secateurs.latency.store import Store
     from secateurs.plan import parse_budgets
     from secateurs.planning import plan
     from secateurs.profiling import open_target, profile
@@ -68,6 +72,10 @@ def verb(
     writable(output)
     parse_budgets(latency, memory, file_size, macs)
     opened = None if latency is None else open_target(target)
+    if elements is not None:
+        if opened is None:
+            raise typer.BadParameter("--elements needs --latency: which layers are sparse is decided by measured time.")
+        check_elements(opened, elements, batch)
     for kind, name in (("strategies", strategy), ("criteria", criterion)):
         if name is not None:
             load(kind, name)
@@ -79,8 +87,12 @@ def verb(
             calibration = calibration_batches(images)
         with progress.task("trace"):
             graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
-        costs = None
-        if opened is not None:
+        costs = space = None
+        legal = Legal(min_width=min_width, blocks=blocks, channels=channels)
+        if opened is not None and elements is not None:
+            kept = Store(store, progress=progress)
+            space = measured_space(graph, opened, elements, legal, threads=threads, store=kept, progress=progress)
+        elif opened is not None:
             costs = profile(graph, opened, threads=threads, batch=batch, store=store, seed=seed, progress=progress)
         made = plan(
             graph,
@@ -94,14 +106,15 @@ def verb(
             criterion=criterion,
             data=calibration,
             seed=seed,
-            legal=Legal(min_width=min_width, blocks=blocks),
+            legal=legal,
             images=images,
             options=SearchOptions(episodes, warm_start, agent),
+            elements=space,
             progress=progress,
         )
     made = made.model_copy(update={"provenance": {**made.provenance, "source": dict(loaded.source)}})
     made.save(output)
-    found = summary(graph, made, None if costs is None else costs.dense_ms)
+    found = summary(graph, made, next((one.dense_ms for one in (costs, space) if one is not None), None))
     emit({**found, "plan": str(output)}, lambda console: _show(found, output, console), as_json=as_json)
 
 

@@ -61,11 +61,12 @@ class Graph:
         self.args = args
         self.kwargs = kwargs
         self.program = program
+        self.keep = tuple(keep)
         blocked = _matching(program.graph, tuple(barriers))
         self.analysis: Analysis = analyse(program, grid=grid, barriers=blocked, attributes=_attributes(model, program))
-        self.groups: tuple[Group, ...] = find_groups(self.analysis, keep)
+        self.groups: tuple[Group, ...] = find_groups(self.analysis, self.keep)
         self.units = UnitMap(self.analysis, self.groups)
-        whole = _matching(program.graph, tuple(pattern.partition(":")[0] for pattern in keep), "Kept layer")
+        whole = _matching(program.graph, tuple(pattern.partition(":")[0] for pattern in self.keep), "Kept layer")
         self._held = frozenset({*blocked, *whole})
         found = find_blocks(program.graph, self.analysis)
         self.removable_blocks: tuple[Block, ...] = tuple(b for b in found if self._held.isdisjoint(b.nodes))

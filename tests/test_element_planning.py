@@ -1,0 +1,265 @@
+"""Widths and kernel elements in one problem: exact, dense where sparse does not pay, and whole in the main job."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+from safetensors.torch import load_file
+from torch import nn
+from typer.testing import CliRunner
+
+import secateurs as sc
+from secateurs import registry
+from secateurs.cli.app import app
+from secateurs.data import Data, open_data
+from secateurs.element_planning import ElementSpace, check_elements, element_space, left_after, measured_losses
+from secateurs.errors import InfeasibleBudgetError, PlanError
+from secateurs.kernel_times import KernelTimes, Point
+from secateurs.latency.targets import open_target
+from secateurs.models import Loaded, load
+from secateurs.planning import Planner
+from secateurs.pruning import Place, run
+from secateurs.report import Record
+from secateurs.search.rows import MemoryRows
+from secateurs.search_options import Legal
+from secateurs.settings import Settings
+from secateurs.structure.kernel_elements import masks_of
+from secateurs.testing.latency import FakeTarget
+
+PER_WEIGHT, PER_LAYER, DENSE_MS = 2e-5, 0.005, 0.3
+
+
+def formula(point: Point) -> float:
+    """5 µs and 20 ns per kept weight; sparse kernels lose a quarter of their speed."""
+    whole = point.shape.positions
+    slower = 1.0 if point.count == whole else 1.25
+    return PER_LAYER + slower * PER_WEIGHT * point.channels * point.filters * point.count
+
+
+@pytest.fixture(autouse=True)
+def times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that take what the formula says."""
+
+    def ms(self: KernelTimes, points: Sequence[Point]) -> np.ndarray:
+        return np.array([formula(point) for point in points])
+
+    monkeypatch.setattr(KernelTimes, "ms", ms)
+    monkeypatch.setattr(KernelTimes, "fingerprint", {"target": "sparse", "threads": 1})
+
+
+def kept_costs(content: bytes) -> dict[str, float]:
+    graph = onnx.load_model_from_string(content).graph
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    costs = {}
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            weight = arrays.get(node.input[1], np.zeros(0))
+            slower = 1.25 if (weight == 0).any() and node.op_type == "Conv" else 1.0
+            costs[node.output[0]] = PER_LAYER + slower * PER_WEIGHT * int(np.count_nonzero(weight))
+    return costs
+
+
+class FakeSparse(FakeTarget):
+    skips_pruned_elements = True
+
+
+@pytest.fixture
+def fake_sparse(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a target that counts the weights that are not zero."""
+    module = types.ModuleType("secateurs_fake_sparse")
+    module.make = lambda: FakeSparse(kept_costs, base_ms=0.02, name="fake-sparse")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "secateurs_fake_sparse", module)
+    monkeypatch.setitem(registry._BUILT_IN["targets"], "fake-sparse", "secateurs_fake_sparse:make")
+    return "fake-sparse"
+
+
+class Chain(nn.Module):
+    """Two free groups of 32 units, a layer that can be sparse between and behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.middle = nn.Conv2d(32, 32, 3, stride=2, padding=1)
+        self.last = nn.Conv2d(32, 12, 3)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.last(F.relu(self.middle(F.relu(self.stem(x))))).mean((2, 3)))
+
+
+def chain_space(legal: Legal | None = None, scope: str = "block") -> ElementSpace:
+    torch.manual_seed(0)
+    graph = sc.trace(Chain().eval(), torch.randn(1, 3, 12, 12))
+    return element_space(graph, KernelTimes(), DENSE_MS, scope=scope, legal=legal or Legal())
+
+
+def planner(space: ElementSpace, **more: object) -> Planner:
+    return Planner(space.graph, None, "knapsack", "l2", elements=space, **more)  # type: ignore[arg-type]
+
+
+def test_groups_of_elements_stand_behind_the_networks_own() -> None:
+    space = chain_space()
+    own = [group.name for group in space.graph.spec.groups]
+    assert [group.name for group in space.spec.groups] == [*own, "middle.weight:elements", "last.weight:elements"]
+    assert [group.units for group in space.spec.groups[-2:]] == [9, 9]
+    assert float(space.model.evaluate(space.spec.dense_widths)) == pytest.approx(DENSE_MS)
+
+
+def test_counts_that_do_not_pay_are_not_offered() -> None:
+    # Eight of nine elements at 1.25 times the price are dearer than all nine.
+    space = chain_space()
+    assert space.options[-1].tolist() == [1, 2, 3, 4, 5, 6, 7, 9]
+
+
+@pytest.mark.parametrize("limit", [0.75, 0.5, 0.35])
+def test_the_joint_optimum_is_that_of_brute_force(limit: float) -> None:
+    space = chain_space()
+    made = planner(space)
+    solution = made.solve({"latency": limit}).solution
+    values = space.values(made.scores)
+    best = -np.inf
+    for widths in itertools.product(*space.options):
+        cost = float(space.model.evaluate(np.array(widths)))
+        if cost <= limit * DENSE_MS * (1 + 1e-9):
+            best = max(best, sum(float(curve[w]) for curve, w in zip(values, widths, strict=True)))
+    assert solution.value == pytest.approx(best, rel=1e-5)
+    assert float(space.model.evaluate(solution.widths)) <= limit * DENSE_MS * (1 + 1e-9)
+
+
+def test_counts_alone_keep_every_unit() -> None:
+    space = chain_space(Legal(channels=False))
+    solution = planner(space, legal=Legal(channels=False)).solve({"latency": 0.6}).solution
+    assert solution.widths[:-2].tolist() == [group.units for group in space.graph.spec.groups]
+    assert solution.widths[-2:].min() < 9
+
+
+def test_the_plan_holds_patterns_for_the_weights_as_channels_leave_them() -> None:
+    space = chain_space()
+    made = planner(space)
+    choice = made.solve({"latency": 0.4})
+    plan = made.plan(choice, "40%")
+    again = sc.Plan.from_json(plan.to_json())
+    assert again == plan
+    small = sc.apply(space.graph.model, again)
+    counts = space.counts(choice.solution.widths)
+    for name, mask in masks_of(small, plan.elements).items():
+        assert int(mask.sum()) == counts[name] * mask.shape[0] * mask.shape[1]
+        assert not dict(small.named_parameters())[name][~mask].any()
+    assert {name for name, count in counts.items() if count < 9} == set(plan.elements)
+    assert plan.provenance["elements"]["counts"] == counts
+    bare = plan.model_copy(update={"elements": {}})
+    less = sum(
+        int((~m).sum()) * {"middle.weight": 36, "last.weight": 16}[n] for n, m in masks_of(small, plan.elements).items()
+    )
+    assert left_after(space.graph, small, plan) == left_after(space.graph, small, bare) - less
+
+
+def test_layers_that_are_kept_whole_keep_their_elements() -> None:
+    torch.manual_seed(0)
+    graph = sc.trace(Chain().eval(), torch.randn(1, 3, 12, 12), keep=("middle",))
+    assert element_space(graph, KernelTimes(), 2.0, legal=Legal()).layers == ("last.weight",)
+
+
+def test_networks_and_targets_without_elements_to_lose_say_so() -> None:
+    graph = sc.trace(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1)).eval(), torch.randn(1, 3, 8, 8))
+    with pytest.raises(PlanError, match="No convolution of this network has kernel elements to lose"):
+        element_space(graph, KernelTimes(), 1.0, legal=Legal())
+    with pytest.raises(PlanError, match=r"onnxruntime-cpu multiplies by pruned kernel elements.*torch-sparse-cpu"):
+        check_elements(open_target("onnxruntime-cpu"), "block")
+    with pytest.raises(PlanError, match="scope 'kernel' runs fast nowhere"):
+        check_elements(open_target("onnxruntime-cpu"), "kernel")
+
+
+def test_budgets_that_elements_cannot_serve_are_refused() -> None:
+    space = chain_space()
+    with pytest.raises(InfeasibleBudgetError):
+        planner(space).solve({"latency": 0.01})
+    with pytest.raises(PlanError, match="With kernel elements only latency can be limited, not macs"):
+        planner(space, resources=("macs",)).solve({"macs": 0.5})
+    with pytest.raises(PlanError, match=r"'lap' judges widths only"):
+        Planner(space.graph, None, "lap", "l2", elements=space).solve({"latency": 0.5})
+
+
+@pytest.fixture(scope="module")
+def network() -> Loaded:
+    return load("digits-resnet", seed=3)
+
+
+@pytest.fixture(scope="module")
+def data(network: Loaded) -> Data:
+    data = open_data("digits", network)
+    few = {part: getattr(data, part).take(64) for part in ("train", "calibration", "validation", "test")}
+    return replace(data, **few)
+
+
+def test_losses_are_measured_once_and_blocks_count_as_measured(network: Loaded, data: Data) -> None:
+    graph = sc.trace(network.module, network.example())
+    space = element_space(graph, KernelTimes(), 5.0, legal=Legal())
+    scores, rows = planner(space).scores, MemoryRows()
+    losses = measured_losses(space, scores, data, rows=rows)
+    names = {group.name for group in space.spec.groups} | {block.name for block in graph.spec.blocks}
+    assert set(losses) == names
+    assert min(losses.values()) > 0
+    assert measured_losses(space, scores, data, rows=rows) == losses
+    values = space.values(scores, losses)
+    for number, block in enumerate(space.spec.blocks):
+        inner = space.spec.blocks[number].groups
+        gone = sum(float(values[g][-1] - values[g][0]) for g in inner)
+        assert gone >= losses[block.name] * (1 - 1e-9)
+    for curve, options in zip(values, space.options, strict=True):
+        legal = curve[[0, *options]]
+        assert legal[-1] == 0
+        assert np.all(np.diff(legal) >= -1e-12)
+
+
+@pytest.mark.parametrize(("channels", "penalty"), [(True, 0.0), (False, 0.5)])
+def test_the_main_job_prunes_channels_and_elements_to_the_budget(
+    network: Loaded, data: Data, fake_sparse: str, tmp_path: Path, channels: bool, penalty: float
+) -> None:
+    settings = Settings(
+        latency="45%", target=fake_sparse, epochs=1, train_batch=16, criterion="l2", precision="fp32",
+        elements="block", penalty=penalty, repair="statistics",
+        channels=channels, blocks=channels,
+    )  # fmt: skip
+    result = run(network, data, settings, Place(tmp_path / "run", store=tmp_path / "store.sqlite3"))
+    record = Record.load(tmp_path / "run" / "result.json")
+    assert record.pruned_within_budget
+    assert result.plan.elements or channels
+    assert bool(result.plan.removed()) == channels
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    masks = masks_of(result.module, result.plan.elements)
+    assert all(not weights[name][~mask].any() for name, mask in masks.items())
+    zeros = sum(int((~mask).sum()) for mask in masks.values())
+    assert record.pruned.params == sum(p.numel() for p in result.module.parameters()) - zeros
+    assert record.pruned.macs < record.dense.macs
+
+
+def test_the_command_line_refuses_what_cannot_be(tmp_path: Path) -> None:
+    runner = CliRunner()
+    given = ["plan", "digits-resnet", "-o", str(tmp_path / "plan.json"), "--elements", "block"]
+    wrong = runner.invoke(app, [*given, "--latency", "60%"])
+    assert wrong.exit_code == 1
+    assert "multiplies by pruned kernel elements" in wrong.output.replace("\n", " ")
+    assert runner.invoke(app, [*given, "--macs", "60%"]).exit_code == 2
+
+
+def test_settings_that_contradict_each_other() -> None:
+    with pytest.raises(PlanError, match="decided by measured time"):
+        Settings(macs="60%", elements="block")
+    with pytest.raises(PlanError, match="the cut comes once"):
+        Settings(latency="60%", elements="block", schedule="gradual")
+    with pytest.raises(PlanError, match="A penalty lets kernel elements decay"):
+        Settings(latency="60%", penalty=0.3)
+    with pytest.raises(PlanError, match="Neither channels nor blocks"):
+        Settings(latency="60%", channels=False, blocks=False)
