@@ -39,7 +39,7 @@ from secateurs.provenance import versions
 from secateurs.search.exact import solve_exact
 from secateurs.search.hamp.archive import Archive, Box
 from secateurs.search.hamp.encoding import Encoding
-from secateurs.search.hamp.judging import Judging
+from secateurs.search.hamp.judging import Judging, evaluate_all
 from secateurs.search.hamp.operators import random_genomes
 from secateurs.search.hamp.search import Search, Settings
 from secateurs.search.hamp.start import make_start
@@ -52,7 +52,7 @@ from secateurs.structure import trace
 RESULTS = Path(__file__).parent / "results" / "hamp.csv"
 MEASURED = Path(__file__).parent / "results" / "hamp_measured.csv"
 WORKERS = Path(__file__).parent / "results" / "hamp_workers.csv"
-TURNS_OF_WORKERS, NETWORKS_PER_TURN = 5, 16
+TURNS_OF_WORKERS, NETWORKS_PER_TURN = 6, 48
 MODEL, CRITERION, TARGET = "cifar-resnet56", "fisher", "onnxruntime-cpu"
 IMAGES, POPULATION, STEP = 500, 24, 50
 CURVE = 40
@@ -344,9 +344,13 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def workers(arguments: argparse.Namespace) -> None:
-    """Evaluations per second with one process, two processes and two Ray actors, one thread each, in turns."""
+    """Evaluations per second with one process, two processes and two Ray actors, one thread each, in turns.
+
+    They share out the networks of the random searches, which therefore find them evaluated.
+    """
     import time
 
+    from secateurs.latency.lock import measuring
     from secateurs.search.hamp.cluster import ray_pool
     from secateurs.search.hamp.processes import process_pool
 
@@ -354,29 +358,35 @@ def workers(arguments: argparse.Namespace) -> None:
     evaluator: Any = problem.evaluator
     judge = replace(evaluator.judge, source=dict(loaded.source))
     encoding = Encoding(problem)
-    genes = random_genomes(encoding, (TURNS_OF_WORKERS + 1) * NETWORKS_PER_TURN, np.random.default_rng(0))
-    plans = [(evaluator.plan(*encoding.network(genome)),) for genome in genes]
+    networks = [encoding.network(genome) for genome in _random_networks(encoding, arguments)]
     pools = {
         "one process": process_pool(judge, 1, 1),
         "two processes": process_pool(judge, 2, 1),
         "two Ray actors": ray_pool(judge, "local", 2, 1),
     }
     speeds: dict[str, list[float]] = {name: [] for name in pools}
-    for turn in range(TURNS_OF_WORKERS + 1):
-        batch = plans[turn * NETWORKS_PER_TURN : (turn + 1) * NETWORKS_PER_TURN]
-        for name, pool in pools.items():
-            start = time.perf_counter()
-            list(pool.map(batch))
-            if turn:  # the first turn starts the workers
+    dense = (evaluator.plan(problem.widest),)
+    for pool in pools.values():
+        list(pool.map([dense] * 4))  # workers are started by their first network
+    batches = iter([networks[i : i + NETWORKS_PER_TURN] for i in range(0, len(networks), NETWORKS_PER_TURN)])
+    with measuring(), silent.task("crews") as task:
+        for names in itertools.islice(itertools.permutations(pools), TURNS_OF_WORKERS):
+            for name in names:
+                batch, evaluator.pool = next(batches), pools[name]
+                start = time.perf_counter()
+                evaluate_all(problem, batch, task)
                 speeds[name].append(len(batch) / (time.perf_counter() - start))
+    one = float(np.mean(speeds["one process"]))
     for name, pool in pools.items():
         pool.close()
-        values = speeds[name]
+        values = np.array(speeds[name])
         row = {
             "crew": name,
-            "evaluations_per_second": round(float(np.median(values)), 3),
-            "spread": round(float(np.subtract(*np.percentile(values, [75, 25])) / np.median(values)), 3),
-            "ratio": round(float(np.median(np.array(values) / np.array(speeds["one process"]))), 3),
+            "evaluations_per_second": round(float(values.mean()), 3),
+            "deviation": round(float(values.std(ddof=1)), 3),
+            "ratio": round(float(values.mean()) / one, 3),
+            "turns": len(values),
+            "networks_per_turn": NETWORKS_PER_TURN,
             "images": IMAGES,
             "model": MODEL,
             "precision": facts["precision"],
@@ -387,28 +397,43 @@ def workers(arguments: argparse.Namespace) -> None:
         print(f"{name:15} {row['evaluations_per_second']} evaluations/s, {row['ratio']} x one process")
 
 
+def _random_networks(encoding: Encoding, arguments: argparse.Namespace) -> np.ndarray:
+    """Genomes of the random searches' networks that are not stored yet, every one once."""
+    problem, genes = encoding.problem, []
+    for seed in arguments.seeds:
+        generator = np.random.default_rng(seed)
+        rounds = -(-arguments.evaluations[0] // POPULATION)
+        drawn = [random_genomes(encoding, POPULATION, generator) for _ in range(rounds)]
+        genes.append(np.concatenate(drawn)[: arguments.evaluations[0]])
+    new = np.unique(np.concatenate(genes), axis=0)
+    new = new[[problem.rows.get(problem.key(*encoding.network(genome))) is None for genome in new]]
+    return np.random.default_rng(0).permutation(new)
+
+
 def summary(arguments: argparse.Namespace) -> None:
-    """Means per method, and Wilcoxon's signed-rank test of HAMP against each other."""
+    """Means per budget and method, and Wilcoxon's signed-rank test of HAMP against each other."""
     from scipy.stats import wilcoxon
 
     rows = read(RESULTS)
-    volumes = {(row["method"], row["seed"]): float(row["hypervolume"]) for row in rows}
-    seeds = sorted({row["seed"] for row in rows if row["method"] == "hamp"})
-    ours = [volumes["hamp", seed] for seed in seeds]
-    for method in METHODS:
-        if method == "knapsack-curve":
-            others = [volumes[method, s] for s in {row["seed"] for row in rows} if (method, s) in volumes] * len(seeds)
-        else:
-            others = [volumes[method, seed] for seed in seeds if (method, seed) in volumes]
-        if not others:
-            continue
-        text = f"{method:16} {np.mean(others):.4f} ± {np.std(others):.4f} ({len(others)} seeds)"
-        if method != "hamp" and len(others) == len(seeds):
-            ahead = sum(a > b for a, b in zip(ours, others, strict=True))
-            text += f"; HAMP ahead in {ahead} of {len(seeds)}"
-            if len(seeds) > 1:
-                text += f", Wilcoxon p = {wilcoxon(ours, others, alternative='greater').pvalue:.3f}"
-        print(text)
+    volumes = {(row["budget"], row["method"], row["seed"]): float(row["hypervolume"]) for row in rows}
+    for most in sorted({row["budget"] for row in rows}, key=int):
+        seeds = sorted({row["seed"] for row in rows if row["method"] == "hamp" and row["budget"] == most})
+        for method in METHODS:
+            fixed = method == "knapsack-curve"
+            pairs = [
+                (volumes[most, "hamp", seed], volumes[most, method, seeds[0] if fixed else seed])
+                for seed in seeds
+                if fixed or (most, method, seed) in volumes
+            ]
+            if not pairs:
+                continue
+            ours, others = np.array(pairs).T
+            text = f"{most} evaluations, {method:16} {others.mean():.4f} ± {others.std():.4f} ({len(others)} seeds)"
+            if method != "hamp":
+                text += f"; HAMP ahead in {np.sum(ours > others)} of {len(ours)}, by {np.mean(ours - others):.4f}"
+                if len(ours) > 1:
+                    text += f", Wilcoxon p = {wilcoxon(ours, others, alternative='greater').pvalue:.3f}"
+            print(text)
 
 
 def read(path: Path) -> list[dict[str, str]]:

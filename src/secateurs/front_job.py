@@ -1,4 +1,4 @@
-"""The front job: search a Pareto front, measure and fine-tune some of its points, carry a picked one to the end.
+"""The front job: search a Pareto front and measure it, fine-tune some of its points, carry a picked one to the end.
 
 A run folder holds evaluations.sqlite3 (every evaluation a row), front.json, front.html, and a run folder of the main
 job for every point that was carried further (``points/3``, ``picked/latency=3ms``).
@@ -7,7 +7,7 @@ job for every point that was carried further (``points/3``, ``picked/latency=3ms
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from secateurs.data import Data
 from secateurs.errors import PlanError, SecateursError
 from secateurs.evaluation import Evaluator, make_evaluator
+from secateurs.front_measuring import measured_latencies
 from secateurs.front_settings import Crew, FrontSettings
 from secateurs.job import Job, Result, calibration_batches
 from secateurs.latency.store import Store
@@ -33,7 +34,7 @@ from secateurs.run_folder import RunFolder
 from secateurs.scoring import name_of
 from secateurs.search.hamp.picked import FILE
 from secateurs.search.hamp.strategy import Hamp
-from secateurs.search.problem import Problem, Solution
+from secateurs.search.problem import Candidate, Problem, Solution
 from secateurs.search.rows import FileRows
 from secateurs.search_options import EVALUATIONS, SEARCH, Legal
 from secateurs.settings import Settings
@@ -158,6 +159,7 @@ class FrontJob:
             latency_ms=pruned.latency_ms,
             latency_ratio=pruned.latency_ms / result.record.dense.latency_ms,
             file_bytes=pruned.file_bytes,
+            memory_bytes=pruned.memory_bytes,
         )
         points = tuple(p.model_copy(update={"tuned": tuned}) if p.number == point.number else p for p in front.points)
         both = [(p.error, 1 - p.tuned.accuracy) for p in points if p.tuned is not None]
@@ -182,7 +184,47 @@ class FrontJob:
         with self.crew.at_work(evaluator):
             solution = planner.search.solve(problem, seed=settings.seed, progress=self.progress)
             dense = problem.evaluate(problem.widest)
-        return self._record(planner, problem, solution, 1.0 - dense.accuracy)
+        points = self._points(planner, problem, solution)
+        return self._record(planner, problem, solution, points, 1.0 - dense.accuracy)
+
+    def _points(self, planner: Planner, problem: Problem, solution: Solution) -> tuple[FrontPoint, ...]:
+        """The networks found, slowest first, measured on the target where latency is an objective."""
+        spec, main = problem.spec, self.settings.objectives[0]
+        candidates = sorted(solution.candidates, key=lambda c: (-c.predicted[main], -(c.accuracy or 0.0)))
+        measured = self._measured(planner, candidates)
+        points = []
+        for number, candidate in enumerate(candidates):
+            inside = {g for block in candidate.removed for g in spec.blocks[block].groups}
+            points.append(
+                FrontPoint(
+                    number=number,
+                    error=1.0 - (candidate.accuracy or 0.0),
+                    costs=dict(candidate.predicted),
+                    measured_ms=measured[number],
+                    widths={
+                        group.name: 0 if g in inside else int(candidate.widths[g])
+                        for g, group in enumerate(spec.groups)
+                    },
+                    removed=tuple(spec.blocks[block].name for block in sorted(candidate.removed)),
+                )
+            )
+        return tuple(points)
+
+    def _measured(self, planner: Planner, candidates: Sequence[Candidate]) -> list[float | None]:
+        """Latencies of the front's networks; None where latency is no objective."""
+        if planner.costs is None:
+            return [None] * len(candidates)
+        found = measured_latencies(
+            planner.graph,
+            planner.costs,
+            [(candidate.widths, candidate.removed) for candidate in candidates],
+            self.settings.target,
+            threads=self.settings.threads,
+            batch=self.settings.batch,
+            store=Store(self.store, progress=self.progress),
+            progress=self.progress,
+        )
+        return list(found.tolist())
 
     def _planner(self, graph: Graph) -> Planner:
         settings, target, costs = self.settings, open_target(self.settings.target), None
@@ -220,24 +262,15 @@ class FrontJob:
             source=self.loaded.source,
         )
 
-    def _record(self, planner: Planner, problem: Problem, solution: Solution, dense_error: float) -> Front:
-        details, spec, main = solution.details, problem.spec, self.settings.objectives[0]
-        ordered = sorted(solution.candidates, key=lambda c: (-c.predicted[main], -(c.accuracy or 0.0)))
-        points = []
-        for number, candidate in enumerate(ordered):
-            inside = {g for block in candidate.removed for g in spec.blocks[block].groups}
-            points.append(
-                FrontPoint(
-                    number=number,
-                    error=1.0 - (candidate.accuracy or 0.0),
-                    costs=dict(candidate.predicted),
-                    widths={
-                        group.name: 0 if g in inside else int(candidate.widths[g])
-                        for g, group in enumerate(spec.groups)
-                    },
-                    removed=tuple(spec.blocks[block].name for block in sorted(candidate.removed)),
-                )
-            )
+    def _record(
+        self,
+        planner: Planner,
+        problem: Problem,
+        solution: Solution,
+        points: tuple[FrontPoint, ...],
+        dense_error: float,
+    ) -> Front:
+        details = solution.details
         return Front(
             model=self.loaded.name,
             data=self.data.name,
@@ -249,8 +282,8 @@ class FrontJob:
             units={constraint.name: constraint.model.unit for constraint in problem.constraints},
             dense_error=dense_error,
             dense_costs=dict(planner.dense_costs),
-            group_sizes={group.name: group.units for group in spec.groups},
-            points=tuple(points),
+            group_sizes={group.name: group.units for group in problem.spec.groups},
+            points=points,
             seeds=tuple((float(cost), float(error)) for cost, error in details["seeds"]),
             history=tuple(details["history"]),
             evaluations=details["evaluations"],

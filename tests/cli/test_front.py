@@ -58,6 +58,9 @@ def test_a_front_is_written_and_told(made: tuple[Path, Result]) -> None:
     assert errors == sorted(errors)
     assert max(latencies) <= front.dense_costs["latency"] * (1 + 1e-9)
     assert front.knee() in front.points
+    measured = [point.measured_ms for point in front.points]
+    assert measured == pytest.approx(latencies, rel=0.1)
+    assert "latency, measured" in (folder / "front.html").read_text()
 
 
 def test_the_page_stands_alone(made: tuple[Path, Result]) -> None:

@@ -26,6 +26,7 @@ def made(count: int = 20, tuned: tuple[int, ...] = ()) -> Front:
             latency_ms=2 * share,
             latency_ratio=share,
             file_bytes=1000,
+            memory_bytes=3_000_000,
         )
         points.append(
             FrontPoint(
@@ -126,6 +127,20 @@ def test_the_page_stands_alone_and_every_point_has_its_command() -> None:
     parser.feed(page)
     assert parser.depth == 0
     assert parser.opened > 60
+
+
+def test_what_was_measured_stands_beside_the_models(tmp_path: Path) -> None:
+    front = made(tuned=(4,))
+    assert "latency, measured" not in render_front(front)
+    points = tuple(
+        p.model_copy(update={"measured_ms": 1.5, "costs": {"latency": p.costs["latency"], "memory": 4e6}})
+        for p in front.points
+    )
+    changes = {"points": points, "units": {"latency": "ms", "memory": "bytes"}}
+    page = render_front(front.model_copy(update={**changes, "dense_costs": {"latency": 2.0, "memory": 5e6}}))
+    assert page.count("<td>1.50 ms</td>") == 20
+    assert "<th>memory by the model</th><th>measured</th>" in page
+    assert "<td>4 MB</td><td>3 MB</td>" in page
 
 
 def test_nothing_in_a_front_ends_the_script_or_opens_an_element() -> None:

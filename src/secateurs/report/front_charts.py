@@ -70,7 +70,7 @@ def cost_of(front: Front, name: str) -> tuple[float, str]:
 
 
 def front_chart(front: Front) -> str:
-    """Error against the main cost: the front, the knapsack's proposals, dense, and the fine-tuned points' errors.
+    """Error against the main cost: the front, the knapsack's proposals, dense, and the fine-tuned points as measured.
 
     Every point carries its number, so that the page's script can show and copy.
     """
@@ -90,7 +90,9 @@ def front_chart(front: Front) -> str:
     )
     for point in front.points:
         if point.tuned is not None:
-            x, y = frame.place(point.costs[front.main] * factor, 100 * (1 - point.tuned.accuracy))
+            cost = point.tuned.measured(front.main)
+            cost = point.costs[front.main] if cost is None else cost
+            x, y = frame.place(cost * factor, 100 * (1 - point.tuned.accuracy))
             parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5' class='tuned'/>")
     for point in front.points:
         x, y = frame.place(point.costs[front.main] * factor, 100 * point.error)

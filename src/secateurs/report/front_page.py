@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
@@ -21,7 +22,7 @@ def render_front(front: Front) -> str:
     title = f"Pareto front of {front.model} on {front.target}"
     key = (
         "<p class='key'><i style='background:var(--kept)'></i>front<i style='background:var(--accent)'></i>after "
-        "fine-tuning (test error)<i style='background:var(--soft)'></i>knapsack alone"
+        "fine-tuning (test error, measured)<i style='background:var(--soft)'></i>knapsack alone"
         "<i style='background:var(--blue)'></i>dense</p>"
     )
     body = [
@@ -85,14 +86,16 @@ def _figures(front: Front, point: FrontPoint) -> str:
 
 def _table(front: Front) -> str:
     knee = front.knee().number
-    head = "<tr><th>point</th><th>error</th>" + "".join(f"<th>{escape(n)}</th>" for n in front.dense_costs)
+    timed = any(point.measured_ms is not None for point in front.points)
+    names = [*front.dense_costs, *(["latency, measured"] if timed else []), "blocks removed"]
     rows = []
     for point in front.points:
         cells = [f"{point.number}{' (knee)' if point.number == knee else ''}", wording.percent(point.error, 1)]
         cells += [quantity(point.costs[name], front.units[name]) for name in front.dense_costs]
-        cells.append(str(len(point.removed)))
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    return f"<div class='scroll tall'><table>{head}<th>blocks removed</th></tr>{''.join(rows)}</table></div>"
+        if timed:
+            cells.append("" if point.measured_ms is None else wording.milliseconds(point.measured_ms))
+        rows.append([*cells, str(len(point.removed))])
+    return _grid(["point", "error", *names], rows, "scroll tall")
 
 
 def _tuned(front: Front) -> str:
@@ -100,8 +103,15 @@ def _tuned(front: Front) -> str:
     tuned = [point for point in front.points if point.tuned is not None]
     if not tuned:
         return f"<p class='soft'>None yet. Pick one: <code>{escape(front.resume)} --pick knee</code></p>"
-    head = "<tr><th>point</th><th>validation error, not tuned</th><th>test accuracy, tuned</th><th>by the model</th>"
-    head += "<th>measured</th><th>of dense</th></tr>"
+    names = [name for name in front.dense_costs if name not in ("latency", "macs")]
+    head = [
+        "point",
+        "validation error, not tuned",
+        "test accuracy, tuned",
+        "latency by the model",
+        "measured",
+        "of dense",
+    ]
     rows = []
     for point in tuned:
         assert point.tuned is not None
@@ -114,11 +124,22 @@ def _tuned(front: Front) -> str:
             wording.milliseconds(point.tuned.latency_ms),
             wording.percent(point.tuned.latency_ratio, 1),
         ]
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+        for name in names:
+            found = point.tuned.measured(name)
+            cells.append(quantity(point.costs[name], front.units[name]))
+            cells.append("" if found is None else quantity(found, front.units[name]))
+        rows.append(cells)
+    head += [text for name in names for text in (f"{name.replace('_', ' ')} by the model", "measured")]
     note = ""
     if front.rank_correlation is not None:
         note = (
             f"<p class='soft'>Rank correlation (Spearman) between the search's error and the fine-tuned test error: "
-            f" {front.rank_correlation:.2f} over {len(tuned)} networks.</p>"
+            f"{front.rank_correlation:.2f} over {len(tuned)} networks.</p>"
         )
-    return f"<div class='scroll'><table>{head}{''.join(rows)}</table></div>{note}"
+    return _grid(head, rows, "scroll") + note
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> str:
+    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    return f"<div class='{name}'><table>{''.join(lines)}</table></div>"

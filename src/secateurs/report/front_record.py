@@ -14,7 +14,8 @@ SCHEMA = "secateurs.front/1"
 
 class Tuned(BaseModel):
     """What became of a point that was fine-tuned and measured. ``folder``: its run folder inside the front's;
-    accuracies are fractions on the test set; latencies in ms, ``latency_ratio`` to dense in one interleaved run."""
+    accuracies are fractions on the test set; latencies in ms, ``latency_ratio`` to dense in one interleaved run;
+    ``memory_bytes``: as in :class:`secateurs.report.record.Side`, None where the target does not tell it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     folder: str
@@ -23,16 +24,23 @@ class Tuned(BaseModel):
     latency_ms: float
     latency_ratio: float
     file_bytes: int
+    memory_bytes: int | None = None
+
+    def measured(self, name: str) -> float | None:
+        """A resource as measured on the deployed file, None where it was not."""
+        return {"latency": self.latency_ms, "file_size": self.file_bytes, "memory": self.memory_bytes}.get(name)
 
 
 class FrontPoint(BaseModel):
     """One network. ``error``: on the validation images before fine-tuning; ``costs``: by the models, per resource;
-    ``widths``: units kept per group (0 in a removed block)."""
+    ``measured_ms``: latency when the front was run on the target (None: latency is no objective); ``widths``: units
+    kept per group (0 in a removed block)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     number: int
     error: float
     costs: dict[str, float]
+    measured_ms: float | None = None
     widths: dict[str, int]
     removed: tuple[str, ...] = ()
     tuned: Tuned | None = None
