@@ -65,7 +65,7 @@ int fill_table() {
 
 const Isa* isa_avx2() {
   static const Isa isa = {"avx2",      table,        fill_table(),  16.0,           &pack<V8, 16>,
-                          &pack<V8, 4>, &locate, &fma_rounds<V8>};
+                          &pack<V8, 4>, &planar4, &locate, &fma_rounds<V8>};
   return &isa;
 }
 

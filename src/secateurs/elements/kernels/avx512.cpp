@@ -4,6 +4,8 @@
 #if defined(__AVX512F__) && defined(__AVX512VL__)
 #include <immintrin.h>
 
+#include <algorithm>
+
 namespace secateurs {
 namespace {
 
@@ -90,6 +92,36 @@ ptrdiff_t locate_compressed(const LocateArguments& a) {
   return count;
 }
 
+// Sixteen pixels of up to four planes at a time: transposed within quarters of the registers, then the quarters.
+void planar4_transposed(float* target, const float* source, ptrdiff_t source_stride, ptrdiff_t channel_stride, int pixels, int channels) {
+  int done = 0;
+  if (source_stride <= 2) {
+    const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    for (; done + 16 <= pixels; done += 16, target += 64, source += 16 * source_stride) {
+      __m512 plane[4];
+      for (int c = 0; c < 4; ++c) {
+        const float* from = source + std::min(c, channels - 1) * channel_stride;
+        plane[c] = _mm512_loadu_ps(from);
+        // The last value is not needed, and may lie past the end of the memory.
+        if (source_stride == 2) plane[c] = _mm512_permutex2var_ps(plane[c], evens, _mm512_maskz_loadu_ps(0x7fff, from + 16));
+      }
+      const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(plane[0], plane[1])), low23 = _mm512_castps_pd(_mm512_unpacklo_ps(plane[2], plane[3]));
+      const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(plane[0], plane[1])), high23 = _mm512_castps_pd(_mm512_unpackhi_ps(plane[2], plane[3]));
+      // Pixel n + 4q in quarter q of pixel[n].
+      const __m512 pixel[4] = {_mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23)), _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23)),
+                               _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23)), _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23))};
+      const __m512 even01 = _mm512_shuffle_f32x4(pixel[0], pixel[1], 0x88), odd01 = _mm512_shuffle_f32x4(pixel[0], pixel[1], 0xdd);
+      const __m512 even23 = _mm512_shuffle_f32x4(pixel[2], pixel[3], 0x88), odd23 = _mm512_shuffle_f32x4(pixel[2], pixel[3], 0xdd);
+      // even01: pixels 0, 8, 1, 9 by quarters; the rest alike.
+      _mm512_storeu_ps(target, _mm512_shuffle_f32x4(even01, even23, 0x88));
+      _mm512_storeu_ps(target + 16, _mm512_shuffle_f32x4(odd01, odd23, 0x88));
+      _mm512_storeu_ps(target + 32, _mm512_shuffle_f32x4(even01, even23, 0xdd));
+      _mm512_storeu_ps(target + 48, _mm512_shuffle_f32x4(odd01, odd23, 0xdd));
+    }
+  }
+  planar4(target, source, source_stride, channel_stride, pixels - done, channels);
+}
+
 Tile table[320];
 
 int fill_table() {
@@ -122,7 +154,7 @@ int fill_table() {
 
 const Isa* isa_avx512() {
   static const Isa isa = {"avx512",      table,        fill_table(),  32.0,           &pack<V16, 16>,
-                          &pack<V16, 4>, &locate_compressed, &fma_rounds<V16>};
+                          &pack<V16, 4>, &planar4_transposed, &locate_compressed, &fma_rounds<V16>};
   return &isa;
 }
 

@@ -145,6 +145,12 @@ void pack(float* target, const float* source, ptrdiff_t source_stride, int pixel
   }
 }
 
+inline void planar4(float* target, const float* source, ptrdiff_t source_stride, ptrdiff_t channel_stride, int pixels, int channels) {
+  for (int p = 0; p < pixels; ++p, target += 4, source += source_stride) {
+    for (int c = 0; c < channels; ++c) target[c] = source[c * channel_stride];
+  }
+}
+
 inline ptrdiff_t locate(const LocateArguments& a) {
   ptrdiff_t count = 0;
   const uint16_t* mask = a.masks;

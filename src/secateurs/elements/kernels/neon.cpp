@@ -69,7 +69,7 @@ int fill_table() {
 
 const Isa* isa_neon() {
   static const Isa isa = {"neon",      table,        fill_table(),  8.0,           &pack<V4, 16>,
-                          &pack<V4, 4>, &locate, &fma_rounds<V4>};
+                          &pack<V4, 4>, &planar4, &locate, &fma_rounds<V4>};
   return &isa;
 }
 

@@ -66,7 +66,7 @@ int fill_table() {
 
 const Isa* isa_plain() {
   static const Isa isa = {"plain",      table,        fill_table(),  2.0,           &pack<V8, 16>,
-                          &pack<V8, 4>, &locate, &fma_rounds<V8>};
+                          &pack<V8, 4>, &planar4, &locate, &fma_rounds<V8>};
   return &isa;
 }
 

@@ -29,6 +29,7 @@ namespace {
 // What a tile costs besides its FMAs, in cycles per entry: loop, weights from the second-level cache, latency.
 constexpr double kTileOverhead = 0.6;
 constexpr int kItemsPerThread = 3;
+constexpr double kSmallWork = 2e5;  // vectors of 32 multiply-adds; below, a second band per thread costs more than waiting
 constexpr size_t kAlign = 64;
 constexpr ptrdiff_t kFirstLevel = 48 * 1024;  // weights and one tile's input that need no prefetching
 
@@ -104,6 +105,7 @@ struct Job {
   int group_inputs, group_outputs, blocks_per_group, inner;
   int planes, mask_planes;  // of `inner` and of 16 channels
   ptrdiff_t max_entries;
+  double work;  // vectors of 32 multiply-adds
   size_t scratch_bytes;
   float low, high;
   Mode mode;
@@ -145,14 +147,14 @@ Band make_band(const Job& job, int y0, int y1, int x0, int x1) {
 // Bands as high as the second-level cache allows beside a block's weights, and enough of them for the threads.
 void cut_bands(Job& job) {
   const secateurs_conv& c = *job.conv;
-  const int64_t budget = second_level_cache_bytes() * 2 / 5;
+  const int64_t budget = second_level_cache_bytes() * 3 / 10;
   int columns = job.out_width, rows = job.out_height;
   while (columns > 64 && band_bytes(job, 1, columns) > budget) columns = static_cast<int>(ceil_div(columns, 2));
   columns = static_cast<int>(ceil_div(job.out_width, ceil_div(job.out_width, columns)));
   while (rows > 1 && band_bytes(job, rows, columns) > budget) rows = std::max(1, std::min(rows - 1, rows * 7 / 8));
   const int others = c.batch * c.groups * job.blocks_per_group * static_cast<int>(ceil_div(job.out_width, columns));
   if (c.threads > 1) {
-    const int wanted = static_cast<int>(ceil_div(kItemsPerThread * c.threads, others));
+    const int wanted = static_cast<int>(ceil_div((job.work < kSmallWork ? 1 : kItemsPerThread) * c.threads, others));
     rows = std::max(1, std::min(rows, job.out_height / wanted));
   }
   rows = static_cast<int>(ceil_div(job.out_height, ceil_div(job.out_height, rows)));
@@ -191,14 +193,19 @@ void pack_row(const Job& job, const Band& b, const float* row, char* target, int
   for (int plane = 0; plane < job.planes; ++plane, target += b.plane_bytes) {
     float* out = reinterpret_cast<float*>(target);
     const int channels = std::min(job.inner, job.group_inputs - plane * job.inner);
-    std::memset(out, 0, static_cast<size_t>(left) * b.pixel_bytes);
-    std::memset(out + right * job.inner, 0, static_cast<size_t>(b.phase_columns - right) * b.pixel_bytes);
+    // Mostly a pixel or none: too little for a call.
+    for (int i = 0; i < left * job.inner; ++i) out[i] = 0.0f;
+    for (int i = right * job.inner; i < b.phase_columns * job.inner; ++i) out[i] = 0.0f;
     if (right == left) continue;
     const float* from = row + (first + static_cast<ptrdiff_t>(left) * c.stride_width) * c.in_stride_column +
                         static_cast<ptrdiff_t>(plane) * job.inner * c.in_stride_channel;
     float* to = out + left * job.inner;
     if (c.in_stride_channel == 1) {
       pack(to, from, step, right - left, channels);
+      continue;
+    }
+    if (job.inner == 4) {
+      job.dispatch->isa->planar4(to, from, step, c.in_stride_channel, right - left, channels);
       continue;
     }
     for (int k = 0; k < channels; ++k) {
@@ -464,6 +471,7 @@ void work(void* context, int thread) {
   w.ahead = w.offsets + entries;
   w.position_bytes = w.ahead + entries;
   w.line_bytes = w.position_bytes + positions;
+  std::fill_n(w.line_bytes, 16 * positions + 16, 0);
   Item packed = {-1, -1, -1, -1};
   for (int index = job.shares->next(thread); index >= 0; index = job.shares->next(thread)) {
     const Item item = job.item(index);
@@ -471,10 +479,10 @@ void work(void* context, int thread) {
     if (item.image != packed.image || item.group != packed.group || item.band != packed.band) {
       pack_band(job, band, item.image, item.group, w.scratch);
       list_positions(c, band, w.position_bytes);
-      list_lines(job, band, w);
+      if (job.mode == kStreaming) list_lines(job, band, w);
       packed = item;
     }
-    look_ahead(job, index, item, w.upcoming);
+    if (job.mode == kStreaming) look_ahead(job, index, item, w.upcoming);
     run_block(job, band, item, w);
   }
 #if defined(__SSE__)
@@ -541,6 +549,7 @@ int run(Job& job) {
     if (job.starts[i + 1] < job.starts[i]) return SECATEURS_BAD_PATTERN;
     job.max_entries = std::max<ptrdiff_t>(job.max_entries, job.starts[i + 1] - job.starts[i]);
   }
+  job.work = static_cast<double>(job.starts[blocks] - job.starts[0]) * c.block / 32 * job.out_height * job.out_width * c.batch;
   job.prefetch_weights = static_cast<ptrdiff_t>(job.starts[blocks] - job.starts[0]) * c.block * 4 > second_level_cache_bytes() / 4;
   const ptrdiff_t walked = job.max_entries * c.block * 4 + job.planes * 4096;
   const int64_t input_bytes = int64_t{c.in_channels} * c.in_height * c.in_width * 4;

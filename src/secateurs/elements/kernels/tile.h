@@ -39,6 +39,10 @@ struct Tile {
 // Copies `pixels` pixels of `channels` (1 .. inner) floats, `source_stride` floats apart, to pixels `inner` floats apart.
 using PackFunction = void (*)(float* target, const float* source, ptrdiff_t source_stride, int pixels, int channels);
 
+// The same for planar memory: channels lie `channel_stride` floats apart, pixels go to four floats each (channels 1 .. 4).
+using PlanarFunction = void (*)(float* target, const float* source, ptrdiff_t source_stride, ptrdiff_t channel_stride, int pixels,
+                                int channels);
+
 // Turns a block's masks into the byte offsets that its tiles walk.
 struct LocateArguments {
   const uint16_t* masks;          // [planes, positions], bit k: channel 16 * plane + k stays at that position
@@ -62,6 +66,7 @@ struct Isa {
   int tile_count;
   double filters_per_cycle;  // multiply-adds per cycle: weighs tiles against each other
   PackFunction pack16, pack4;
+  PlanarFunction planar4;
   LocateFunction locate;
   double (*fma_round)(int rounds);  // floating point operations done, for the peak measurement
 };
