@@ -1,0 +1,63 @@
+"""How the compiled library is found and made."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from secateurs.elements import native
+from secateurs.errors import TargetUnavailableError
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Nothing is loaded yet, and what the test loads is forgotten afterwards."""
+    monkeypatch.setattr(native, "_load", native.functools.lru_cache(maxsize=1)(native._load.__wrapped__))
+    monkeypatch.delenv("SECATEURS_KERNELS", raising=False)
+    return monkeypatch
+
+
+def test_cmake_compiles_the_same_files_with_the_same_flags() -> None:
+    text = (native.SOURCES / "CMakeLists.txt").read_text()
+    listed = re.search(r"add_library\(\w+ MODULE ([^)]+)\)", text)
+    assert listed
+    assert listed[1].split() == [f"{name}.cpp" for name in native.KERNEL_FILES]
+    for name, flags in native._FLAGS.items():
+        found = re.search(rf'{name}\.cpp PROPERTIES COMPILE_OPTIONS "-O3;([^"]+)"', text)
+        assert found, name
+        assert found[1].split(";") == flags
+
+
+def test_the_installed_library_goes_before_the_sources(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / native.LIBRARY).touch()
+    (tmp_path / "kernels").mkdir()
+    shutil.copy(native.SOURCES / "sparse_conv.cpp", tmp_path / "kernels")
+    fresh.setattr(native, "SOURCES", tmp_path / "kernels")
+    assert native._candidates() == (tmp_path / native.LIBRARY, "")
+    fresh.setenv("SECATEURS_KERNELS", "/elsewhere.so")
+    assert native._candidates() == (Path("/elsewhere.so"), "")
+
+
+def test_without_compiler_and_library_the_reason_is_told(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fresh.setattr(native.shutil, "which", lambda name: None)
+    fresh.delenv("CXX", raising=False)
+    assert "No C++ compiler was found" in str(native.missing())
+    with pytest.raises(TargetUnavailableError, match=r"is not there\. No C\+\+ compiler"):
+        native.require()
+
+
+def test_a_library_that_is_none_is_named(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / native.LIBRARY
+    broken.write_text("no library")
+    fresh.setenv("SECATEURS_KERNELS", str(broken))
+    assert "cannot be loaded" in str(native.missing())
+    assert str(broken) in str(native.missing())
+
+
+def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(TargetUnavailableError, match=r"do not compile: .*\(false\)"):
+        native.build(tmp_path)
