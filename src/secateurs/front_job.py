@@ -63,7 +63,11 @@ def holding(folder: RunFolder) -> Iterator[RunFolder]:
 
 @dataclass
 class FrontJob:
-    """One front: its inputs, its folder, and who works. ``resume_with``: the command that continues in the folder."""
+    """One front: its inputs, its folder, and who works.
+
+    ``resume_with``: the command that continues in the folder; ``known``: folders of other fronts of the same problem,
+    whose evaluations the search starts from.
+    """
 
     loaded: Loaded
     data: Data
@@ -75,6 +79,7 @@ class FrontJob:
     resume_with: str = ""
     store: Path | None = None
     progress: Progress = silent
+    known: tuple[Path, ...] = ()
 
     def run(self) -> Front:
         """The front, searched and with its chosen points carried further; what is done already is read.
@@ -180,7 +185,10 @@ class FrontJob:
         planner = self._planner(graph)
         evaluator = self._evaluator(planner)
         free = planner.problem(dict.fromkeys(settings.objectives, 1.0))
-        problem = replace(free, evaluator=evaluator, rows=FileRows(self.folder.path / EVALUATIONS))
+        rows = FileRows(self.folder.path / EVALUATIONS)
+        for folder in self.known:
+            self.progress.say(f"{rows.adopt(folder / EVALUATIONS)} evaluations taken over from {folder}.")
+        problem = replace(free, evaluator=evaluator, rows=rows)
         with self.crew.at_work(evaluator):
             solution = planner.search.solve(problem, seed=settings.seed, progress=self.progress)
             dense = problem.evaluate(problem.widest)

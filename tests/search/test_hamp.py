@@ -149,6 +149,17 @@ def test_a_second_search_starts_from_what_is_known(tmp_path: Path) -> None:
     assert fresh.history[0].hypervolume < first.history[-1].hypervolume
 
 
+def test_evaluations_of_another_file_are_taken_over(tmp_path: Path) -> None:
+    first = Search(made(rows=FileRows(tmp_path / "first.sqlite3")), QUICK, seed=1).go()
+    rows = FileRows(tmp_path / "second?#.sqlite3")
+    assert rows.adopt(tmp_path / "first.sqlite3") == first.evaluations == len(rows)
+    assert rows.adopt(tmp_path / "first.sqlite3") == 0
+    second = Search(made(rows=rows), replace(QUICK, evaluations=20), seed=2).go()
+    assert second.history[0].hypervolume >= first.history[-1].hypervolume
+    with pytest.raises(PlanError, match="no evaluations to start from"):
+        rows.adopt(tmp_path / "nothing.sqlite3")
+
+
 def test_rows_of_another_evaluator_are_not_used(tmp_path: Path) -> None:
     rows = FileRows(tmp_path / "rows.sqlite3")
     Search(made(rows=rows), replace(QUICK, evaluations=30), seed=1).go()

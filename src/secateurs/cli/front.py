@@ -45,6 +45,10 @@ def verb(
         int | None,
         typer.Option("--screen", min=1, help="First look on so many images; a third is then judged in full."),
     ] = None,
+    known: Annotated[
+        list[Path] | None,
+        typer.Option("--known", metavar="RUN", help="Start from the evaluations of another front too; repeatable."),
+    ] = None,
     points: Annotated[int, typer.Option("--points", min=0, help="Points to fine-tune and measure; 0 for none.")] = 6,
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="Epochs of fine-tuning of these and of a pick.")] = 1,
     pick: Annotated[
@@ -121,7 +125,7 @@ def verb(
             barrier=tuple(barrier or ()),
         )
     crew = Crew(workers, ray, threads_per_worker)
-    _run(settings, given, output, crew, resume=resume, pick=pick, store=store, as_json=as_json)
+    _run(settings, given, output, crew, tuple(known or ()), resume=resume, pick=pick, store=store, as_json=as_json)
 
 
 def _from_folder(output: Path) -> tuple[dict[str, Any], FrontSettings]:
@@ -144,6 +148,7 @@ def _run(
     given: dict[str, Any],
     output: Path,
     crew: Crew,
+    known: tuple[Path, ...],
     *,
     resume: bool,
     pick: str | None,
@@ -183,7 +188,7 @@ def _run(
                 chosen = settings if pick is None else replace(settings, points=0)
                 command = str(folder.job["command"])
                 front_job = FrontJob(
-                    loaded, data, chosen, folder, loaded.example(), crew, command, again, store, progress
+                    loaded, data, chosen, folder, loaded.example(), crew, command, again, store, progress, known
                 )
                 front = front_job.run()
                 if pick is not None:

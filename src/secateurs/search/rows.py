@@ -45,7 +45,7 @@ class FileRows:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         try:
-            self._base = sqlite3.connect(self._path, timeout=60.0, isolation_level=None)
+            self._base = sqlite3.connect(self._path.resolve().as_uri(), timeout=60.0, isolation_level=None, uri=True)
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=FULL")
             self._base.execute(
@@ -90,6 +90,27 @@ class FileRows:
 
     def __len__(self) -> int:
         return int(self._base.execute("SELECT COUNT(*) FROM evaluations").fetchone()[0])
+
+    def adopt(self, path: str | Path) -> int:
+        """Copy the evaluations of another such file that are not here yet; how many there were.
+
+        Raises:
+            PlanError: it is missing, or something else.
+        """
+        try:
+            self._base.execute("ATTACH DATABASE ? AS other", (f"{Path(path).resolve().as_uri()}?mode=ro",))
+            try:
+                found = self._base.execute(
+                    "INSERT OR IGNORE INTO evaluations (key, row) SELECT key, row FROM other.evaluations "
+                    "WHERE json_extract(row, '$.accuracy') IS NOT NULL ORDER BY number"
+                )
+                return found.rowcount
+            finally:
+                self._base.execute("DETACH DATABASE other")
+        except sqlite3.Error as error:
+            raise PlanError(
+                f"There are no evaluations to start from in {path} ({error}). Give the folder of a front."
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
