@@ -8,9 +8,11 @@ import types
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,9 +24,13 @@ from typer.testing import CliRunner
 import secateurs as sc
 from secateurs import registry
 from secateurs.cli.app import app
+from secateurs.cost import CostModel, CostTerm
 from secateurs.data import Data, open_data
-from secateurs.element_planning import ElementSpace, check_elements, element_space, left_after, measured_losses
+from secateurs.element_losses import measured_losses
+from secateurs.element_planning import ElementSpace, check_elements, element_space, rectangle_space
+from secateurs.elements.rectangles import deployable
 from secateurs.errors import InfeasibleBudgetError, PlanError
+from secateurs.export.onnx import export_onnx
 from secateurs.kernel_times import KernelTimes, Point
 from secateurs.latency.targets import open_target
 from secateurs.models import Loaded, load
@@ -34,7 +40,7 @@ from secateurs.report import Record
 from secateurs.search.rows import MemoryRows
 from secateurs.search_options import Legal
 from secateurs.settings import Settings
-from secateurs.structure.kernel_elements import masks_of
+from secateurs.structure.kernel_elements import macs_left, masks_of
 from secateurs.testing.latency import FakeTarget
 
 PER_WEIGHT, PER_LAYER, DENSE_MS = 2e-5, 0.005, 0.3
@@ -146,9 +152,13 @@ def test_counts_alone_keep_every_unit() -> None:
 
 def test_the_plan_holds_patterns_for_the_weights_as_channels_leave_them() -> None:
     space = chain_space()
+    narrow, few = np.array([16]), np.array([2, 3, 4])
+    space = replace(space, options=tuple(narrow if 16 in options else few for options in space.options))
     made = planner(space)
-    choice = made.solve({"latency": 0.4})
-    plan = made.plan(choice, "40%")
+    choice = made.solve({"latency": 0.6})
+    plan = made.plan(choice, "60%")
+    assert plan.removed()
+    assert plan.elements
     again = sc.Plan.from_json(plan.to_json())
     assert again == plan
     small = sc.apply(space.graph.model, again)
@@ -162,7 +172,7 @@ def test_the_plan_holds_patterns_for_the_weights_as_channels_leave_them() -> Non
     less = sum(
         int((~m).sum()) * {"middle.weight": 36, "last.weight": 16}[n] for n, m in masks_of(small, plan.elements).items()
     )
-    assert left_after(space.graph, small, plan) == left_after(space.graph, small, bare) - less
+    assert macs_left(space.graph, small, plan) == macs_left(space.graph, small, bare) - less
 
 
 def test_layers_that_are_kept_whole_keep_their_elements() -> None:
@@ -263,3 +273,44 @@ def test_settings_that_contradict_each_other() -> None:
         Settings(latency="60%", penalty=0.3)
     with pytest.raises(PlanError, match="Neither channels nor blocks"):
         Settings(latency="60%", channels=False, blocks=False)
+
+
+def test_rectangles_run_as_smaller_convolutions_on_any_runtime(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    example = torch.randn(1, 3, 12, 12)
+    graph = sc.trace(Chain().eval(), example)
+    by_layer = {"stem": (3, 32), "middle": (32, 32), "last": (32, 12)}
+    terms = tuple(
+        CostTerm(layer.name, layer.inputs, layer.outputs, lambda i, o: 1e-4 * i * o + 0.0 * o, layer.blocks)
+        for layer in graph.spec.layers
+        if layer.name in by_layer
+    )
+    model = CostModel("ms", 0.02, terms)
+    dense_ms = float(model.evaluate(graph.spec.dense_widths))
+    costs = SimpleNamespace(cost_model=lambda: model, target={"target": "fake"}, dense_ms=dense_ms)
+    ratios = {1 / 9: 0.4, 4 / 9: 0.6, 6 / 9: 1.0}
+    space = rectangle_space(graph, costs, ratios, legal=Legal(channels=False))  # type: ignore[arg-type]
+    # What takes as long as the whole kernel is not offered; 5, 7 and 8 of 9 positions are no rectangle.
+    assert [options.tolist() for options in space.options[-2:]] == [[1, 2, 3, 4, 9]] * 2
+    everywhere = np.array([*space.graph.spec.dense_widths, 4, 4])
+    assert float(space.model.evaluate(everywhere)) == pytest.approx(0.6 * dense_ms)
+    made = planner(space, legal=Legal(channels=False))
+    plan = made.plan(made.solve({"latency": 0.8}))
+    assert plan.elements
+    small = sc.apply(graph.model, plan)
+    export_onnx(deployable(small, plan), example, tmp_path / "small.onnx")
+    shapes = [tuple(t.dims)[2:] for t in onnx.load(tmp_path / "small.onnx").graph.initializer if len(t.dims) == 4]
+    assert sorted(shapes)[0] != (3, 3)
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
+    image = torch.randn(1, 3, 12, 12)
+    [found] = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), small(image), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_without_rectangles_is_deployed_as_it_is() -> None:
+    space, legal = chain_space(Legal(channels=False)), Legal(channels=False)
+    plan = planner(space, legal=legal).plan(planner(space, legal=legal).solve({"latency": 0.4}))
+    small = sc.apply(space.graph.model, plan)
+    assert plan.elements
+    assert deployable(small, plan) is small

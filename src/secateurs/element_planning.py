@@ -12,34 +12,34 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from secateurs.bench import Bench
+from secateurs.bench import QUICK, Bench
 from secateurs.cost import CostModel, CostTerm
 from secateurs.elements.patterns import Choice, value_curve
+from secateurs.elements.rectangles import deployable, rectangle_curve
 from secateurs.elements.selection import DEFAULT_BLOCK, eligible, patterns, square
 from secateurs.errors import PlanError
-from secateurs.evaluation import make_evaluator
-from secateurs.importance.values import curve, keep
+from secateurs.importance.values import curve
 from secateurs.kernel_times import ConvShape, KernelTimes, LayerTimes
+from secateurs.latency.store import Store
+from secateurs.latency.timing import compare
 from secateurs.network import AxisSpec, BlockSpec, GroupSpec, LayerSpec, NetworkSpec
 from secateurs.plan import Plan
+from secateurs.profiling import profile
 from secateurs.progress import Progress, silent
 from secateurs.provenance import target_label
 from secateurs.search.options import legal_widths, reachable_lengths
 from secateurs.structure import apply
-from secateurs.structure.kernel_elements import groups_of, masks_of
+from secateurs.structure.kernel_elements import groups_of
 
 if TYPE_CHECKING:
-    from secateurs.data import Data
-    from secateurs.latency.store import Store
+    from secateurs.latency.model import LatencyModel
     from secateurs.latency.targets import Target
-    from secateurs.search.problem import Rows
     from secateurs.search_options import Legal
     from secateurs.structure import Graph
 
@@ -49,8 +49,12 @@ SUFFIX = ":elements"
 """Behind a weight's name: the name of its group of kernel positions."""
 _FOLD = 1 << 20
 """A folded output axis is its length + _FOLD x kernel positions."""
+_RECTANGLES = (1 / 9, 2 / 9, 3 / 9, 4 / 9, 6 / 9)
+"""Shares of positions at which networks of smaller kernels are measured: the rectangles of a 3×3 kernel."""
 _WIDTHS_AT_MOST, _MEASURED_AT_MOST, _COUNTS_AT_MOST = 8, 6, 9
 """Widths offered per group, widths measured per side of a layer, counts offered per layer."""
+_TABLED = 64
+"""Widths per side of a layer that a latency model is asked for."""
 _NOISE = 0.005
 _ANCHOR = 4 / 9
 """Share of positions (and half of the units) at which the loss is measured."""
@@ -106,13 +110,19 @@ class ElementSpace:
                 total = curve(scores[group.name])
                 share = total / total[-1] if total[-1] > 0 else np.linspace(0.0, 1.0, len(total))
             else:
-                name = group.name.removesuffix(SUFFIX)
-                choice = Choice(self.scope, 1, DEFAULT_BLOCK, pool="block" if self.scope == "block" else "unit")
-                share = value_curve(square(name, weight), choice, groups=groups_of(self.graph.model, name))
+                share = self._retained(group.name.removesuffix(SUFFIX), weight)
             lost = 1.0 - share
             whole = 1.0 if losses is None else losses[group.name] / max(float(lost[anchor]), 1e-9)
             found.append(-whole * lost)
         return tuple(found) if losses is None else self._with_blocks(found, losses)
+
+    def _retained(self, name: str, weight: torch.Tensor) -> np.ndarray:
+        """Share of a weight's energy that stays when 0, 1 … of its positions do."""
+        energy = square(name, weight)
+        if self.scope == "layer":
+            return rectangle_curve(energy)
+        choice = Choice(self.scope, 1, DEFAULT_BLOCK, pool="block" if self.scope == "block" else "unit")
+        return value_curve(energy, choice, groups=groups_of(self.graph.model, name))
 
     def _with_blocks(self, found: list[np.ndarray], losses: Mapping[str, float]) -> tuple[np.ndarray, ...]:
         """The same, with values of keeping nothing that add up to what the loss of a whole block was measured to be."""
@@ -139,22 +149,54 @@ def check_elements(target: Target, scope: str, batch: int = 1) -> None:
     """
     if scope not in SCOPES:
         raise PlanError(f"Element scope {scope!r} runs fast nowhere. Choose one of {', '.join(SCOPES)}.")
-    if not getattr(target, "skips_pruned_elements", False):
+    if not _skips(target) and scope != "layer":
         raise PlanError(
-            f"Target {target.name} multiplies by pruned kernel elements as by any other number: pruning them saves "
-            f"nothing there. Give --target torch-sparse-cpu, or leave --elements out."
+            f"Target {target.name} multiplies by pruned kernel elements as by any other number: pruning them in scope "
+            f"{scope} saves nothing there. Give --target torch-sparse-cpu, or --elements layer: rectangles are smaller "
+            f"convolutions, which every target runs."
         )
-    if batch != 1:
-        raise PlanError(f"Kernel elements are planned for batch 1, not {batch}. Leave --batch out.")
+    if _skips(target) and batch != 1:
+        raise PlanError(f"Kernel elements are planned for batch 1 on {target.name}, not {batch}. Leave --batch out.")
+
+
+def _skips(target: Target) -> bool:
+    return bool(getattr(target, "skips_pruned_elements", False))
+
+
+def measured_space(
+    graph: Graph,
+    target: Target,
+    scope: str,
+    legal: Legal,
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    store: Store | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> ElementSpace:
+    """The joint choice on a target, from measurements; what the store knows is not measured again.
+
+    On the sparse kernels these are the dense network and every layer shape; elsewhere the network's latency model and
+    networks whose kernels were cut to rectangles.
+
+    Raises:
+        PlanError: as :func:`check_elements` and :func:`element_space`.
+        TargetError: the runtime failed, or the machine is too disturbed to measure.
+    """
+    check_elements(target, scope, batch)
+    with tempfile.TemporaryDirectory(prefix="secateurs-dense-") as folder:
+        bench = Bench(target, Path(folder), (graph.args, graph.kwargs), threads, batch, seed, progress)
+        bench.export(graph.model, bench.dense)
+        if _skips(target):
+            times = KernelTimes(store, threads=threads, progress=progress)
+            return element_space(graph, times, bench.measure_dense().latency_ms, scope=scope, legal=legal)
+        costs = profile(graph, target, threads=threads, batch=batch, store=store, seed=seed, progress=progress)
+        return rectangle_space(graph, costs, _rectangle_ratios(graph, bench, store or Store(), progress), legal=legal)
 
 
 def element_space(
-    graph: Graph,
-    times: KernelTimes,
-    dense_ms: float,
-    *,
-    scope: str = "block",
-    legal: Legal,
+    graph: Graph, times: KernelTimes, dense_ms: float, *, scope: str = "block", legal: Legal
 ) -> ElementSpace:
     """The joint choice of a network on the sparse kernels.
 
@@ -171,65 +213,118 @@ def element_space(
     Raises:
         PlanError: no layer can lose elements.
     """
-    own = graph.spec
+    own, layers = graph.spec, _layers(graph)
+    widths, spec = _widths(own, legal), _extended(graph, layers)
+    terms, counts = [], dict[str, np.ndarray]()
+    for layer in own.layers:
+        table = _table(graph, layer, layer.parameter in layers, widths, times)
+        if table is None:
+            continue
+        term = CostTerm(layer.name, layer.inputs, layer.outputs, _dense(table), layer.blocks)
+        if layer.parameter in layers:
+            term = _folded_term(term, spec, layer.parameter, table)
+            paying = _paying(table, own, layer)
+            counts[layer.parameter] = np.union1d(counts.get(layer.parameter, paying), paying)
+        terms.append(term)
+    model = CostModel("ms", 0.0, tuple(terms))
+    model = replace(model, offset=max(0.0, dense_ms - float(model.evaluate(spec.dense_widths))))
+    options = (*widths, *(counts[name] for name in layers))
+    return ElementSpace(graph, scope, spec, layers, options, model, dense_ms, target_label(times.fingerprint))
+
+
+def rectangle_space(graph: Graph, costs: LatencyModel, ratios: Mapping[float, float], *, legal: Legal) -> ElementSpace:
+    """The joint choice of a network on any runtime, which runs kernels cut to rectangles as smaller convolutions.
+
+    A layer's time at its widths is the latency model's; what part of it stays at a share of positions is taken to be
+    the same for all layers, from whole networks that were cut to that share.
+
+    Args:
+        graph: the traced network.
+        costs: its latency model on the target.
+        ratios: latency of such a network / dense, by share of kernel positions that stay.
+        legal: which networks may be returned.
+
+    Raises:
+        PlanError: no layer can lose elements.
+    """
+    own, layers = graph.spec, _layers(graph)
+    widths, spec = _widths(own, legal), _extended(graph, layers)
+    by_name = {layer.name: layer for layer in own.layers if layer.parameter in layers}
+    model = costs.cost_model()
+    can = sum(float(term.evaluate(own.dense_widths)) for term in model.terms if term.name in by_name)
+    whole = float(model.evaluate(own.dense_widths))
+    shares = np.array(sorted({*ratios, 1.0}))
+    kept = [1.0 if share == 1 else 1 - (1 - ratios[share]) * whole / max(can, 1e-9) for share in shares.tolist()]
+    stays = np.maximum.accumulate(np.clip(kept, 0.02, 1.0))
+    terms = []
+    for term in model.terms:
+        layer = by_name.get(term.name)
+        if layer is None:
+            terms.append(term)
+            continue
+        channels, filters = (_spaced(reachable_lengths(axis, widths), _TABLED) for axis in (term.inputs, term.outputs))
+        dense_ms = np.asarray(term.cost(channels[:, None], filters[None, :]), dtype=np.float64)
+        counts = np.arange(1, layer.kernel_elements + 1)
+        part = np.interp(counts / layer.kernel_elements, shares, stays)
+        table = LayerTimes(channels, filters, counts, dense_ms[:, :, None] * part)
+        terms.append(_folded_term(term, spec, layer.parameter, table))
+    parameters = dict(graph.model.named_parameters(remove_duplicate=False))
+    offered = tuple(_rectangle_counts(parameters[name], shares, stays) for name in layers)
+    label = target_label(costs.target)
+    joint = CostModel("ms", model.offset, tuple(terms))
+    return ElementSpace(graph, "layer", spec, layers, (*widths, *offered), joint, costs.dense_ms, label)
+
+
+def _rectangle_counts(weight: torch.Tensor, shares: np.ndarray, stays: np.ndarray) -> np.ndarray:
+    """Areas of the rectangles in a kernel that are faster than every larger one."""
+    height, width = (1, *weight.shape[2:])[-2:]
+    areas = np.unique([rows * columns for rows in range(1, height + 1) for columns in range(1, width + 1)])
+    ms = np.interp(areas / areas[-1], shares, stays)
+    return areas[ms * (1 + _NOISE) < np.append(ms[1:], np.inf)]
+
+
+def _rectangle_ratios(graph: Graph, bench: Bench, store: Store, progress: Progress) -> dict[float, float]:
+    """Latency / dense of the network whose kernels are all cut to rectangles of at most a share of their positions."""
+    fingerprint = bench.target.fingerprint(bench.threads)
+    signature = f"rectangles/1/{graph.spec.fingerprint}/b{bench.batch}"
+    held = store.get(fingerprint, signature)
+    if held is None:
+        empty, files = graph.plan({}, ()), {"dense": bench.dense}
+        parameters = dict(graph.model.named_parameters(remove_duplicate=False))
+        for share in _RECTANGLES:
+            counts = {name: max(1, int(share * parameters[name][0, 0].numel() + 1e-9)) for name in _layers(graph)}
+            plan = empty.model_copy(update={"elements": patterns(graph.model, counts, scope="layer")})
+            files[str(share)] = bench.folder / f"{share:.2f}.{bench.target.artifact}"
+            bench.export(deployable(apply(graph.model, plan, check=False), plan), files[str(share)])
+        measured = compare(
+            bench.target, files, threads=bench.threads, batch=bench.batch, protocol=QUICK, progress=progress
+        )
+        held = {name: one.ratio for name, one in measured.items() if name != "dense"}
+        store.put(fingerprint, {signature: held})
+    return {float(share): float(ratio) for share, ratio in held.items()}
+
+
+def _layers(graph: Graph) -> tuple[str, ...]:
+    """Weights that can lose elements.
+
+    Raises:
+        PlanError: there are none.
+    """
     can = {name for name in eligible(graph.model) if not _kept_whole(graph, name)}
-    layers = tuple(dict.fromkeys(layer.parameter for layer in own.layers if layer.parameter in can))
+    layers = tuple(dict.fromkeys(layer.parameter for layer in graph.spec.layers if layer.parameter in can))
     if not layers:
         raise PlanError(
             "No convolution of this network has kernel elements to lose: all are 1×1, depthwise, or read the image. "
             "Leave --elements out."
         )
-    pinned = legal.pins(group.name for group in own.groups)
-    grain = {group.name: _grain(group.units) for group in own.groups}
-    narrowest = {g.name: max(legal.min_width, min(g.units, 8)) for g in own.groups}
-    widths = legal_widths(own, minimum=narrowest, maximum=legal.widest, pinned=pinned, grain=grain)
-    tables = {layer.node: _table(graph, layer, layer.parameter in can, widths, times) for layer in own.layers}
-    spec = _extended(graph, layers)
-    place = {name: len(own.groups) + index for index, name in enumerate(layers)}
-    terms, counts = [], dict[str, np.ndarray]()
-    for layer in own.layers:
-        table = tables[layer.node]
-        if table is None:
-            continue
-        if layer.parameter in place:
-            outputs = replace(layer.outputs, parts=(*layer.outputs.parts, (place[layer.parameter], _FOLD)))
-            terms.append(CostTerm(layer.name, layer.inputs, outputs, _folded(table), layer.blocks))
-            paying = _paying(table, own, layer)
-            counts[layer.parameter] = np.union1d(counts.get(layer.parameter, paying), paying)
-        else:
-            terms.append(CostTerm(layer.name, layer.inputs, layer.outputs, _dense(table), layer.blocks))
-    model = CostModel("ms", 0.0, tuple(terms))
-    fixed = max(0.0, dense_ms - float(model.evaluate(spec.dense_widths)))
-    options = (*widths, *(counts[name] for name in layers))
-    return ElementSpace(
-        graph, scope, spec, layers, options, replace(model, offset=fixed), dense_ms, target_label(times.fingerprint)
-    )
+    return layers
 
 
-def measured_space(
-    graph: Graph,
-    target: Target,
-    scope: str,
-    legal: Legal,
-    *,
-    threads: int = 1,
-    store: Store | None = None,
-    progress: Progress = silent,
-) -> ElementSpace:
-    """The joint choice, with the dense network measured on the target and the kernels where the store lacks them.
-
-    Raises:
-        PlanError: as :func:`check_elements` and :func:`element_space`.
-        TargetError: the runtime failed, or the machine is too disturbed to measure.
-    """
-    check_elements(target, scope)
-    example = (graph.args, graph.kwargs)
-    with tempfile.TemporaryDirectory(prefix="secateurs-dense-") as folder:
-        bench = Bench(target, Path(folder), example, threads, progress=progress)
-        bench.export(graph.model, bench.dense)
-        dense_ms = bench.measure_dense().latency_ms
-    times = KernelTimes(store, threads=threads, progress=progress)
-    return element_space(graph, times, dense_ms, scope=scope, legal=legal)
+def _widths(spec: NetworkSpec, legal: Legal) -> tuple[np.ndarray, ...]:
+    pinned = legal.pins(group.name for group in spec.groups)
+    grain = {group.name: _grain(group.units) for group in spec.groups}
+    narrowest = {g.name: max(legal.min_width, min(g.units, 8)) for g in spec.groups}
+    return legal_widths(spec, minimum=narrowest, maximum=legal.widest, pinned=pinned, grain=grain)
 
 
 def _kept_whole(graph: Graph, parameter: str) -> bool:
@@ -276,9 +371,12 @@ def _table(
 
 def _measured(axis: AxisSpec, widths: tuple[np.ndarray, ...]) -> np.ndarray:
     lengths = reachable_lengths(axis, widths)
-    if len(lengths) <= _WIDTHS_AT_MOST:
-        return lengths
-    return lengths[np.unique(np.linspace(0, len(lengths) - 1, _MEASURED_AT_MOST).round().astype(int))]
+    return lengths if len(lengths) <= _WIDTHS_AT_MOST else _spaced(lengths, _MEASURED_AT_MOST)
+
+
+def _spaced(values: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the values, evenly spaced, both ends included."""
+    return values[np.unique(np.linspace(0, len(values) - 1, min(len(values), most)).round().astype(int))]
 
 
 def _paying(table: LayerTimes, spec: NetworkSpec, layer: LayerSpec) -> np.ndarray:
@@ -289,11 +387,12 @@ def _paying(table: LayerTimes, spec: NetworkSpec, layer: LayerSpec) -> np.ndarra
     return table.counts[ms * (1 + _NOISE) < later]
 
 
-def _folded(table: LayerTimes) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    def cost(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        return table(inputs, outputs % _FOLD, outputs // _FOLD)
-
-    return cost
+def _folded_term(term: CostTerm, spec: NetworkSpec, parameter: str, table: LayerTimes) -> CostTerm:
+    """``term`` with the kernel positions of ``parameter`` folded into its output axis, by the table's times."""
+    assert term.outputs is not None
+    group = next(index for index, one in enumerate(spec.groups) if one.name == f"{parameter}{SUFFIX}")
+    outputs = replace(term.outputs, parts=(*term.outputs.parts, (group, _FOLD)))
+    return replace(term, outputs=outputs, cost=lambda i, o: table(i, o % _FOLD, o // _FOLD))
 
 
 def _dense(table: LayerTimes) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -301,94 +400,3 @@ def _dense(table: LayerTimes) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         return table(inputs, outputs, table.counts[-1])
 
     return cost
-
-
-def measured_losses(
-    space: ElementSpace,
-    scores: Mapping[str, np.ndarray],
-    images: Data,
-    *,
-    channels: bool = True,
-    rows: Rows | None = None,
-    progress: Progress = silent,
-) -> dict[str, float]:
-    """Increase of the loss on calibration images when one group, one layer's elements or one block goes, by name.
-
-    Groups lose half of their units, layers 5 of 9 kernel elements; statistics are refreshed each time. The half of the
-    calibration images that statistics come from is not judged on. Source: the common currency is SPDY's idea (arXiv
-    2201.13096), measured here instead of fitted. Cost: an evaluation per group, layer and block.
-
-    Args:
-        space: what can be chosen.
-        scores: of the units, by which they stay.
-        images: their calibration images are used.
-        channels: False measures layers and blocks only.
-        rows: where losses are kept.
-        progress: shows candidates.
-    """
-    calibration, graph = images.calibration, space.graph
-    half = len(calibration) // 2
-    judged = calibration.select(np.arange(half, len(calibration))[:_JUDGED])
-    evaluator = make_evaluator(graph, scores, calibration.take(half), judged, classes=images.classes)
-    empty = graph.plan({}, ())
-
-    def loss(name: str, make: Callable[[], Plan]) -> float:
-        key = f"element-losses/{evaluator.identity}/{space.scope}/{name}"
-        held = None if rows is None else rows.get(key)
-        if held is None:
-            found = evaluator.judge(make())
-            held = {"accuracy": found.accuracy, "seconds": found.seconds, "details": dict(found.details)}
-            if rows is not None:
-                rows.put(key, {**held, "widths": [], "removed": []})
-        return float(held["details"]["loss"])
-
-    base = loss("dense", lambda: empty)
-    plans = _anchor_plans(space, scores, empty, channels)
-    losses = {}
-    with progress.task("what layers are worth", len(plans)) as task:
-        for name, make in plans.items():
-            losses[name] = max(loss(name, make) - base, 1e-4 * max(base, 1e-3))
-            task.advance(1, name)
-    return {**dict.fromkeys((group.name for group in graph.spec.groups), 1.0), **losses}
-
-
-def _anchor_plans(
-    space: ElementSpace, scores: Mapping[str, np.ndarray], empty: Plan, channels: bool
-) -> dict[str, Callable[[], Plan]]:
-    """What makes the plan of every candidate, by name."""
-    graph = space.graph
-
-    def elements(name: str, anchor: int) -> Plan:
-        return empty.model_copy(update={"elements": patterns(graph.model, {name: anchor}, scope=space.scope)})
-
-    def units(name: str, anchor: int) -> Plan:
-        return graph.plan({name: keep(scores[name], anchor)}, ())
-
-    def block(name: str) -> Plan:
-        return graph.plan({}, (name,))
-
-    plans: dict[str, Callable[[], Plan]] = {}
-    for group, anchor in zip(space.spec.groups, space.anchors(), strict=True):
-        if group.name.endswith(SUFFIX):
-            plans[group.name] = partial(elements, group.name.removesuffix(SUFFIX), anchor)
-        elif channels:
-            plans[group.name] = partial(units, group.name, anchor)
-    return plans | {each.name: partial(block, each.name) for each in graph.spec.blocks}
-
-
-def left_after(graph: Graph, small: torch.nn.Module, plan: Plan) -> int:
-    """Multiply-adds at batch 1 of the network ``small`` that a plan leaves, without those of pruned elements."""
-    spec = graph.spec
-    removed = frozenset(index for index, block in enumerate(spec.blocks) if block.name in plan.blocks_removed)
-    widths = np.array([max(len(plan.groups[group.name]), 1) for group in spec.groups], dtype=np.int64)
-    masks = masks_of(small, plan.elements)
-    macs = spec.macs(widths, removed)
-    for layer in spec.layers:
-        if layer.parameter in masks and removed.isdisjoint(layer.blocks):
-            macs -= layer.positions * int((~masks[layer.parameter]).sum())
-    return int(macs)
-
-
-def pruned_elements(small: torch.nn.Module, plan: Plan) -> int:
-    """How many weights of ``small`` a plan holds at zero."""
-    return sum(int((~mask).sum()) for mask in masks_of(small, plan.elements).values())

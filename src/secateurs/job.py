@@ -24,10 +24,10 @@ from secateurs.bench import Bench, out_of_reach
 from secateurs.closed_loop import Attempt, Limits, close, goal_for
 from secateurs.data import Data, accuracy
 from secateurs.data.images import BatchesOf
-from secateurs.element_planning import ElementSpace, element_space, left_after, pruned_elements
+from secateurs.element_planning import ElementSpace, measured_space
+from secateurs.elements.rectangles import deployable
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.footprint import dense_figures, memory_seen
-from secateurs.kernel_times import KernelTimes
 from secateurs.latency.model import LatencyModel
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import processor_name
@@ -49,6 +49,7 @@ from secateurs.scoring import Batches, name_of
 from secateurs.search_options import SEARCH
 from secateurs.settings import Settings
 from secateurs.structure import Graph, apply, trace
+from secateurs.structure.kernel_elements import elements_pruned, macs_left
 from secateurs.structure.verify import check_plan
 from secateurs.tuning import Trainer, epochs_before, prepare
 
@@ -213,7 +214,7 @@ class Job:
             "points": [] if costs is None else points(costs, planner.dense_costs["latency"], attempts, accepted),
             "latency_model": None if costs is None else model_error(costs),
             "dense_macs": spec.macs(spec.dense_widths),
-            "macs": left_after(graph, apply(self.loaded.module, plan, self.example, check=False), plan),
+            "macs": macs_left(graph, apply(self.loaded.module, plan, self.example, check=False), plan),
             "structure_check_rel_error": error,
             "plan_notes": [*self._plan_notes(graph, costs), *schedule_notes],
         }
@@ -225,9 +226,17 @@ class Job:
             return None
         with self._timed("profile"):
             if settings.elements is not None:
-                times = KernelTimes(store, threads=settings.threads, progress=self.progress)
-                dense_ms = bench.measure_dense().latency_ms
-                return element_space(graph, times, dense_ms, scope=settings.elements, legal=settings.legal)
+                return measured_space(
+                    graph,
+                    bench.target,
+                    settings.elements,
+                    settings.legal,
+                    threads=settings.threads,
+                    batch=settings.batch,
+                    store=store,
+                    seed=settings.seed,
+                    progress=self.progress,
+                )
             return profile(
                 graph,
                 bench.target,
@@ -309,9 +318,10 @@ class Job:
                 return planner.solve(limits)
 
         def measure(choice: Choice) -> Measurement:
-            small = apply(self.loaded.module, planner.plan(choice), self.example, check=False)
+            plan = planner.plan(choice)
+            small = apply(self.loaded.module, plan, self.example, check=False)
             with self._timed("measure"):
-                return bench.measure(small, store, f"{planner.graph.spec.fingerprint}/{choice.key}")
+                return bench.measure(deployable(small, plan), store, f"{planner.graph.spec.fingerprint}/{choice.key}")
 
         try:
             return close(list(goals.values()), solve, measure, progress=self.progress)
@@ -401,9 +411,9 @@ class Job:
         self.folder.write("model.safetensors", save(tensors(small)))
         with self._timed("measure"):
             with self.progress.task("export pruned"):
-                written = bench.export(small, bench.deployed)
+                written = bench.export(deployable(small, plan), bench.deployed)
             found: Facts = {
-                "params": parameter_count(small) - pruned_elements(small, plan),
+                "params": parameter_count(small) - elements_pruned(small, plan),
                 "file_bytes": written.size_bytes,
                 "export_max_rel_error": written.max_rel_error,
             }

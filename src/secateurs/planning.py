@@ -192,7 +192,7 @@ class Planner:
         if self.images is None:
             self.progress.say("Without data, every layer's elements and every group count the same: give data.")
             return self.elements.values(self.scores)
-        from secateurs.element_planning import measured_losses
+        from secateurs.element_losses import measured_losses
         from secateurs.search.rows import FileRows
 
         folder, channels = self.options.folder, self.legal.channels

@@ -8,6 +8,7 @@ from secateurs import __version__
 from secateurs.cli.apply import verb as apply
 from secateurs.cli.compare import verb as compare
 from secateurs.cli.doctor import verb as doctor
+from secateurs.cli.elements import verb as elements
 from secateurs.cli.export import verb as export
 from secateurs.cli.front import verb as front
 from secateurs.cli.ls import verb as ls
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command("ls")(ls)
 app.command("doctor")(doctor)
 app.command("profile")(profile)
+app.command("elements")(elements)
 app.command("plan")(plan)
 app.command("apply")(apply)
 app.command("prune")(prune)

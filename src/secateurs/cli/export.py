@@ -50,6 +50,7 @@ def verb(
 
     The file is compared with PyTorch before it appears under its name.
     """
+    from secateurs.elements.rectangles import deployable
     from secateurs.export.artifacts import export_artifact
     from secateurs.structure import apply
 
@@ -64,7 +65,7 @@ def verb(
                 _load_checkpoint(small, checkpoint)
         with progress.task(f"export to {artifact}"):
             open_batch = None if dynamic_batch else batch
-            report = export_artifact(artifact, small, loaded.example(), output, batch=open_batch)
+            report = export_artifact(artifact, deployable(small, held), loaded.example(), output, batch=open_batch)
     found = {
         "output": str(output),
         "format": artifact,

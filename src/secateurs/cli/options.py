@@ -56,8 +56,8 @@ Elements = Annotated[
     str | None,
     typer.Option(
         "--elements",
-        metavar="block|in_channel",
-        help="Prune kernel elements too, shared in this scope; for --target torch-sparse-cpu.",
+        metavar="block|in_channel|layer",
+        help="Prune kernel elements too. layer: rectangles, for any target; others for torch-sparse-cpu.",
     ),
 ]
 Latency = Annotated[

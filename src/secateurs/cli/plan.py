@@ -91,7 +91,9 @@ def verb(
         legal = Legal(min_width=min_width, blocks=blocks, channels=channels)
         if opened is not None and elements is not None:
             kept = Store(store, progress=progress)
-            space = measured_space(graph, opened, elements, legal, threads=threads, store=kept, progress=progress)
+            space = measured_space(
+                graph, opened, elements, legal, threads=threads, batch=batch, store=kept, seed=seed, progress=progress
+            )
         elif opened is not None:
             costs = profile(graph, opened, threads=threads, batch=batch, store=store, seed=seed, progress=progress)
         made = plan(

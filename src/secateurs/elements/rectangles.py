@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateurs.errors import PlanError, StructureError
+from secateurs.plan import Plan
+from secateurs.structure.kernel_elements import masks_of
 
 
 def best_rectangle(score: Tensor, keep: int) -> tuple[slice, slice]:
@@ -34,6 +37,14 @@ def best_rectangle(score: Tensor, keep: int) -> tuple[slice, slice]:
                         found.append((inside, slice(top, bottom), slice(left, right)))
     _, rows, columns = max(found, key=lambda item: item[0])
     return rows, columns
+
+
+def rectangle_curve(score: Tensor) -> np.ndarray:
+    """Share of the score inside the best rectangle of at most 0, 1 … K·K positions, float64 [positions + 1]."""
+    plane = score.detach().double().sum((0, 1))
+    plane = plane.reshape(-1, plane.shape[-1])
+    inside = [float(plane[best_rectangle(score, keep)].sum()) for keep in range(1, plane.numel() + 1)]
+    return np.array([0.0, *inside]) / max(float(plane.sum()), 1e-300)
 
 
 def crop(conv: nn.Conv2d, rows: slice, columns: slice) -> nn.Module:
@@ -93,3 +104,23 @@ def crop_network(model: nn.Module, rectangles: Mapping[str, tuple[slice, slice]]
         parent, _, leaf = name.rpartition(".")
         setattr(small.get_submodule(parent), leaf, crop(conv, rows, columns))
     return small
+
+
+def deployable(small: nn.Module, plan: Plan) -> nn.Module:
+    """The pruned network as it is exported: layers that keep one rectangle in all kernels are smaller convolutions.
+
+    A copy where there are such layers, else ``small`` itself. Other patterns stay zeros in ordinary convolutions.
+
+    Args:
+        small: the network that ``plan`` left, trained or not.
+        plan: its plan.
+    """
+    whole = {name: pattern for name, pattern in plan.elements.items() if pattern.scope == "layer"}
+    rectangles = {}
+    for name, mask in masks_of(small, whole).items():
+        plane = mask.flatten(0, 1)[0]
+        rows, columns = plane.any(1).nonzero().flatten(), plane.any(0).nonzero().flatten()
+        if plane.dim() == 2 and len(rows) * len(columns) == int(plane.sum()):
+            module, _, _ = name.rpartition(".")
+            rectangles[module] = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    return crop_network(small, rectangles) if rectangles else small

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateurs.errors import PlanError, PlanMismatchError
-from secateurs.plan import ElementPattern
+from secateurs.plan import ElementPattern, Plan
+
+if TYPE_CHECKING:
+    from secateurs.structure.graph import Graph
 
 
 def units_of(shape: tuple[int, ...], scope: str, block: int, groups: int = 1) -> Tensor:
@@ -85,3 +90,20 @@ def cut_elements(model: nn.Module, elements: Mapping[str, ElementPattern]) -> No
     with torch.no_grad():
         for name, mask in masks_of(model, elements).items():
             parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
+
+
+def elements_pruned(small: nn.Module, plan: Plan) -> int:
+    """How many weights of ``small`` a plan holds at zero."""
+    return sum(int((~mask).sum()) for mask in masks_of(small, plan.elements).values())
+
+
+def macs_left(graph: Graph, small: nn.Module, plan: Plan) -> int:
+    """Multiply-adds at batch 1 of the network ``small`` that a plan leaves, without those of pruned elements."""
+    spec = graph.spec
+    removed = frozenset(index for index, block in enumerate(spec.blocks) if block.name in plan.blocks_removed)
+    widths = np.array([max(len(plan.groups[group.name]), 1) for group in spec.groups], dtype=np.int64)
+    masks, macs = masks_of(small, plan.elements), spec.macs(widths, removed)
+    for layer in spec.layers:
+        if layer.parameter in masks and removed.isdisjoint(layer.blocks):
+            macs -= layer.positions * int((~masks[layer.parameter]).sum())
+    return macs

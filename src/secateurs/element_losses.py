@@ -1,0 +1,95 @@
+"""What layers are worth in one currency: the measured increase of the loss when something of them goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from secateurs.element_planning import SUFFIX, ElementSpace
+from secateurs.elements.selection import patterns
+from secateurs.evaluation import make_evaluator
+from secateurs.importance.values import keep
+from secateurs.plan import Plan
+from secateurs.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from secateurs.data import Data
+    from secateurs.search.problem import Rows
+
+_JUDGED = 256
+
+
+def measured_losses(
+    space: ElementSpace,
+    scores: Mapping[str, np.ndarray],
+    images: Data,
+    *,
+    channels: bool = True,
+    rows: Rows | None = None,
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """Increase of the loss on calibration images when one group, one layer's elements or one block goes, by name.
+
+    Groups lose half of their units, layers 5 of 9 kernel elements; statistics are refreshed each time. The half of the
+    calibration images that statistics come from is not judged on. Source: the common currency is SPDY's idea (arXiv
+    2201.13096), measured here instead of fitted. Cost: an evaluation per group, layer and block.
+
+    Args:
+        space: what can be chosen.
+        scores: of the units, by which they stay.
+        images: their calibration images are used.
+        channels: False measures layers and blocks only.
+        rows: where losses are kept.
+        progress: shows candidates.
+    """
+    calibration, graph = images.calibration, space.graph
+    half = len(calibration) // 2
+    judged = calibration.select(np.arange(half, len(calibration))[:_JUDGED])
+    evaluator = make_evaluator(graph, scores, calibration.take(half), judged, classes=images.classes)
+    empty = graph.plan({}, ())
+
+    def loss(name: str, make: Callable[[], Plan]) -> float:
+        key = f"element-losses/{evaluator.identity}/{space.scope}/{name}"
+        held = None if rows is None else rows.get(key)
+        if held is None:
+            found = evaluator.judge(make())
+            held = {"accuracy": found.accuracy, "seconds": found.seconds, "details": dict(found.details)}
+            if rows is not None:
+                rows.put(key, {**held, "widths": [], "removed": []})
+        return float(held["details"]["loss"])
+
+    base = loss("dense", lambda: empty)
+    plans = _anchor_plans(space, scores, empty, channels)
+    losses = {}
+    with progress.task("what layers are worth", len(plans)) as task:
+        for name, make in plans.items():
+            losses[name] = max(loss(name, make) - base, 1e-4 * max(base, 1e-3))
+            task.advance(1, name)
+    return {**dict.fromkeys((group.name for group in graph.spec.groups), 1.0), **losses}
+
+
+def _anchor_plans(
+    space: ElementSpace, scores: Mapping[str, np.ndarray], empty: Plan, channels: bool
+) -> dict[str, Callable[[], Plan]]:
+    """What makes the plan of every candidate, by name."""
+    graph = space.graph
+
+    def elements(name: str, anchor: int) -> Plan:
+        return empty.model_copy(update={"elements": patterns(graph.model, {name: anchor}, scope=space.scope)})
+
+    def units(name: str, anchor: int) -> Plan:
+        return graph.plan({name: keep(scores[name], anchor)}, ())
+
+    def block(name: str) -> Plan:
+        return graph.plan({}, (name,))
+
+    plans: dict[str, Callable[[], Plan]] = {}
+    for group, anchor in zip(space.spec.groups, space.anchors(), strict=True):
+        if group.name.endswith(SUFFIX):
+            plans[group.name] = partial(elements, group.name.removesuffix(SUFFIX), anchor)
+        elif channels:
+            plans[group.name] = partial(units, group.name, anchor)
+    return plans | {each.name: partial(block, each.name) for each in graph.spec.blocks}

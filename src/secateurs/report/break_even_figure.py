@@ -1,0 +1,62 @@
+"""What sparse convolutions gain over dense ones at every density, as one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from secateurs.errors import DataError
+
+FORMATS = (".png", ".svg", ".pdf")
+_SOFT = "#5c6878"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One layer shape: ``sparse_ms`` by kept positions, of ``positions``; it pays up to the share ``density``."""
+
+    name: str
+    dense_ms: float
+    sparse_ms: Mapping[int, float]
+    positions: int
+    density: float
+
+
+def save(curves: Sequence[Curve], title: str, path: Path) -> None:
+    """Write the figure as ``.png``, ``.svg`` or ``.pdf``: speed-up over dense against the share of kept elements.
+
+    Raises:
+        DataError: another ending, or Matplotlib is missing.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise DataError(f"{path} ends in {path.suffix!r}. The break-even is drawn as {', '.join(FORMATS)}.")
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter
+    except ImportError:
+        raise DataError(
+            "Drawing the break-even needs Matplotlib, which is not installed. Run: pip install 'secateurs[plots]'."
+        ) from None
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(1.0, color=_SOFT, linewidth=0.8, linestyle="--")
+    for index, curve in enumerate(curves):
+        colour = colormaps["viridis"](0.9 * index / max(1, len(curves) - 1))
+        counts = sorted(curve.sparse_ms)
+        shares = [count / curve.positions for count in counts]
+        gains = [curve.dense_ms / curve.sparse_ms[count] for count in counts]
+        axes.plot(shares, gains, color=colour, marker=".", label=f"{curve.name}: {curve.density:.0%}")
+        if 0 < curve.density < 1:
+            axes.plot([curve.density], [1.0], color=colour, marker="o", markersize=8, markerfacecolor="none")
+    axes.set_yscale("log")
+    axes.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5×", "1×", "2×", "4×", "8×", "16×"])
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("kernel elements kept")
+    axes.set_ylabel("speed over the dense convolution")
+    axes.set_title(f"Sparse convolutions of {title}", loc="left", fontweight="bold")
+    axes.legend(title="pays up to", frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
