@@ -23,6 +23,7 @@ SCHEDULES = {
     "once": "one cut, then all epochs",
     "gradual": "up to three cuts, each planned anew, half of the epochs between them",
     "soft": "half of the epochs before the cut, while it is decided again and again what stays",
+    "regrow": "half of the epochs before the cut, with a surplus of units that shrinks and may return",
 }
 
 

@@ -17,6 +17,7 @@ from secateurs.data.images import Data
 from secateurs.element_training import ElementTraining
 from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.evaluation import Evaluator, make_evaluator
+from secateurs.importance.dynamic import Dynamics
 from secateurs.importance.values import keep
 from secateurs.multipliers import fit_multipliers
 from secateurs.plan import Plan
@@ -28,6 +29,7 @@ from secateurs.recover.features import Features
 from secateurs.recover.finetune import Finetuned, finetune
 from secateurs.recover.precision import Mode
 from secateurs.recover.recipe import Recipe
+from secateurs.recover.regrow import PruneRegrow
 from secateurs.recover.repair import repair
 from secateurs.recover.soft import SoftMasks
 from secateurs.scoring import score
@@ -39,6 +41,8 @@ FROZEN_SHARE = 0.75
 """Share of soft training after which the choice stays, so that the statistics settle."""
 DECISIONS, INTERVAL_AT_MOST = 10, 200
 """Decisions of soft training at least, and steps between two of them at most."""
+REGROWTHS = 10
+"""Rounds of prune and regrow, at most."""
 CUTS = 3
 """Cuts of the gradual schedule, at most."""
 JUDGED = 512
@@ -47,7 +51,7 @@ JUDGED = 512
 
 def epochs_before(settings: Settings) -> int:
     """Epochs of training before the final cut; the others follow it."""
-    if settings.schedule == "soft":
+    if settings.schedule in ("soft", "regrow"):
         return max(1, settings.epochs // 2)
     return settings.epochs // 2 if settings.schedule == "gradual" else 0
 
@@ -99,13 +103,17 @@ class Trainer:
         while "message" not in (order := json.loads(parallel.same_text(""))):
             plan = None if order["plan"] is None else Plan.from_json(order["plan"])
             student = copy.deepcopy(self.dense) if plan is None else apply(self.dense, plan, self.example, check=False)
-            masks = None
-            if order["masks"] is not None:
-                graph = trace(self.dense, self.example, barriers=self.settings.barrier, keep=self.settings.keep)
-                masks = SoftMasks(graph, lambda scores: {}, **order["masks"])
+            masks = None if order["masks"] is None else self._same_masks(order["masks"])
             recipe = Recipe(**order["recipe"])
             self._run(student, recipe, Path(order["folder"]), self._companion(plan, masks, recipe.epochs))
         return str(order["message"])
+
+    def _same_masks(self, settings: dict[str, Any]) -> SoftMasks:
+        """The masks of process 0, for a process that helps."""
+        graph = trace(self.dense, self.example, barriers=self.settings.barrier, keep=self.settings.keep)
+        if "widths" in settings:
+            return PruneRegrow(graph, watcher=Dynamics(graph), **settings)
+        return SoftMasks(graph, lambda scores: {}, **settings)
 
     def _run(self, student: nn.Module, recipe: Recipe, folder: Path, companion: Companion | None) -> Finetuned:
         return finetune(
@@ -150,7 +158,7 @@ def prepare(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) -> 
 
     Raises:
         PlanError: the network cannot be trained under this schedule.
-        InfeasibleBudgetError: soft training finds no network within the limits without removing blocks.
+        InfeasibleBudgetError: soft training or regrowth finds no network within the limits without removing blocks.
     """
     settings, notes = trainer.settings, []
     if settings.calibrate_values:
@@ -162,6 +170,8 @@ def prepare(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) -> 
         prepared = _gradual(trainer, planner, limits)
     if settings.schedule == "soft":
         prepared = _soft(trainer, planner, limits)
+    if settings.schedule == "regrow":
+        prepared = _regrow(trainer, planner, limits)
     return replace(prepared, notes=(*notes, *prepared.notes))
 
 
@@ -203,6 +213,35 @@ def _soft(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) -> Pr
     trainer.train(carrier, "soft", epochs, masks=masks)
     scores = {name: found.numpy() for name, found in masks.scores.items()}
     return Prepared(carrier, replace(planner, known=scores))
+
+
+def _regrow(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) -> Prepared:
+    """Trains the uncut network down to the plan's widths in rounds, chosen by how the filters change."""
+    graph = planner.graph
+    without_blocks = replace(planner, legal=replace(planner.legal, blocks=False))
+    chosen = without_blocks.solve(limits).solution.widths
+    epochs = epochs_before(trainer.settings)
+    steps = int(FROZEN_SHARE * epochs * max(1, len(trainer.data.train) // trainer.settings.train_batch))
+    rounds = max(1, min(REGROWTHS, steps))
+    widths = {group.name: int(width) for group, width in zip(graph.groups, chosen, strict=True)}
+    masks = PruneRegrow(graph, widths, Dynamics(graph), rounds=rounds, interval=max(1, steps // rounds))
+    carrier = copy.deepcopy(trainer.dense)
+    trainer.train(carrier, "regrow", epochs, masks=masks)
+    known = {name: _reordered(found, masks, name) for name, found in planner.scores.items()}
+    return Prepared(carrier, replace(planner, known=known))
+
+
+def _reordered(scores: np.ndarray, masks: PruneRegrow, group: str) -> np.ndarray:
+    """The same scores [units], given to the units in the order of ``masks``: those it kept first.
+
+    So a group is worth at every width what it was, and regrowth decides which units those are.
+    """
+    last = np.full(len(scores), True)
+    last[list(masks.kept[group])] = False
+    order = np.lexsort((-masks.scores[group].numpy(), last))
+    given = np.empty_like(scores)
+    given[order] = np.sort(scores)[::-1]
+    return given
 
 
 def _gradual(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) -> Prepared:

@@ -71,7 +71,7 @@ def test_scattered_weights_are_cut_to_the_same_network(network: Loaded) -> None:
     assert torch.equal(before.index_select(view.dim, untouched), after.index_select(view.dim, untouched))
 
 
-@pytest.mark.parametrize("schedule", ["gradual", "soft"])
+@pytest.mark.parametrize("schedule", ["gradual", "soft", "regrow"])
 def test_a_schedule_ends_within_the_budget_and_resumes_to_the_same(
     schedule: str,
     network: Loaded,
@@ -112,14 +112,14 @@ def test_all_epochs_before_the_cut_are_said(network: Loaded, fake_target: str, t
 
 @pytest.mark.parametrize(
     ("schedule", "epochs", "expected"),
-    [("once", 4, 0), ("gradual", 1, 0), ("gradual", 5, 2), ("soft", 1, 1), ("soft", 6, 3)],
+    [("once", 4, 0), ("gradual", 1, 0), ("gradual", 5, 2), ("soft", 1, 1), ("soft", 6, 3), ("regrow", 6, 3)],
 )
 def test_epochs_before_the_cut(schedule: str, epochs: int, expected: int) -> None:
     assert epochs_before(Settings(latency="60%", schedule=schedule, epochs=epochs)) == expected
 
 
 def test_schedules_that_make_no_sense() -> None:
-    with pytest.raises(PlanError, match="Known: once, gradual, soft"):
+    with pytest.raises(PlanError, match="Known: once, gradual, soft, regrow"):
         Settings(latency="60%", schedule="never")
     with pytest.raises(PlanError, match="Give at least 1"):
         Settings(latency="60%", schedule="soft", epochs=0)

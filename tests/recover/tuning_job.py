@@ -1,5 +1,5 @@
 """A tiny run: its network and its images; and its training as one of two processes, where the first trains a cut
-network, then an uncut one under masks.
+network, then uncut ones under masks.
 
 python tuning_job.py FOLDER        with torchrun's environment
 """
@@ -17,9 +17,11 @@ from safetensors.torch import save_file
 
 from secateurs.data import Data, Images
 from secateurs.data.datasets import TensorSource
+from secateurs.importance.dynamic import Dynamics
 from secateurs.models import Loaded, Preprocessing
 from secateurs.models.cifar_resnet import CifarResNet
 from secateurs.recover import parallel
+from secateurs.recover.regrow import PruneRegrow
 from secateurs.recover.soft import SoftMasks
 from secateurs.settings import Settings
 from secateurs.structure import apply, trace
@@ -64,7 +66,11 @@ def main(folder: Path) -> None:
     trainer.train(small, "cut", 1, plan)
     masks, wide = SoftMasks(graph, halves, interval=2), copy.deepcopy(module)
     trainer.train(wide, "soft", 1, masks=masks)
+    widths = {group.name: max(1, group.units // 2) for group in graph.groups}
+    regrown = PruneRegrow(graph, widths, Dynamics(graph), rounds=2, interval=2)
+    trainer.train(copy.deepcopy(module), "regrow", 1, masks=regrown)
     trainer.dismiss("over")
+    assert all(len(regrown.kept[name]) == width for name, width in widths.items())
     assert all(len(units) == masks.units[name] // 2 for name, units in masks.kept.items())
     save_file(dict(small.state_dict()), folder / "small.safetensors")
 

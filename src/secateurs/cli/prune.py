@@ -49,7 +49,10 @@ def verb(
         str, typer.Option("--repair", metavar="least-squares|statistics|none", help="Repair before fine-tuning.")
     ] = "least-squares",
     schedule: Annotated[
-        str, typer.Option("--schedule", metavar="once|gradual|soft", help="Cut once, in steps, or softly with return.")
+        str,
+        typer.Option(
+            "--schedule", metavar="once|gradual|soft|regrow", help="Cut once, in steps, softly with return, or regrow."
+        ),
     ] = "once",
     features: Annotated[
         float, typer.Option("--features", min=0, help="Weight of distilling inner activations too; 0 for none.")

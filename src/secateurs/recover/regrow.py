@@ -90,6 +90,7 @@ class PruneRegrow(SoftMasks):
         label = f"regrow {rounds} {surplus} {sorted(widths.items())}"
         super().__init__(graph, self._best, interval=interval, freeze_after=rounds * interval, label=label)
         self.widths, self.watcher, self.rounds, self.surplus = dict(widths), watcher, rounds, surplus
+        self.settings = {"widths": self.widths, "rounds": rounds, "interval": interval, "surplus": surplus}
         self.round = -1
         self._views = {group.name: list(graph.views(group.name)) for group in graph.groups}
         self._memory: dict[str, Tensor] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,12 @@ class SoftMasks(Companion):
         self._masks: dict[str, Tensor] = {}
         names = hashlib.sha256(repr(sorted(self.units.items())).encode()).hexdigest()[:12]
         self.identity = f"soft masks {interval} {freeze_after} {decay} {names} {label}"
-        self.settings = {"interval": interval, "freeze_after": freeze_after, "decay": decay, "label": label}
+        self.settings: dict[str, Any] = {
+            "interval": interval,
+            "freeze_after": freeze_after,
+            "decay": decay,
+            "label": label,
+        }
 
     def forward(self, student: nn.Module, inputs: Tensor) -> Tensor:
         """Logits of the network without the units that are out."""
