@@ -11,8 +11,8 @@ scores are frozen in the working folder, so that every search of every day sees 
 networks for real (500 validation images after batch-norm re-estimation); accuracies are kept by network across methods
 and seeds, and a finished (evaluations, seed, method) is a row of results/hamp.csv, so it can be stopped at any time;
 ``--evaluations 300 600`` takes everything to 300 first and goes on to 600 from there. Nothing is timed in it, so it may
-run on a busy machine. ``measure`` measures the networks of HAMP's fronts beside dense: a quiet machine is needed, as
-for ``workers``, which compares crews. No search starts from what another one stored.
+run on a busy machine. ``measure`` measures all fronts on the target: a quiet machine is needed, as for ``workers``,
+which compares crews on the random searches' networks. No search starts from what another one stored.
 """
 
 from __future__ import annotations
@@ -313,34 +313,40 @@ def search(arguments: argparse.Namespace) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Latency of every third network on HAMP's fronts, exported and measured beside dense."""
-    from dataclasses import asdict
-
-    from secateurs.bench import Bench
+    """Every front that has no row yet, measured on the target beside dense: how far the latency model was off."""
+    from secateurs.front_measuring import measured_latencies
+    from secateurs.latency.predictor import ModelError
     from secateurs.latency.store import Store
-    from secateurs.profiling import open_target
-    from secateurs.structure import apply
+    from secateurs.profiling import profile
 
-    problem, facts, loaded = open_problem(arguments)
-    evaluator: Any = problem.evaluator
-    bench = Bench(open_target(TARGET), arguments.folder, loaded.example())
+    problem, facts, _ = open_problem(arguments)
+    _, _, graph = open_all(arguments)
     store = Store(arguments.store)
-    if not bench.dense.exists():
-        bench.export(loaded.module, bench.dense)
-    done = {(row["seed"], row["network"]) for row in read(MEASURED)}
+    costs = profile(graph, TARGET, threads=1, store=store)
+    box = _start(problem, Encoding(problem)).box
+    keys = ("budget", "seed", "method", "identity")
+    done = {tuple(row[key] for key in keys) for row in read(MEASURED)}
     for row in read(RESULTS):
-        if row["method"] != "hamp" or row["identity"] != facts["identity"]:
+        if tuple(row[key] for key in keys) in done or row["identity"] != facts["identity"]:
             continue
-        for (widths, removed), (error, predicted) in list(
-            zip(json.loads(row["networks"]), json.loads(row["front"]), strict=True)
-        )[::3]:
-            name = json.dumps([widths, removed])
-            if (row["seed"], name) in done:
-                continue
-            plan = evaluator.plan(np.array(widths), frozenset(removed))
-            measured = bench.measure(apply(loaded.module, plan, check=False), store, f"hamp/{name}")
-            facts_row = {"seed": row["seed"], "error": error, "predicted_ms": predicted, "network": name}
-            append(MEASURED, {**facts_row, **asdict(measured), "device": row["device"], "versions": row["versions"]})
+        networks = [(np.array(widths), frozenset(gone)) for widths, gone in json.loads(row["networks"])]
+        front = np.array(json.loads(row["front"]))
+        measured = measured_latencies(graph, costs, networks, TARGET, threads=1, store=store)
+        error = ModelError.of(front[:, 1], measured)
+        facts_row: dict[str, Any] = {key: row[key] for key in keys}
+        facts_row |= {
+            "points": len(front),
+            "hypervolume": row["hypervolume"],
+            "hypervolume_measured": round(box.hypervolume(np.column_stack([front[:, 0], measured])), 6),
+            "mean_abs_error": round(error.mean_abs, 4),
+            "p95_error": round(error.p95, 4),
+            "spearman": round(error.spearman, 4),
+            "measured_ms": json.dumps([round(float(ms), 5) for ms in measured]),
+            "device": row["device"],
+            "versions": json.dumps(versions()),
+        }
+        append(MEASURED, facts_row)
+        print({key: facts_row[key] for key in list(facts_row)[:3] + list(facts_row)[4:10]}, flush=True)
 
 
 def workers(arguments: argparse.Namespace) -> None:

@@ -40,7 +40,7 @@ def call(*words: str | Path) -> Result:
 def made(fake_target: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("front") / "run"
     words = ["front", "digits-resnet", "--data", "digits", "--target", fake_target, "-o", folder, "--json"]
-    words += ["--evaluations", "60", "--population", "12", "--images", "64", "--criterion", "l2"]
+    words += ["--evaluations", "40", "--population", "8", "--images", "64", "--criterion", "l2"]
     return folder, call(*words, "--points", "0", "--epochs", "0")
 
 
@@ -50,8 +50,8 @@ def test_a_front_is_written_and_told(made: tuple[Path, Result]) -> None:
     front = Front.load(folder / "front.json")
     assert json.loads(result.stdout) == front.model_dump(by_alias=True, mode="json")
     assert front.objectives == ("error", "latency")
-    assert front.evaluations == 60
-    assert len([r for r in FileRows(folder / "evaluations.sqlite3") if "accuracy" in r]) >= 60
+    assert front.evaluations == 40
+    assert len([r for r in FileRows(folder / "evaluations.sqlite3") if "accuracy" in r]) >= 40
     latencies = [point.costs["latency"] for point in front.points]
     errors = [point.error for point in front.points]
     assert latencies == sorted(latencies, reverse=True)
