@@ -251,27 +251,28 @@ def _cut(bench: Bench, held: Candidates, entry: Entry) -> nn.Module:
     return apply(bench.loaded.module, plan, bench.loaded.example(), check=False).eval()
 
 
-def _repaired(bench: Bench, held: Candidates, entry: Entry) -> tuple[nn.Module, str]:
-    """The candidate after our repair, and by what; kept beside its plan."""
-    small, plan = _cut(bench, held, entry), held.plan(entry)
+def _repaired(bench: Bench, held: Candidates, entry: Entry, small: nn.Module) -> str:
+    """Bring the cut candidate ``small`` to its state after our repair, and by what; kept beside its plan."""
+    plan = held.plan(entry)
     weights, how = plan.with_suffix(".repaired.safetensors"), plan.with_suffix(".repair.txt")
     if not how.exists():
         done = repair(bench.loaded.module, small, Plan.load(plan), bench.data, images=bench.images)
         save_file({name: tensor.contiguous() for name, tensor in small.state_dict().items()}, weights)
         how.write_text(done.chosen)
     small.load_state_dict(load_file(weights))
-    return small.eval(), how.read_text()
+    return how.read_text()
 
 
 def _untrained(bench: Bench, held: Candidates, entry: Entry) -> dict[str, object]:
     """Accuracies of one candidate with its statistics alone (without batch norm: its biases), and with our repair."""
-    data, other = bench.data, _cut(bench, held, entry)
+    data, small = bench.data, _cut(bench, held, entry)
+    other = copy.deepcopy(small)
     calibration = data.calibration.take(bench.images)
     if not reestimate(other, calibration.batches(64)).layers:
         plan, batches = Plan.load(held.plan(entry)), [inputs for inputs, _ in calibration.batches(16)]
         correct_bias(bench.loaded.module, other, plan, batches[:4])
     statistics = accuracy(other, bench.test, classes=data.classes)
-    small, how = _repaired(bench, held, entry)
+    how = _repaired(bench, held, entry, small)
     return {
         **_facts(bench, entry),
         "accuracy_statistics": round(statistics, 4),
@@ -287,7 +288,8 @@ def _tuned(bench: Bench, held: Candidates, entry: Entry | None, key: Mapping[str
     if entry is None:
         student = copy.deepcopy(bench.loaded.module)
     else:
-        student, found["repair"] = _repaired(bench, held, entry)
+        student = _cut(bench, held, entry)
+        found["repair"] = _repaired(bench, held, entry, student)
         found |= _facts(bench, entry)
     data = replace(bench.data, train=bench.data.train.take(key["train_images"]))
     recipe = Recipe(epochs=key["epochs"], seed=key["seed"], precision="auto")
