@@ -47,6 +47,7 @@ from secateurs.resources import Seen
 from secateurs.run_folder import RunFolder
 from secateurs.scoring import Batches, name_of
 from secateurs.search_options import SEARCH
+from secateurs.sensitivity import with_measured_sample
 from secateurs.settings import Settings
 from secateurs.structure import Graph, apply, trace
 from secateurs.structure.kernel_elements import elements_pruned, macs_left
@@ -148,15 +149,8 @@ class Job:
 
     def _bench(self) -> Bench:
         settings = self.settings
-        return Bench(
-            open_target(settings.target),
-            self.folder.path,
-            self.example,
-            settings.threads,
-            settings.batch,
-            settings.seed,
-            self.progress,
-        )
+        target, folder = open_target(settings.target), self.folder.path
+        return Bench(target, folder, self.example, settings.threads, settings.batch, settings.seed, self.progress)
 
     def _test_accuracy(self, module: nn.Module) -> float:
         return accuracy(module, self.data.test, classes=self.data.classes, progress=self.progress)
@@ -203,13 +197,17 @@ class Job:
         with self._timed("recover"), self.progress.task("check the cut"):
             error = check_plan(self.loaded.module, plan, self.example)
         solution = accepted.choice.solution
+        with self._timed("measure"):
+            searched = with_measured_sample(
+                solution.details, graph, bench.target, settings.threads, settings.batch, store, self.progress
+            )
         self.folder.write("plan.json", plan.to_json())
         return {
             "strategy": planner.search.name,
             "criterion": name_of(planner.criterion_used),
             "predicted_ms": plan.provenance["predicted_ms"],
             "gap": solution.gap,
-            "search": dict(solution.details) if "summary" in solution.details else {},
+            "search": searched,
             "rounds": len(attempts),
             "points": [] if costs is None else points(costs, planner.dense_costs["latency"], attempts, accepted),
             "latency_model": None if costs is None else model_error(costs),

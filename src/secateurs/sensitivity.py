@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from secateurs.profiling import DEFAULT_TARGET, open_target
 from secateurs.progress import Progress, silent
+
+SAMPLED_GROUPS = 5
+"""Groups whose sensitivity a run measures, nine networks each."""
 
 if TYPE_CHECKING:
     from secateurs.latency.store import Store
@@ -64,3 +67,46 @@ def measured_sensitivity(
         return np.array([seen.total_ms / seen.anchor_ms for seen in found])
 
     return sensitivity(graph.spec, latencies, groups)
+
+
+def with_measured_sample(
+    details: Mapping[str, Any],
+    graph: Graph,
+    target: Target,
+    threads: int,
+    batch: int,
+    store: Store | None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """A solution's details for the report; where a search used sensitivities, a few of them as measured, too.
+
+    ``measured`` holds ``groups``, names from the most to the least sensitive; ``saved``, their curves; ``agreement``,
+    Spearman's rank correlation of measured and modelled, None for fewer than three groups.
+
+    Args:
+        details: of a solution; empty ones, and those without a summary, give an empty result.
+        graph: the traced network.
+        target: where to measure.
+        threads: of the runtime.
+        batch: batch size that is measured.
+        store: where measurements are kept; nothing is measured twice.
+        progress: where to report.
+
+    Raises:
+        TargetError: the runtime failed, or the machine is too disturbed to measure.
+    """
+    if "summary" not in details or "sensitivity" not in details:
+        return dict(details) if "summary" in details else {}
+    from secateurs.search.lap.sensitivity import Sensitivity, agreement, spread_sample
+
+    places, curves = tuple(graph.group_index(name) for name in details["groups"]), details["sensitivity"]
+    units = graph.spec.dense_widths[list(places)]
+    expected = Sensitivity(places, units, np.array(curves["widths"]), np.array(curves["saved"], dtype=np.float64))
+    chosen = spread_sample(expected, SAMPLED_GROUPS)
+    found = measured_sensitivity(graph, target, chosen, threads=threads, batch=batch, store=store, progress=progress)
+    measured = {
+        "groups": [graph.groups[group].name for group in chosen],
+        "saved": found.saved.tolist(),
+        "agreement": agreement(expected, found) if len(chosen) >= 3 else None,
+    }
+    return {**details, "measured": measured}

@@ -45,6 +45,14 @@ def test_policy_and_curve_of_every_group() -> None:
     assert widths[3] == 0.0, "a negative sensitivity draws nothing"
 
 
+def test_measured_curves_lie_beside_the_modelled() -> None:
+    seen = {**SEARCH, "measured": {"groups": ["a:out"], "saved": [[0.02] * 9], "agreement": 0.875}}
+    lines = list(ElementTree.fromstring(policy_chart(seen)).iter("polyline"))
+    assert [line.get("class") for line in lines] == ["line", "line seen", "line"]
+    assert "0.88" in sections(seen)[1][1]
+    assert "measured" not in sections(SEARCH)[1][1]
+
+
 def test_sections_only_where_something_was_learnt() -> None:
     assert sections({}) == ()
     assert sections({"summary": {}, "episodes": []}) == ()

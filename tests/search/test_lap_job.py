@@ -124,4 +124,8 @@ def test_the_main_job_by_lap_resumes_and_reports(
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "How the search learnt" in page
     assert "Policy per group beside latency sensitivity" in page
+    measured = record.search["measured"]
+    assert set(measured["groups"]) <= set(record.search["groups"])
+    assert measured["agreement"] >= 0.7, "the target's times follow a formula"
+    assert "the rank correlation of both is" in page
     assert not (folder / "search").exists()

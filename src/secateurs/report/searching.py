@@ -21,7 +21,7 @@ def sections(search: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         return ()
     found = [("How the search learnt", f"{_summary(search)}{learning_curve(episodes)}")]
     if search.get("policy") and search.get("groups"):
-        found.append(("Policy per group beside latency sensitivity", policy_chart(search)))
+        found.append(("Policy per group beside latency sensitivity", _agreement(search) + policy_chart(search)))
     return tuple(found)
 
 
@@ -34,6 +34,19 @@ def _summary(search: Mapping[str, Any]) -> str:
         f"<p class='soft'>{escape(str(facts.get('agent', '')))}, reward {escape(str(facts.get('reward', '')))}{start}: "
         f"{facts.get('evaluations', len(search['episodes']))} different networks judged, "
         f"{float(facts.get('evaluations_per_second', 0.0)):.2f} a second.</p>"
+    )
+
+
+def _agreement(search: Mapping[str, Any]) -> str:
+    """How well the curves of the latency model agree with the measured ones."""
+    measured = search.get("measured")
+    if not measured:
+        return ""
+    rank = measured["agreement"]
+    told = "" if rank is None else f"; the rank correlation of both is {float(rank):.2f}"
+    return (
+        "<p class='key'><i style='background:var(--kept)'></i>by the latency model"
+        f"<i style='background:var(--accent)'></i>measured, {len(measured['groups'])} groups{told}</p>"
     )
 
 
@@ -73,10 +86,12 @@ def learning_curve(episodes: Sequence[Mapping[str, Any]]) -> str:
 
 
 def policy_chart(search: Mapping[str, Any]) -> str:
-    """Per group the pruned share, the sensitivity ŝ, and the whole curve S(ρ), as SVG text."""
+    """Per group the pruned share, the sensitivity ŝ, and the curve S(ρ), also as measured, as SVG text."""
     groups, policy, relative = search["groups"], search["policy"], search["relative_sensitivity"]
     curves = search["sensitivity"]["saved"]
-    highest = max(1e-9, max(max(map(abs, curve)) for curve in curves))
+    sampled = search.get("measured") or {"groups": (), "saved": ()}
+    measured = dict(zip(sampled["groups"], sampled["saved"], strict=True))
+    highest = max(1e-9, max(max(map(abs, curve)) for curve in (*curves, *measured.values())))
     height = ROW * len(groups) + 30
     starts = [LABEL + (CELL + 20) * column for column in range(3)]
     heads = ("pruned", "sensitivity (latency saved per share pruned)", f"its curve, up to {percent(highest, 1)} saved")
@@ -95,13 +110,16 @@ def policy_chart(search: Mapping[str, Any]) -> str:
                 f"<rect x='{x}' y='{y + 3}' width='{CELL * share:.1f}' height='{ROW - 7}' rx='2' class='kept'>"
                 f"<title>{escape(name)}: {float(value):.2f}</title></rect>"
             )
-        points = [
-            (0.0, 0.0),
-            *zip([0.1 * (step + 1) for step in range(len(curves[index]))], curves[index], strict=True),
-        ]
-        line = " ".join(
-            f"{starts[2] + CELL * ratio:.1f},{y + ROW - 4 - (ROW - 7) * max(0.0, float(saved)) / highest:.1f}"
-            for ratio, saved in points
-        )
-        parts.append(f"<polyline points='{line}' class='line'/>")
+        parts.append(f"<polyline points='{_curve(curves[index], highest, starts[2], y)}' class='line'/>")
+        if name in measured:
+            parts.append(f"<polyline points='{_curve(measured[name], highest, starts[2], y)}' class='line seen'/>")
     return "".join(parts) + "</svg>"
+
+
+def _curve(saved: Sequence[float], highest: float, left: float, top: float) -> str:
+    """Points of one group's curve S(ρ), from nothing pruned on."""
+    heights = [0.0, *(max(0.0, float(value)) for value in saved)]
+    return " ".join(
+        f"{left + CELL * 0.1 * step:.1f},{top + ROW - 4 - (ROW - 7) * value / highest:.1f}"
+        for step, value in enumerate(heights)
+    )
