@@ -2,6 +2,7 @@
 
     python benchmarks/sparse_conv.py layers   [--keep 4 3 2] [--threads 1 2] [--only vgg*] [--again]
     python benchmarks/sparse_conv.py networks [--keep 4] [--threads 1]
+    python benchmarks/sparse_conv.py overhead
     python benchmarks/sparse_conv.py summary
 
 Layers: the 3×3 convolutions of VGG-16 and ResNet-18 at 224 and of cifar-resnet56, with bias and ReLU, batch 1; blocks
@@ -11,7 +12,8 @@ turns' ratios. A dense runtime is given the faster of its whole run and its own 
 so no change of layout is held against it; layers that read the image get it as planar memory, as the network does.
 GFLOP/s count useful work, 2 × kept multiply-adds; the peak is measured between turns. A row is written only when the
 result equals the dense convolution to 1e-5. Rows go to ``benchmarks/results/sparse_conv.csv``; what is there is not
-measured again (``--again`` does). One layer takes about 3 s.
+measured again (``--again`` does). One layer takes about 3 s. Overhead: a call of the PyTorch module whose convolution
+is one pixel, less the same call of the library.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from torch import Tensor
 
 from secateurs.elements import native
 from secateurs.elements.convert import convert
+from secateurs.elements.module import SparseConv2d
 from secateurs.elements.openvino import to_openvino
 from secateurs.elements.operator import call_arguments, channels_last, geometry
 from secateurs.elements.packing import Packed, pack
@@ -367,6 +370,26 @@ def measure_network(
         }  # fmt: skip
 
 
+def measure_overhead(seconds: float) -> dict[str, object]:
+    """What PyTorch adds to a call: dispatcher, checks, the output's memory."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    layer = Layer("overhead", 16, 16, 1, 1, 1)
+    module = SparseConv2d.from_dense(torch.nn.Conv2d(16, 16, 3, padding=1), block=16, activation="relu")
+    packed = Packed(module.weights.detach(), module.masks, module.starts, module.shape)
+    x = channels_last(torch.randn(1, 16, 1, 1))
+    raw = Sparse(layer, packed, x, torch.zeros(16), 1)
+    turns, peaks = take_turns({"sparse": Call(module, x), "raw": raw}, seconds, raw.library)
+    overhead = [whole - kernel for whole, kernel in zip(turns["sparse"], turns["raw"], strict=True)]
+    low, high = np.quantile(overhead, [0.25, 0.75])
+    return {
+        "part": "overhead", "network": "", "layer": layer.name, "count": 1, "keep": 9, "threads": 1,
+        "sparse_ms": f"{statistics.median(overhead):.4f}",
+        "spread": round(float(high - low) / statistics.median(overhead), 3),
+        "peak_gflops": round(statistics.median(peaks) / 1e9, 1), "isa": raw.library.isa, "block": 16,
+    }  # fmt: skip
+
+
 def device() -> str:
     """Processor name, with what tells two of one name apart."""
     name = platform.processor() or platform.machine()
@@ -428,6 +451,10 @@ def geometric_mean(pairs: list[tuple[float, int]]) -> float:
 
 def summary() -> None:
     rows = [row for row in load() if row["device"] == device()]
+    for row in rows:
+        if row["part"] == "overhead":
+            print(f"PyTorch adds {1e3 * float(row['sparse_ms']):.1f} µs to a call")
+    rows = [row for row in rows if row["part"] != "overhead"]
     for keep in sorted({row["keep"] for row in rows}, reverse=True):
         for threads in sorted({row["threads"] for row in rows}):
             here = [r for r in rows if (r["keep"], r["threads"]) == (keep, threads)]
@@ -455,7 +482,7 @@ def summary() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("layers", "networks", "summary"))
+    parser.add_argument("part", choices=("layers", "networks", "overhead", "summary"))
     parser.add_argument("--keep", type=int, nargs="+", default=[4, 3, 2])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", default="*", help="glob of layer or network names")
@@ -464,7 +491,9 @@ def main() -> None:
     options = parser.parse_args()
     isa = native.require().isa
     known = set() if options.again else {key(row) for row in load()}
-    for threads in options.threads if options.part != "summary" else []:
+    if options.part == "overhead":
+        store(measure_overhead(options.seconds))
+    for threads in options.threads if options.part in ("layers", "networks") else []:
         for keep in options.keep:
             if options.part == "layers":
                 for layer in LAYERS:
