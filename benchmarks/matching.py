@@ -21,8 +21,8 @@ from secateurs.latency.timing import Protocol as Timing
 from secateurs.latency.timing import compare
 from secateurs.planning import Choice, Planner
 
-WINDOW = 1.04
-"""Rivals may be this much slower than ours."""
+WINDOW, FARTHEST = 1.04, 1.5
+"""Rivals may be this much slower than ours; a coarse one that has nothing nearer may be so much slower."""
 LEAST = 0.97
 """Ours is near enough to the budget from this share of it on."""
 TIMING = Timing(turns=16, precision=0.008, extensions=1)
@@ -197,7 +197,7 @@ def chosen(entries: Sequence[Entry], ours: str, methods: Sequence[str], budget: 
     result = {ours: best}
     for method in methods:
         there = [e for e in entries if e["method"] == method and e["ratio"] is not None]
-        slower = [e for e in there if e["ratio"] >= best["ratio"]]
+        slower = [e for e in there if best["ratio"] <= e["ratio"] <= FARTHEST * best["ratio"]]
         near = [e for e in slower if e["ratio"] <= WINDOW * best["ratio"]]
         if slower and method != ours:
             pick = max(near, key=lambda e: e["ratio"]) if near else min(slower, key=lambda e: e["ratio"])
