@@ -140,3 +140,11 @@ def test_refusals() -> None:
     if native.missing() is None:
         with pytest.raises(SecateursError, match="shapes do not fit"):
             layer()[1](torch.randn(1, 12, 0, 5))
+
+
+def test_torch_compile_takes_the_operator_in_one_graph() -> None:
+    _, sparse = layer("relu6")
+    x = torch.randn(2, 12, 7, 7)
+    with torch.inference_mode():
+        compiled = torch.compile(sparse, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), sparse(x))
