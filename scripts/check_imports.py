@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent / "src" / "secateurs"
 
-CORE = {"errors", "plan", "network", "cost", "registry", "progress"}
+CORE = {"errors", "plan", "network", "cost", "registry", "progress", "scratch"}
 """Values that every part may use."""
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Part of the package to the parts it may import, itself apart. Parts not named here (the main job, the command
 line) stand on top and may import everything but the command line."""
 
-WITHOUT_TORCH = {"errors", "plan", "network", "cost", "registry", "progress", "search", "report"}
+WITHOUT_TORCH = {"errors", "plan", "network", "cost", "registry", "progress", "scratch", "search", "report"}
 TORCH_ONLY_IN = {"latency": ("targets", "engines")}
 """Parts where only these files or folders may import torch."""
 LOADED_ON_DEMAND = {Path("search/lap/agent.py")}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,7 @@ from secateurs.latency.collect import Collector
 from secateurs.latency.design import Sample, dense
 from secateurs.latency.lock import measuring
 from secateurs.latency.process import WORKER_FILE, Worker, WorkerLostError
+from secateurs.latency.store import Store
 from secateurs.latency.targets import Operation, Target
 from secateurs.latency.timing import Protocol, compare
 from secateurs.latency.turns import Effort
@@ -164,3 +167,54 @@ def test_a_process_killed_from_outside_is_told(tmp_path: Path) -> None:
             worker.peak_bytes()
         with pytest.raises(TargetError):
             worker.peak_bytes()
+
+
+ORPHANED = """
+import os, subprocess, sys
+process = subprocess.Popen([sys.executable, *sys.argv[1:3]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+process.stdout.readline()
+settings = '{"at": 1, "fault": "hang", "faults": 1, "lives": "%s"}' % sys.argv[3]
+process.stdin.write(b'{"do": "load", "key": "a", "file": "/x", "limit_s": 1, "settings": %s}\\n' % settings.encode())
+process.stdin.flush()
+print(process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_runtime_that_hangs_does_not_outlive_a_killed_parent_for_long(tmp_path: Path) -> None:
+    engine, lives = tmp_path / "faulty.py", tmp_path / "lives"
+    engine.write_text(ENGINE)
+    command = [sys.executable, "-c", ORPHANED, str(WORKER_FILE), str(engine), str(lives)]
+    pid = int(subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout)
+    until = time.monotonic() + 60
+    while _alive(pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert lives.exists()
+    assert not _alive(pid)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process that is not our child runs; a zombie that nobody waits for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_stored_row_that_is_none_is_measured_again(tmp_path: Path) -> None:
+    spec = network(depth=2, units=8)
+    target, sample = Faulty(tmp_path, "crash", faults=0), Sample((4, 8))
+    with Store(tmp_path / "store.sqlite3") as store, silent.task("profile", 1) as task:
+        collector = Collector(spec, FakeVariants(spec), target, store=store, effort=Effort(1, 1, 1))
+        [row] = collector.measure([sample], task)
+        signature = collector._signature(sample)
+        whole = store.get(collector.fingerprint, signature)
+        assert whole is not None
+        poison = [{}, {**whole, "total_ms": -1.0}, {**whole, "widths": [1, 1]}, {**whole, "site_ms": [1.0]}]
+        for payload in (*poison, {**whole, "anchor_ms": float("nan")}, {**whole, "removed": None}):
+            store.put(collector.fingerprint, {signature: payload})
+            started = len(target.started)
+            [again] = collector.measure([sample], task)
+            assert again.widths == row.widths
+            assert len(target.started) == started + 1
+        assert store.get(collector.fingerprint, signature) != payload

@@ -64,6 +64,13 @@ def test_a_disturbed_machine_is_refused() -> None:
         compare(target, {"dense": b"4", "small": b"2"}, protocol=Protocol(turns=6, runs_per_turn=1, extensions=1))
 
 
+def test_a_disturbed_machine_is_refused_for_a_file_alone_too() -> None:
+    rng = np.random.default_rng(0)
+    target = FakeTarget(costs, disturb=lambda: float(rng.uniform(1, 6)))
+    with pytest.raises(UnstableTimingError, match="too disturbed"):
+        compare(target, {"dense": b"4"}, protocol=Protocol(turns=6, runs_per_turn=1, extensions=1))
+
+
 def test_a_busy_core_is_waited_for_but_not_for_ever() -> None:
     found = compare(FakeTarget(costs, quiet=0.5), {"dense": b"4"}, protocol=QUICK)
     assert found["dense"].runs == 36
@@ -224,3 +231,19 @@ def test_the_lock_keeps_two_measurements_apart(tmp_path: Path, monkeypatch: pyte
     start = time.monotonic()
     with measuring(timeout_s=5):
         assert time.monotonic() - start < 5
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    private = tmp_path / "private"
+    private.touch(mode=0o600)
+    (tmp_path / "lock").symlink_to(private)
+    monkeypatch.setenv("SECATEURS_LOCK", str(tmp_path / "lock"))
+    with pytest.raises(OSError, match="symbolic links"), measuring():
+        pass
+    assert private.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_serves_every_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEURS_LOCK", str(tmp_path / "lock"))
+    with measuring():
+        assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o666

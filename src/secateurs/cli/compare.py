@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,11 +49,12 @@ def verb(
     from secateurs.elements.rectangles import deployable
     from secateurs.latency.timing import compare
     from secateurs.profiling import open_target
+    from secateurs.scratch import Scratch
     from secateurs.structure import apply
 
     opened = open_target(target)
     held = {str(path): open_plan(path) for path in plans}
-    with shown(talk()) as progress, tempfile.TemporaryDirectory(prefix="secateurs-compare-") as name:
+    with shown(talk()) as progress, Scratch("compare") as name:
         loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
         bench = Bench(opened, Path(name), loaded.example(), threads, batch, seed, progress)
         files = {"dense": bench.dense}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from secateurs.export.onnx import quiet, with_batch
 from secateurs.export.program import program_bytes
 from secateurs.export.variants import DISSOLVED, folded_slices, kept_units
 from secateurs.network import NetworkSpec, OperatorSpec
+from secateurs.scratch import Scratch
 from secateurs.structure.fold import batch_norm_pairs, fold_batch_norm
 
 _KINDS = {
@@ -51,7 +51,7 @@ class TorchVariants:
                 f"{type(module).__name__} cannot be exported as a PyTorch program: {str(error)[:500]}. "
                 f"Replace what the message names, or choose another target."
             ) from error
-        self._folder = tempfile.TemporaryDirectory(prefix="secateurs-program-")
+        self._folder = Scratch("program")
         self._base = Path(self._folder.name) / "base.pt2"
         self._base.write_bytes(program_bytes(program))
         self._nodes = {node.name for node in program.graph.nodes}

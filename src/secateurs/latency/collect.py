@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from secateurs.latency.targets._base import Target, lower_half
 from secateurs.latency.turns import WARM_RUNS, Effort, clean_profile, round_robin
 from secateurs.network import NetworkSpec, OperatorSpec
 from secateurs.progress import Progress, Task, silent
+from secateurs.scratch import Scratch
 
 _BLOCK_BYTES = 400 << 20
 _BLOCK_SIZE = 12
@@ -61,7 +61,13 @@ class Observation:
 
     @classmethod
     def from_payload(cls, raw: dict[str, Any]) -> Observation:
-        """Read what the store kept."""
+        """Read what the store kept.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is no such row; rows can come from other people.
+        """
+        if not (0 < float(raw["total_ms"]) < math.inf and 0 < float(raw["anchor_ms"]) < math.inf):
+            raise ValueError(f"{raw['total_ms']!r} ms and {raw['anchor_ms']!r} ms are no latencies")
         return cls(
             widths=tuple(raw["widths"]),
             removed=tuple(raw["removed"]),
@@ -116,15 +122,15 @@ class Collector:
         if self._store is not None:
             rows = self._store.find(self.fingerprint, self._signature(Sample(())))
             for sample in samples:
-                row = rows.get(self._signature(sample))
-                if row is not None:
-                    known[sample] = Observation.from_payload(row)
+                found = self._read(sample, rows.get(self._signature(sample)))
+                if found is not None:
+                    known[sample] = found
         missing = [sample for sample in dict.fromkeys(samples) if sample not in known]
         task.advance(len(samples) - len(missing))
         if missing:
             with ExitStack() as stack:
                 worker = stack.enter_context(self._target.start())
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-variants-")))
+                folder = Path(stack.enter_context(Scratch("variants")))
                 for block in self._blocks(missing):
                     try:
                         known.update(self._run_block(worker, folder, block))
@@ -134,6 +140,17 @@ class Collector:
                         known.update(self._run_block(worker, folder, block))
                     task.advance(len(block), f"{np.median([known[sample].total_ms for sample in block]):.3g} ms")
         return [known[sample] for sample in samples]
+
+    def _read(self, sample: Sample, row: dict[str, Any] | None) -> Observation | None:
+        """What a stored row says of a sample; None where there is none or it is not usable, and is measured again."""
+        if row is None:
+            return None
+        try:
+            found = Observation.from_payload(row)
+        except (ValueError, KeyError, TypeError):
+            return None
+        fits = found.widths == sample.widths and len(found.site_ms) in (0, len(self.sites.sites))
+        return found if fits else None
 
     def _blocks(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         """Samples in blocks that fit in memory."""

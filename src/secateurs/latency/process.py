@@ -24,6 +24,8 @@ QUIET_SHARE = 0.93
 QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Environment of runtimes that bring their own threads: numpy's would only disturb them."""
 _CHUNK_BYTES = 3 << 20
+_GRACE_S = 60.0
+"""So much later than we give up, a worker that nobody ended ends itself."""
 _GREETINGS = 40
 """Lines that a login may print before the worker speaks."""
 
@@ -145,9 +147,10 @@ class Worker:
         Raises:
             TargetError: the runtime failed, crashed or hung.
         """
-        if not self._send_bytes(json.dumps(request).encode() + b"\n"):
+        wait_s = self._timeout_s if timeout_s is None else timeout_s
+        if not self._send_bytes(json.dumps({**request, "limit_s": wait_s + _GRACE_S}).encode() + b"\n"):
             return self._receive(5.0)
-        return self._receive(self._timeout_s if timeout_s is None else timeout_s)
+        return self._receive(wait_s)
 
     def load(self, key: str, file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Load a model file under ``key`` and run it once; returns ``load_ms`` and ``first_ms``."""

@@ -20,6 +20,10 @@ from secateurs.errors import DataError
 from secateurs.progress import Progress, silent
 
 _BUSY_S = 60.0
+_HEADER = b"SQLite format 3\0"
+_SUFFIXES = ("", ".sqlite3", ".sqlite", ".db")
+_LATEST = 1e11
+"""Seconds since 1970 of a date that computers can still print."""
 _STEPS: tuple[str, ...] = (
     """
     CREATE TABLE IF NOT EXISTS targets (
@@ -103,20 +107,36 @@ class Store:
             return self._connect()
         except sqlite3.OperationalError as error:
             raise self._unusable(error) from error
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            if self._someone_elses():
+                raise self._unusable(error) from error
             return self._replace_damaged()
         except OSError as error:
             raise self._unusable(error) from error
 
-    def _unusable(self, error: Exception) -> DataError:
+    def _unusable(self, error: Exception | str) -> DataError:
         return DataError(
             f"The store of measurements {self.path} cannot be used ({error}). "
             f"Name another file with --store or the variable SECATEURS_STORE."
         )
 
+    def _someone_elses(self) -> bool:
+        """Whether the file is of another kind by content and by name: such a one is not moved away."""
+        with open(self.path, "rb") as file:
+            is_database = file.read(len(_HEADER)) == _HEADER
+        return not is_database and self.path != default_path() and self.path.suffix.lower() not in _SUFFIXES
+
+    def _refuse_foreign(self, connection: sqlite3.Connection) -> None:
+        """Raises DataError where the file is a database with other tables: it is left as it is."""
+        query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        tables = {name for (name,) in connection.execute(query)}
+        if tables and "measurements" not in tables:
+            raise self._unusable(f"it is a database of another program, with the tables {', '.join(sorted(tables))}")
+
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
+            self._refuse_foreign(connection)
             _write_ahead(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
             self._migrate(connection)
@@ -241,7 +261,10 @@ class Store:
             try:
                 raw = json.loads(line)
                 row = Row(dict(raw["fingerprint"]), str(raw["signature"]), dict(raw["payload"]), float(raw["created"]))
-            except (ValueError, KeyError, TypeError) as error:
+                row.signature.encode()
+                if not 0 <= row.created < _LATEST:
+                    raise ValueError(f"it was written {row.created} s after 1970")
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DataError(
                     f"Line {number} of {source} is not a stored measurement ({error!r}). "
                     f"Give a file that 'secateurs store export' wrote."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from secateurs.latency.process import QUIET_SHARE, Worker, WorkerLostError
 from secateurs.latency.targets._base import Target
 from secateurs.plan import Measurement
 from secateurs.progress import Progress, Task, silent
+from secateurs.scratch import Scratch
 
 TURN_MS = 25.0
 """A turn lasts about this long: longer than a scheduler's slice, short against clock drift."""
@@ -154,7 +154,7 @@ def _loaded(
     stack: ExitStack, target: Target, files: Mapping[str, Path | str | bytes], settings: Mapping[str, Any]
 ) -> list[_Candidate]:
     """Every file loaded in a process of its own; ``stack`` ends them."""
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-compare-")))
+    folder = Path(stack.enter_context(Scratch("compare")))
     candidates = []
     for index, (name, content) in enumerate(files.items()):
         worker = stack.enter_context(target.start())
@@ -248,7 +248,8 @@ def _quiet(candidates: list[_Candidate]) -> np.ndarray:
 def _half_width(candidate: _Candidate, candidates: list[_Candidate], reference: str) -> float:
     """Relative half width of the 95 % interval of the ratio (of the latency, where there is no reference)."""
     values = _ratios(candidate, candidates, reference)
-    if values is None:
+    if values is None or len(candidates) == 1:
+        # A file alone is its own reference: the ratio would be exactly 1 on the most disturbed machine.
         values = candidate.medians()[_quiet(candidates)]
     low, high = median_interval(values)
     return (high - low) / 2 / float(np.median(values))

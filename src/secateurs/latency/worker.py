@@ -20,8 +20,10 @@ import contextlib
 import gc
 import importlib.util
 import json
+import math
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -51,17 +53,28 @@ def raise_priority() -> None:
         os.nice(-10)
 
 
+def set_limit(seconds: float) -> None:
+    """End this process if it is still running after so many seconds (0: never).
+
+    Who asked gives up earlier; this is for runtimes that hang when nobody is left to end them, with the lock in hand.
+    """
+    if hasattr(signal, "alarm"):
+        signal.alarm(math.ceil(seconds))
+
+
 def lock_path() -> str:
     """This machine's measurement lock: ``$SECATEURS_LOCK`` or one name in the system's folder for temporary files."""
     return os.environ.get("SECATEURS_LOCK") or os.path.join(tempfile.gettempdir(), "secateurs-measure.lock")
 
 
 def open_lock(path: str) -> IO[bytes]:
-    """The lock file, made if need be so that every user may open it."""
+    """The lock file, made if need be so that every user may open it; where somebody put a link, it is an error."""
     with contextlib.suppress(OSError):
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o666))
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
         os.chmod(path, 0o666)
-    return open(path, "r+b" if os.access(path, os.W_OK) else "rb")
+    writable = os.access(path, os.W_OK)
+    flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_NOFOLLOW", 0)
+    return os.fdopen(os.open(path, flags), "r+b" if writable else "rb")
 
 
 def try_lock(file: IO[bytes]) -> bool:
@@ -90,7 +103,19 @@ class Host:
         self.engine = engine
         self.sessions: dict[str, Any] = {}
         self.lock: IO[bytes] | None = None
-        self.folder = tempfile.mkdtemp(prefix="secateurs-worker-")
+        self._folder: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where files that were sent lie; made when the first one comes."""
+        if self._folder is None:
+            self._folder = tempfile.mkdtemp(prefix="secateurs-worker-")
+        return self._folder
+
+    def close(self) -> None:
+        """Remove what was sent."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to one request; raises what the runtime raises."""
@@ -199,12 +224,14 @@ def serve(engine_file: str) -> None:
             request = json.loads(line)
             if request["do"] == "quit":
                 break
+            set_limit(request.get("limit_s", 0))
             try:
                 say(host.answer(request))
             except Exception as error:
                 say({"error": f"{type(error).__name__}: {error}"})
+            set_limit(0)
     finally:
-        shutil.rmtree(host.folder, ignore_errors=True)
+        host.close()
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class Session:
 
     def __init__(self, path: str, settings: dict[str, Any]) -> None:
         _use_threads(int(settings["threads"]))
+        self._folder = os.path.dirname(path)
         with open(path, "rb") as file:
             content = file.read()
         self._instructions: dict[str, Any] = {}
@@ -79,7 +80,7 @@ class Session:
         """Times in µs per event and run, and what the instructions belong to. Later runs are not profiled."""
         events: dict[str, list[float]] = {}
         if self._profiling and self._program.has_etdump():
-            for run in _events(self._program):
+            for run in _events(self._program, self._folder):
                 for index, (instruction, kind, microseconds) in enumerate(run):
                     events.setdefault(f"{index}|{instruction}|{kind}", []).append(microseconds)
         self._profiling = False
@@ -87,9 +88,12 @@ class Session:
         return {"nodes_us": events, "instructions": self._instructions}
 
 
-def _events(program: Any) -> list[list[tuple[int, str, float]]]:
-    """Per run, what was executed: (instruction, kind, µs); inside XNNPACK its operators, outside ExecuTorch's."""
-    folder = tempfile.mkdtemp(prefix="secateurs-profile-")
+def _events(program: Any, place: str) -> list[list[tuple[int, str, float]]]:
+    """Per run, what was executed: (instruction, kind, µs); inside XNNPACK its operators, outside ExecuTorch's.
+
+    ``place``: folder that others remove if this process dies.
+    """
+    folder = tempfile.mkdtemp(prefix="secateurs-profile-", dir=place)
     try:
         program.write_etdump_result_to_file(os.path.join(folder, "trace.etdp"), None)
         package = importlib.util.find_spec("executorch")

@@ -49,7 +49,7 @@ class Session:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if settings.get("profile"):
-            self._folder = tempfile.TemporaryDirectory(prefix="secateurs-profile-")
+            self._folder = tempfile.TemporaryDirectory(prefix="secateurs-profile-", dir=os.path.dirname(path))
             options.enable_profiling = True
             options.profile_file_prefix = os.path.join(self._folder.name, "profile")
             options.optimized_model_filepath = os.path.join(self._folder.name, "graph.onnx")

@@ -1,0 +1,67 @@
+"""Temporary folders that do not pile up: what a killed process left behind is removed by the next one."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import IO
+
+_MARK = ".in-use"
+_SETTLED_S = 60.0
+"""A younger mark may belong to a process that is about to lock it."""
+
+
+class Scratch(tempfile.TemporaryDirectory[str]):
+    """A temporary folder ``secateurs-<name>-…``, removed at the end; a context manager that gives its path.
+
+    A file inside is locked as long as this process lives, so that others can tell whether the folder is still needed.
+    """
+
+    def __init__(self, name: str) -> None:
+        sweep_once()
+        super().__init__(prefix=f"secateurs-{name}-", ignore_cleanup_errors=True)
+        self._mark = open(os.path.join(self.name, _MARK), "wb")  # noqa: SIM115  (held until cleanup)
+        _locked(self._mark)
+
+    def cleanup(self) -> None:
+        """Remove the folder."""
+        self._mark.close()
+        super().cleanup()
+
+
+def sweep() -> list[Path]:
+    """Remove this user's folders whose process is gone; returns them. Nothing on systems without ``fcntl``."""
+    gone = []
+    for mark in Path(tempfile.gettempdir()).glob(f"secateurs-*/{_MARK}"):
+        with contextlib.suppress(OSError, ImportError):
+            if _ours(mark.parent) and time.time() - mark.stat().st_mtime > _SETTLED_S:
+                with open(mark, "rb") as file:
+                    if _locked(file):
+                        shutil.rmtree(mark.parent, ignore_errors=True)
+                        gone.append(mark.parent)
+    return gone
+
+
+sweep_once = functools.cache(sweep)
+
+
+def _ours(folder: Path) -> bool:
+    return not folder.is_symlink() and folder.stat().st_uid == os.getuid()
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Whether the file's lock is ours now; the end of the process gives it back, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
