@@ -70,3 +70,13 @@ def test_what_is_missing_or_broken_is_told(tmp_path: Path) -> None:
     assert "Line 1 of" in bad.stderr
     assert "bad.jsonl" in bad.stderr
     assert call("import", tmp_path / "absent.jsonl", "--store", tmp_path / "new.sqlite3").exit_code == 1
+
+
+def test_the_store_is_not_overwritten_by_its_own_export(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite3"
+    with Store(path) as store:
+        store.put(DEVICE, {"a": {"ms": 1.0}})
+    found = call("export", path, "--store", path)
+    assert found.exit_code == 1
+    with Store(path) as store:
+        assert store.get(DEVICE, "a") == {"ms": 1.0}

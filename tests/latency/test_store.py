@@ -223,3 +223,37 @@ def test_several_processes_meet_a_damaged_file(tmp_path: Path) -> None:
     with Store(path) as store:
         assert {row.signature for row in store.rows()} == {f"p{i}" for i in range(4)}
     assert len([found for found in tmp_path.glob("*.damaged-*") if not found.name.endswith(("-wal", "-shm"))]) == 1
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "table.jsonl"])
+def test_a_file_of_another_kind_is_left_where_it_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"this is no database, but long enough to look at" * 20)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"not a database.*--store"):
+        Store(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_database_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "photos.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE photos (name TEXT)")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="another program, with the tables photos"):
+        Store(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("signature", "created"), [("a", "NaN"), ("a", "1e300"), ("a", "-1"), ("a", "Infinity"), ("\\ud800", "1")]
+)
+def test_rows_that_cannot_be_kept_are_refused_as_a_whole(tmp_path: Path, signature: str, created: str) -> None:
+    good = '{"fingerprint": {}, "signature": "good", "payload": {}, "created": 1}'
+    bad = f'{{"fingerprint": {{}}, "signature": "{signature}", "payload": {{}}, "created": {created}}}'
+    with Store(tmp_path / "store.sqlite3") as store:
+        with pytest.raises(DataError, match="Line 2 of theirs is not a stored measurement"):
+            store.import_lines([good, bad], "theirs")
+        assert list(store.rows()) == []

@@ -78,6 +78,8 @@ def export(
 
     writable(output)
     with _open(store) as held:
+        if output.exists() and output.samefile(held.path):
+            raise DataError(f"{output} is the store itself. Choose another file to write the measurements to.")
         lines = list(held.export_lines())
     write_atomic(output, "".join(f"{line}\n" for line in lines).encode())
     found = {"output": str(output), "rows": len(lines)}
