@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -185,6 +185,17 @@ def test_nothing_is_left_behind(server: Server, monkeypatch: pytest.MonkeyPatch)
     while set(Path("/tmp").glob("secateurs-engine-*")) - before and time.monotonic() < end:
         time.sleep(0.05)
     assert not set(Path("/tmp").glob("secateurs-engine-*")) - before
+
+
+@pytest.mark.parametrize("answer", ["", "This account is for file transfers only.", '{"node": "x"}', "3"])
+def test_a_host_that_answers_something_else_is_told(tmp_path: Path, answer: str) -> None:
+    client = tmp_path / "ssh"
+    client.write_text(f"#!/bin/sh\ncat >/dev/null\necho '{answer}'\n")
+    client.chmod(0o755)
+    target = replace(SshTarget.parse("ssh://somewhere/onnxruntime-cpu"), client=str(client), host=f"h{len(answer)}")
+    reason = target.available() or ""
+    assert "did not run python3" in reason
+    assert repr(answer) in reason
 
 
 @pytest.mark.slow

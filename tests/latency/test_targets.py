@@ -47,6 +47,8 @@ def test_precision_is_part_of_the_name() -> None:
         make_target("openvino-cpu:f64")
     with pytest.raises(PlanError, match="no precision"):
         make_target("torch-cpu:f16")
+    with pytest.raises(PlanError, match="no precision behind the colon"):
+        make_target("openvino-cpu:")
     with pytest.raises(PlanError, match="Unknown target"):
         make_target("abacus")
 

@@ -28,7 +28,7 @@ from secateurs.cli.options import (
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
 from secateurs.report import wording
-from secateurs.report.profile_figure import FORMATS, save
+from secateurs.report.profile_figure import check, save
 
 if TYPE_CHECKING:
     from secateurs.latency.model import LatencyModel
@@ -60,7 +60,6 @@ def verb(
 
     Measures the network at many widths and fits what every operator costs, with the error on held-out networks.
     """
-    from secateurs.errors import DataError
     from secateurs.plan import write_atomic
     from secateurs.profiling import open_target, profile
     from secateurs.structure import trace
@@ -69,8 +68,8 @@ def verb(
     for path in (output, draw):
         if path is not None:
             writable(path)
-    if draw is not None and draw.suffix.lower() not in FORMATS:
-        raise DataError(f"--draw {draw} ends in {draw.suffix!r}. A profile is drawn as {', '.join(FORMATS)}.")
+    if draw is not None:
+        check(draw)
     with shown(talk()) as progress:
         loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
         with progress.task("trace"):

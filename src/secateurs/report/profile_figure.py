@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,14 +62,23 @@ class ProfileDrawing:
     plans: tuple[tuple[float, float], ...]
 
 
+def check(path: Path) -> None:
+    """Raises DataError where :func:`save` would: another ending, or Matplotlib is missing."""
+    if path.suffix.lower() not in FORMATS:
+        raise DataError(f"{path} ends in {path.suffix!r}. A profile is drawn as {', '.join(FORMATS)}.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DataError(
+            "Drawing a profile needs Matplotlib, which is not installed. Run: pip install 'secateurs[plots]'."
+        )
+
+
 def save(drawing: ProfileDrawing, path: Path) -> None:
     """Write the figure as ``.png``, ``.svg``, ``.pdf`` or, as a page, ``.html``.
 
     Raises:
         DataError: another ending, or Matplotlib is missing.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise DataError(f"{path} ends in {path.suffix!r}. A profile is drawn as {', '.join(FORMATS)}.")
+    check(path)
     figure = _figure(drawing)
     if path.suffix.lower() != ".html":
         figure.savefig(path, dpi=150)
@@ -86,13 +96,9 @@ def save(drawing: ProfileDrawing, path: Path) -> None:
 
 
 def _figure(drawing: ProfileDrawing) -> Figure:
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise DataError(
-            "Drawing a profile needs Matplotlib, which is not installed. Run: pip install 'secateurs[plots]'."
-        ) from None
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     style = {
         "font.size": 9, "axes.edgecolor": _SOFT, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _SOFT,
         "ytick.color": _SOFT, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9.5,

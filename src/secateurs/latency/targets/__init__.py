@@ -36,8 +36,10 @@ def make_target(text: str) -> Target:
         from secateurs.latency.targets.ssh import SshTarget
 
         return SshTarget.parse(text)
-    name, _, precision = text.partition(":")
+    name, colon, precision = text.partition(":")
     kind = registry.load("targets", name)
+    if colon and not precision:
+        raise PlanError(f"Target {text!r} names no precision behind the colon. Write {name}, or {name}:PRECISION.")
     try:
         target: Target = kind(precision) if precision else kind()
     except TypeError as error:

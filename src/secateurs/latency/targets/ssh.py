@@ -199,5 +199,12 @@ def _probe(target: SshTarget) -> dict[str, Any]:
             f"{target.python} --version' must work without a password and with a known host key"
         )
     # The login may print before the answer.
-    facts: dict[str, Any] = json.loads(done.stdout.decode("utf-8", "replace").strip().splitlines()[-1])
-    return facts
+    said = done.stdout.decode("utf-8", "replace").strip()
+    try:
+        facts: dict[str, Any] = json.loads(said.rpartition("\n")[2])
+        return {key: facts[key] for key in ("node", "device", "system", "version")}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise TargetError(
+            f"{target.host} did not run {target.python}: it answered {said[-200:]!r}. 'ssh {target.host} "
+            f"{target.python} --version' must print a version of Python, 3.10 or newer"
+        ) from error
