@@ -5,8 +5,8 @@
     python benchmarks/elements_accuracy.py time      latency of every trained variant, interleaved with dense
     python benchmarks/elements_accuracy.py table     what the rows say
 
-Every variant starts from ``resnet56_cifar10_jpeg``, is repaired by least squares on 128 calibration images and trained
-for the same ``--epochs`` (0.25: one pass over a quarter of the images) with the dense network as teacher, the
+Every variant starts from ``resnet56_cifar10_jpeg``, is repaired by least squares on 512 calibration images and trained
+for the same ``--epochs`` (0.5: one pass over half of the images) with the dense network as teacher, the
 dense network itself included. Accuracies after cut and repair are on every tenth test image, the last on all. ``scope
 keep``: every 3×3 convolution but the first keeps so many of nine positions (``layer``: rectangles, run as smaller
 convolutions). ``penalty``: a third of the steps under the growing penalty before the zeros. Data: ``--data``
@@ -20,6 +20,7 @@ import copy
 import csv
 import json
 import os
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,19 +31,33 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from secateurs.data import Data, accuracy, open_data
+from secateurs.element_planning import measured_space
+from secateurs.element_refinement import refined
 from secateurs.element_training import ElementTraining
+from secateurs.elements.rectangles import deployable
 from secateurs.elements.selection import eligible, patterns
+from secateurs.export.program import export_program
+from secateurs.job import calibration_batches
+from secateurs.latency.store import Store
+from secateurs.latency.targets import open_target
 from secateurs.latency.targets._base import processor_name
+from secateurs.latency.timing import Protocol, compare
 from secateurs.models import Loaded, load
-from secateurs.plan import Plan
+from secateurs.plan import Measurement, Plan
+from secateurs.planning import Planner
+from secateurs.progress import silent
 from secateurs.provenance import versions
 from secateurs.recover.finetune import finetune
 from secateurs.recover.recipe import Recipe
 from secateurs.recover.repair import repair
+from secateurs.scoring import score
+from secateurs.search_options import Legal, SearchOptions
 from secateurs.structure import Graph, apply, trace
+from secateurs.structure.kernel_elements import elements_pruned, macs_left
 
 RESULTS = Path(__file__).parent / "results" / "elements_accuracy.csv"
 WORK = Path(__file__).parent.parent / "build" / "elements_accuracy"
+TARGET, AT_ONCE, PRECISE = "torch-sparse-cpu", 6, Protocol(turns=20, precision=0.008)
 FIELDS = (
     "variant", "scope", "keep", "penalty", "epochs", "images", "seed", "accuracy_cut", "accuracy_repaired", "accuracy",
     "params", "macs", "latency_ms", "latency_ratio", "latency_spread", "runtime", "seconds", "device", "versions",
@@ -60,12 +75,12 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("dense"),
     Variant("block 4 of 9", "block", 4),
+    Variant("dense"),
     Variant("block 3 of 9", "block", 3),
     Variant("block 2 of 9", "block", 2),
-    Variant("channels"),
     Variant("joint"),
+    Variant("channels"),
     Variant("counts"),
     Variant("block 4 of 9, penalty", "block", 4, 1 / 3),
     Variant("layer 4 of 9", "layer", 4),
@@ -77,11 +92,15 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Bench:
-    """The dense network, its data and what is written where."""
+    """The dense network, its data and what is written where.
+
+    ``quick``: patterns by magnitude where none are stored, which run as fast.
+    """
 
     folder: Path
-    epochs: float = 0.25
+    epochs: float = 0.5
     seed: int = 0
+    quick: bool = False
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -104,9 +123,15 @@ class Bench:
         if not variant.scope:
             path = WORK / f"{variant.name}.plan.json"
             return Plan.load(path) if path.exists() else None
-        model = self.loaded.module
+        model, path = self.loaded.module, WORK / f"{variant.scope}-{variant.keep}.plan.json"
+        if path.exists():
+            return Plan.load(path)
         found = patterns(model, dict.fromkeys(eligible(model), variant.keep), scope=variant.scope)
-        return empty.model_copy(update={"elements": found})
+        plan = empty.model_copy(update={"elements": found})
+        if not self.quick:
+            plan = refined(model, plan, self.data)
+            plan.save(path)
+        return plan
 
     def weights(self, variant: Variant) -> Path:
         """Where the trained network lies."""
@@ -127,7 +152,7 @@ class Bench:
         row: dict[str, object] = {"accuracy_cut": self._accuracy(zeroed, every=10)}
         student, companion, changed = zeroed, None, bool(plan.removed() or plan.elements)
         if changed and not variant.penalty:
-            repair(dense, student, plan, self.data, images=128)
+            repair(dense, student, plan, self.data, images=512)
             row["accuracy_repaired"] = self._accuracy(student, every=10)
         if variant.penalty:
             student = copy.deepcopy(dense)
@@ -194,15 +219,92 @@ def train(bench: Bench, only: list[str] | None) -> None:
         store({**names, **facts, **found, **where})
 
 
+def measure(bench: Bench, plans: dict[str, Plan]) -> dict[str, Measurement]:
+    """Latency of networks cut by these plans and its ratio to dense, interleaved, on the sparse kernels."""
+    found: dict[str, Measurement] = {}
+    names = [name for name in plans if name != "dense"]
+    with tempfile.TemporaryDirectory() as folder:
+        for start in range(0, len(names), AT_ONCE):
+            files: dict[str, Path | str | bytes] = {}
+            for number, name in enumerate(["dense", *names[start : start + AT_ONCE]]):
+                small = apply(bench.loaded.module, plans[name], bench.loaded.example(), check=False).eval()
+                files[name] = Path(folder) / f"{start + number}.pt2"
+                export_program(deployable(small, plans[name]), bench.loaded.example(), files[name])
+            found |= compare(open_target(TARGET), files, protocol=PRECISE)
+    return found
+
+
+def make_plans(bench: Bench) -> None:
+    """Plans of channels, of counts per layer and of both, as slow as 4 of 9 elements everywhere, measured."""
+    images = bench.data
+    four = next(variant for variant in VARIANTS if variant.name == "block 4 of 9")
+    plans = {"dense": bench.graph.plan({}, ()), "four": bench.plan(four)}
+    goal = measure(bench, plans)["four"].ratio
+    space = measured_space(bench.graph, open_target(TARGET), "block", Legal(), store=Store())
+    own = len(bench.graph.spec.groups)
+    dense_widths = tuple(np.array([group.units]) for group in space.spec.groups)
+    known = score(bench.graph, "fisher", calibration_batches(images), None, 0, silent)
+    for name, options in {
+        "channels": (*space.options[:own], *dense_widths[own:]),
+        "joint": space.options,
+        "counts": (*dense_widths[:own], *space.options[own:]),
+    }.items():
+        planner = Planner(
+            bench.graph, None, "knapsack", "fisher", known=known, elements=replace(space, options=options),
+            target=TARGET, legal=Legal(blocks=name != "counts"), images=images, options=SearchOptions(folder=WORK),
+        )  # fmt: skip
+        limit = goal
+        for _ in range(4):
+            plan = planner.plan(planner.solve({"latency": limit}), f"{limit:.4f}")
+            ratio = measure(bench, {"dense": plans["dense"], name: plan})[name].ratio
+            print(f"{name}: limit {limit:.4f} measured {ratio:.4f}, goal {goal:.4f}", flush=True)
+            plan.save(WORK / f"{name}.plan.json")
+            if 0.98 * goal <= ratio <= 1.005 * goal:
+                break
+            limit *= 0.995 * goal / ratio
+
+
+def time_variants(bench: Bench) -> None:
+    """Latency, parameters and multiply-adds of every variant that has a plan, trained or not."""
+    plans = {variant.name: plan for variant in VARIANTS if (plan := bench.plan(variant)) is not None}
+    measured = measure(bench, plans)
+    for variant in VARIANTS:
+        if variant.name not in plans:
+            continue
+        plan, one = plans[variant.name], measured[variant.name]
+        small = apply(bench.loaded.module, plan, bench.loaded.example(), check=False)
+        params = sum(parameter.numel() for parameter in small.parameters()) - elements_pruned(small, plan)
+        row: dict[str, object] = {"variant": variant.name, "epochs": bench.epochs, "seed": bench.seed}
+        row |= {"scope": variant.scope, "keep": variant.keep, "penalty": round(variant.penalty, 3)}
+        row |= {"params": params, "macs": macs_left(bench.graph, small, plan), "runtime": TARGET}
+        row |= {"latency_ms": round(one.latency_ms, 4), "latency_spread": round(one.spread, 4)}
+        store({**row, "latency_ratio": round(one.ratio or 1.0, 4), "device": processor_name()})
+
+
+def table() -> None:
+    """The rows as one table."""
+    print("| variant | parameters | multiply-adds | latency | of dense | accuracy cut, repaired, trained |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for row in rows():
+        accuracies = ", ".join(row[name] or "–" for name in ("accuracy_cut", "accuracy_repaired", "accuracy"))
+        sizes = [f"{float(row[name]) / 1e6:.2f} M" if row[name] else "–" for name in ("params", "macs")]
+        latency = f"{row['latency_ms']} ms | {row['latency_ratio']}"
+        print(f"| {row['variant']} | {' | '.join(sizes)} | {latency} | {accuracies} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["train"])
+    parser.add_argument("verb", choices=["plans", "train", "time", "table"])
     parser.add_argument("--data", type=Path, default=Path(__file__).parent.parent.parent / "shared" / "data")
-    parser.add_argument("--epochs", type=float, default=0.25)
+    parser.add_argument("--epochs", type=float, default=0.5)
     parser.add_argument("--only", nargs="*")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
-    train(Bench(arguments.data, arguments.epochs), arguments.only)
+    bench = Bench(arguments.data, arguments.epochs, quick=arguments.verb != "train")
+    if arguments.verb == "train":
+        train(bench, arguments.only)
+    else:
+        {"plans": lambda: make_plans(bench), "time": lambda: time_variants(bench), "table": table}[arguments.verb]()
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def _dense_ms(shape: ConvShape, channels: int, filters: int, times: KernelTimes)
     torch.set_num_threads(times.threads)
     try:
         with torch.inference_mode():
-            packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
+            packed = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
                 weight.to_mkldnn(), padding, stride, dilation, 1, list(x.shape)
             )
 

@@ -25,6 +25,7 @@ from secateurs.closed_loop import Attempt, Limits, close, goal_for
 from secateurs.data import Data, accuracy
 from secateurs.data.images import BatchesOf
 from secateurs.element_planning import ElementSpace, measured_space
+from secateurs.element_refinement import refined
 from secateurs.elements.rectangles import deployable
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.footprint import dense_figures, memory_seen
@@ -194,6 +195,9 @@ class Job:
         costs = found if isinstance(found, LatencyModel) else None
         accepted, attempts = self._close(planner, dense, bench, store)
         plan = planner.plan(accepted.choice, describe_budgets(settings.budgets))
+        if settings.repair == "least-squares":
+            with self._timed("recover"):
+                plan = refined(self.loaded.module, plan, self.data, self.example, progress=self.progress)
         with self._timed("recover"), self.progress.task("check the cut"):
             error = check_plan(self.loaded.module, plan, self.example)
         solution = accepted.choice.solution

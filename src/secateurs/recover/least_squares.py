@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from secateurs.errors import DataError, PlanMismatchError
 from secateurs.plan import ElementPattern, Plan
 from secateurs.progress import Progress, silent
+from secateurs.recover.element_choice import ElementCount, surgeon
 from secateurs.recover.lockstep import Lane, Weighted
 from secateurs.recover.normal_equations import NormalEquations
 from secateurs.recover.pairing import constant_of, surroundings_of
@@ -51,6 +52,8 @@ class Refitted:
     images: int
     skipped: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    """Elements that stay, per weight, where they were chosen on the way."""
 
 
 def least_squares(
@@ -60,6 +63,7 @@ def least_squares(
     batches: Sequence[Tensor],
     *,
     settings: Settings | None = None,
+    counts: Mapping[str, ElementCount] | None = None,
     progress: Progress = silent,
 ) -> Refitted:
     """Refit the weights of ``small`` (in place), layer after layer, so that its outputs follow ``dense``.
@@ -80,6 +84,7 @@ def least_squares(
         batches: inputs of one shape [batch, ...]; a last smaller one is left out. As many as ``memory_bytes`` allows
             are used.
         settings: see :class:`Settings`.
+        counts: kernel elements to choose and prune on the way, per weight (:mod:`secateurs.recover.element_choice`).
         progress: shows layers.
 
     Raises:
@@ -99,7 +104,7 @@ def least_squares(
         full = full[: _affordable(lanes, len(full), chosen)]
         for lane in lanes:
             lane.feed(full)
-        run = _Run(*lanes, plan, chosen)
+        run = _Run(*lanes, plan, chosen, counts or {})
         with torch.no_grad(), progress.task("least squares", len(run.small.weighted)) as task:
             for call in run.small.weighted:
                 run.refit(call)
@@ -109,7 +114,7 @@ def least_squares(
             child.training = training
     images = sum(map(len, full))
     note = f"{len(run.errors)} layers refitted by least squares on {images} images."
-    return Refitted(run.errors, images, run.skipped, note)
+    return Refitted(run.errors, images, run.skipped, note, run.masks)
 
 
 def correct_bias(
@@ -134,8 +139,11 @@ def _affordable(lanes: Sequence[Lane], count: int, settings: Settings) -> int:
 class _Run:
     """Both networks at the same layer."""
 
-    def __init__(self, dense: Lane, small: Lane, plan: Plan, settings: Settings) -> None:
-        self.dense, self.small, self.plan, self.settings = dense, small, plan, settings
+    def __init__(
+        self, dense: Lane, small: Lane, plan: Plan, settings: Settings, counts: Mapping[str, ElementCount]
+    ) -> None:
+        self.dense, self.small, self.plan, self.settings, self.counts = dense, small, plan, settings, counts
+        self.masks: dict[str, Tensor] = {}
         self.partners = {call.key: call for call in dense.weighted}
         self.repeated = {call.weight for call in small.weighted if call.use}
         self.errors: dict[str, tuple[float, float]] = {}
@@ -152,7 +160,10 @@ class _Run:
         self.dense.advance(partner.node, after=True)
         pattern = self.plan.elements.get(call.weight)
         layer = _Layer(call, partner, self.small, self.dense, self._kept(call), self.settings, pattern)
+        layer.count = self.counts.get(call.weight)
         self.errors[call.weight] = layer.refit()
+        if layer.count is not None and layer.stays is not None:
+            self.masks[call.weight] = layer.stays.reshape(layer.weight.shape)
 
     def _obstacle(self, call: Weighted, partner: Weighted | None) -> str | None:
         if call.weight in self.repeated:
@@ -201,6 +212,7 @@ class _Layer:
         groups = self.geometry.groups
         self.matrix = self.weight.reshape(groups, len(self.weight) // groups, -1)
         self.stays: Tensor | None = None
+        self.count: ElementCount | None = None
         if pattern is not None:
             self.stays = mask_of(pattern, tuple(self.weight.shape), groups).reshape(self.matrix.shape)
         # What has been added to the outputs: not the bias itself, because a batch norm may hold it.
@@ -220,6 +232,12 @@ class _Layer:
             wrong.append(float(system.energy.sum()) / max(variance, 1e-12))
             if sweep == 0 and self.settings.damping is None:
                 damping = self._damping(fitted, checked)
+            if sweep == 0 and self.count is not None:
+                self._prune(system, damping, self.count)
+                for one in (fitted, checked):
+                    one.clear_residuals()
+                self._pass(fitted, checked, clipped=False, first=False)
+                system = fitted.merged(checked) if checked.count else fitted
             if sweep < steps:
                 self._step(system, damping)
         return wrong[0], wrong[-1]
@@ -231,6 +249,13 @@ class _Layer:
         free = self.constant is not None
         errors = [checked.error(*fitted.solve(damping, constant=free, stays=self.stays)) for damping in _DAMPINGS]
         return _DAMPINGS[errors.index(min(errors))]
+
+    def _prune(self, system: NormalEquations, damping: float, count: ElementCount) -> None:
+        """Choose what stays, and set the rest of the weight to zero."""
+        step, _ = system.solve(damping, constant=self.constant is not None)
+        self.stays = surgeon(system, self.matrix.double() + step, count, damping)
+        self.weight.mul_(self.stays.reshape(self.weight.shape))
+        self.matrix = self.weight.reshape(self.matrix.shape)
 
     def _step(self, system: NormalEquations, damping: float) -> None:
         step, shift = torch.zeros_like(system.cross), system.rest / max(1, system.count)

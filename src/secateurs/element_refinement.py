@@ -1,0 +1,54 @@
+"""Patterns of a plan chosen again on images: by what a layer can best do without once the rest is refitted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from secateurs.data.images import Data
+from secateurs.elements.patterns import Choice, to_pattern
+from secateurs.plan import ElementPattern, Plan
+from secateurs.progress import Progress, silent
+from secateurs.recover.element_choice import ElementCount
+from secateurs.recover.least_squares import least_squares
+from secateurs.recover.repair import batch_size
+from secateurs.structure import apply
+from secateurs.structure.kernel_elements import groups_of, masks_of
+
+IMAGES = 512
+"""Calibration images that patterns are chosen on."""
+_SCOPES = ("block", "in_channel", "filter")
+
+
+def refined(dense: nn.Module, plan: Plan, data: Data, example: Any = None, *, progress: Progress = silent) -> Plan:
+    """The plan with as many elements per layer, chosen by :func:`secateurs.recover.element_choice.surgeon`.
+
+    Layer after layer, each on the inputs that the pruned layers in front of it give it. Patterns of scopes ``layer``
+    and ``kernel`` stay as they are: their constraint is of another kind.
+
+    Args:
+        dense: the network before the cut.
+        plan: with patterns, such as those by magnitude.
+        data: calibration images.
+        example: see :func:`secateurs.apply`.
+        progress: shows layers.
+    """
+    found = {name: pattern for name, pattern in plan.elements.items() if pattern.scope in _SCOPES}
+    if not found:
+        return plan
+    bare = plan.model_copy(update={"elements": {}})
+    small = apply(dense, bare, example, check=False).eval()
+    counts = {}
+    for name, mask in masks_of(small, found).items():
+        block = {"block": found[name].block, "in_channel": mask.shape[0], "filter": 1}[found[name].scope]
+        counts[name] = ElementCount(float(mask.double().mean()), block)
+    calibration = data.calibration.take(IMAGES)
+    batches = [inputs for inputs, _ in calibration.batches(batch_size(calibration))]
+    masks = least_squares(dense, small, bare, batches, counts=counts, progress=progress).masks
+    chosen: dict[str, ElementPattern] = dict(plan.elements)
+    for name, mask in masks.items():
+        scope = found[name].scope
+        choice = Choice(scope, 1, max(8, found[name].block), pool="block" if scope == "block" else "unit")
+        chosen[name] = to_pattern(mask, choice, groups=groups_of(small, name))
+    return plan.model_copy(update={"elements": chosen})
