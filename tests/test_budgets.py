@@ -151,6 +151,13 @@ def test_plan_says_what_goes_with_what(graph: sc.Graph) -> None:
         sc.plan(graph, macs="50%", keep=0.5)
 
 
+def test_a_budget_above_the_dense_network_is_told(graph: sc.Graph) -> None:
+    with pytest.raises(sc.PlanError, match=r"macs 1000G.* nothing to prune. Give a lower --macs"):
+        sc.plan(graph, macs="1000G", criterion="l2")
+    loose = sc.plan(graph, macs="1000G", file_size="60%", criterion="l2")
+    assert loose.groups
+
+
 def test_barriers_and_kept_layers_hold(graph: sc.Graph) -> None:
     loaded = load("digits-resnet", seed=0)
     kept = sc.trace(loaded.module, loaded.example(), keep=["layer2.*.conv1"])

@@ -364,7 +364,8 @@ def plan(
         progress: where to report.
 
     Raises:
-        PlanError: neither budgets nor ``keep``, or both, or they do not go with the other arguments.
+        PlanError: neither budgets nor ``keep``, or both, or they do not go with the other arguments, or the dense
+            network is within all of them.
         InfeasibleBudgetError: no legal network is within the budgets by the models.
     """
     budgets = parse_budgets(latency, memory, file_size, macs)
@@ -396,6 +397,11 @@ def plan(
         progress=progress,
     )
     limits = {b.resource: b.limit(dense := planner.dense_costs[b.resource]) / dense for b in budgets}
+    if min(limits.values()) >= 1:
+        raise PlanError(
+            f"The budget ({describe_budgets(budgets)}) is not below what the dense network takes by the models: there "
+            f"is nothing to prune. Give a lower {RESOURCES[budgets[0].resource].option}."
+        )
     return planner.plan(planner.solve(limits), describe_budgets(budgets))
 
 

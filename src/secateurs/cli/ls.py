@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from typing import Annotated
 
 import typer
@@ -52,15 +53,19 @@ def _rows(kind: str) -> list[dict[str, str | bool]]:
             reason = make_target(name).available() if kind == "targets" else None
         except SecateursError as error:
             reason, found = str(error), None
-        about = reason or _about(found)
+        # A module may hold several targets.
+        about = reason or _about(found if kind == "targets" else inspect.getmodule(found))
         rows.append({"kind": kind, "name": name, "available": reason is None, "about": about})
+    if kind == "targets":
+        missing = shutil.which("ssh") is None
+        about = "OpenSSH's client 'ssh' is not installed" if missing else "another machine, see docs/targets.md"
+        rows.append({"kind": kind, "name": "ssh://HOST/TARGET", "available": not missing, "about": about})
     return rows
 
 
-def _about(found: object) -> str:
-    """What the first line of the module's docstring says behind the name."""
-    module = inspect.getmodule(found)
-    first = (inspect.getdoc(module) or "").split("\n\n")[0].replace("\n", " ")
+def _about(documented: object) -> str:
+    """What the first line of a docstring says behind the name."""
+    first = (inspect.getdoc(documented) or "").split("\n\n")[0].replace("\n", " ").replace("``", "")
     return first.partition(": ")[2] or first
 
 
