@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import PlanError
+from secateurs.importance.bottlenecks import bottlenecks
 from secateurs.importance.context import KINDS, Context, needs
 from secateurs.importance.random import score as random_score
 from secateurs.importance.splamp import layer_adaptive
-from secateurs.importance.statistics import Statistics, context_for, gather
+from secateurs.importance.statistics import Sensitivity, Statistics, context_for, gather
 from secateurs.importance.values import curve, keep, order, scores
 from secateurs.importance.weights import filters
 from secateurs.registry import names
@@ -187,3 +188,21 @@ def test_values_and_kept_units() -> None:
     assert curve(found).tolist() == [0.0, 2.0, 3.0, 3.5, 4.0]
     assert keep(found, 3) == (0, 1, 3)
     assert keep(found, 4) == (0, 1, 2, 3)
+
+
+def test_a_group_without_a_way_around_is_worth_as_much_as_others_like_it(graph: Graph) -> None:
+    stream, wide = (next(g.name for g in graph.groups if g.units == units) for units in (6, 8))
+    inner = next(g.name for g in graph.groups if g.units == 5)
+    assert bottlenecks(graph) == {stream, wide}
+
+    def effects(*values: float) -> Sensitivity:
+        found = np.array(values)
+        return Sensitivity(found, found, found)
+
+    norms = {stream: effects(*[2.0] * 6), inner: effects(*[0.001] * 5), wide: effects(*[0.1] * 7, 0.3)}
+    context = Context(statistics=Statistics(frozenset({"norms"}), 1, 0.0, norms=norms))
+    found = scores(graph, "fisher", context)
+    assert found[stream] == pytest.approx(np.full(6, 1.0))
+    assert found[inner] == pytest.approx(np.full(5, 0.0005))
+    assert found[wide].sum() == pytest.approx((6.0 + 0.5) / 2)
+    assert found[wide][-1] == pytest.approx(3 * found[wide][0])
