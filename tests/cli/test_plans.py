@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 import secateurs as sc
 from secateurs.cli.app import app
+from secateurs.cli.compare import _labels
 from secateurs.models import load
 
 
@@ -131,3 +132,8 @@ def test_a_format_that_is_none(plans: list[Path], tmp_path: Path) -> None:
     assert "onnx, pt2" in result.stderr
     result = call("export", "digits-resnet", plans[0], "-o", tmp_path / "network.onnx", "--to", "coreml")
     assert "'coreml'" in result.stderr
+
+
+def test_the_same_plan_twice_is_measured_twice() -> None:
+    assert _labels([Path("a"), Path("b"), Path("a"), Path("a")]) == ["a", "b", "a #2", "a #3"]
+    assert _labels([Path("dense")]) == ["dense #2"]

@@ -53,7 +53,7 @@ def verb(
     from secateurs.structure import apply
 
     opened = open_target(target)
-    held = {str(path): open_plan(path) for path in plans}
+    held = dict(zip(_labels(plans), map(open_plan, plans), strict=True))
     with shown(talk()) as progress, Scratch("compare") as name:
         loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
         bench = Bench(opened, Path(name), loaded.example(), threads, batch, seed, progress)
@@ -69,6 +69,15 @@ def verb(
         measured = compare(opened, files, threads=threads, batch=batch, protocol=FINAL, progress=progress, seed=seed)
     rows = [_row(label, found) for label, found in measured.items()]
     emit(rows, lambda console: _show(rows, console), as_json=as_json)
+
+
+def _labels(plans: list[Path]) -> list[str]:
+    """A name for every plan, other than that of the dense network; the same file twice has two."""
+    labels = ["dense"]
+    for path in plans:
+        earlier = sum(label.partition(" #")[0] == str(path) for label in labels)
+        labels.append(f"{path} #{earlier + 1}" if earlier else str(path))
+    return labels[1:]
 
 
 def _difference(first: Path, others: list[Path]) -> dict[str, Any]:
