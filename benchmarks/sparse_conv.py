@@ -49,7 +49,7 @@ from secateurs.elements.openvino import to_openvino
 from secateurs.elements.operator import call_arguments, channels_last, geometry
 from secateurs.elements.packing import Packed, pack
 from secateurs.elements.patterns import Choice, choose
-from secateurs.elements.runner import Runner
+from secateurs.elements.runner import PIXELS_APART, Runner
 from secateurs.latency.lock import measuring
 
 RESULTS = Path(__file__).parent / "results" / "sparse_conv.csv"
@@ -118,14 +118,20 @@ class Candidate(ABC):
 
 
 class Sparse(Candidate):
-    """The kernel through its C interface, into memory that is there already, as in a network."""
+    """The kernel through its C interface, into memory that is there already, as in a network: the runner surrounds what
+    a convolution is to read with a pixel of zeros where the kernel then needs no copy of it."""
 
     def __init__(self, layer: Layer, packed: Packed, x: Tensor, bias: Tensor, threads: int) -> None:
         self.library = native.require()
         call = geometry((3, 3), (layer.stride, layer.stride), (1, 1, 1, 1))
-        arguments, shape = call_arguments(
+        border = int(layer.channels * layer.stride in PIXELS_APART)
+        if border:
+            x = channels_last(F.pad(x, (1, 1, 1, 1)))[:, :, 1:-1, 1:-1]
+        shared, shape = call_arguments(
             tuple(x.shape), x.stride(), None, layer.filters, packed.block, tuple(call), "relu", threads
         )
+        arguments = native.ConvArguments.from_buffer_copy(shared)
+        arguments.in_border = border
         self.out = torch.empty(shape, memory_format=torch.channels_last)
         self.kept = (arguments, packed, x, bias)
         self.pointers = (

@@ -30,6 +30,7 @@ struct Case {
   std::unique_ptr<float[]> input, weights, bias, residual, output;
   std::vector<uint16_t> masks;
   std::vector<int32_t> starts{0};
+  int64_t first = 0;  // of the input's first pixel
 
   Case() {
     const int kernels[][2] = {{1, 1}, {3, 3}, {1, 3}, {5, 2}};
@@ -40,6 +41,13 @@ struct Case {
     c.in_channels = c.groups * between(1, between(0, 1) ? 4 : 40);
     c.out_channels = c.groups * between(1, 70);
     c.block = 8 * between(1, 5);
+    const bool direct = between(0, 3) == 0;  // input that may be read where it lies
+    if (direct) {
+      c.groups = 1;
+      c.in_channels = 16 << between(0, 2);
+      c.out_channels = 32 * between(1, 2);
+      c.block = 32;
+    }
     c.batch = between(1, 2);
     c.stride_height = between(1, 3);
     c.stride_width = between(1, 3);
@@ -53,10 +61,12 @@ struct Case {
     c.out_width = (c.in_width + c.pad_left + between(0, 2) - (c.kernel_width - 1) * c.dilation_width - 1) / c.stride_width + 1;
     c.threads = between(1, 3);
     c.activation = between(0, 3);
-    const bool planar = between(0, 2) == 0;
-    c.in_stride_batch = int64_t{c.in_channels} * c.in_height * c.in_width;
-    c.in_stride_channel = planar ? c.in_height * c.in_width : 1;
-    c.in_stride_row = planar ? c.in_width : c.in_width * c.in_channels;
+    const bool planar = !direct && between(0, 2) == 0;
+    c.in_border = direct ? between(0, 3) : 0;
+    const int64_t rows = c.in_height + 2 * c.in_border, columns = c.in_width + 2 * c.in_border;
+    c.in_stride_batch = c.in_channels * rows * columns;
+    c.in_stride_channel = planar ? rows * columns : 1;
+    c.in_stride_row = planar ? columns : columns * c.in_channels;
     c.in_stride_column = planar ? 1 : c.in_channels;
     c.out_stride_column = c.residual_stride_column = c.out_channels;
     c.out_stride_row = c.residual_stride_row = int64_t{c.out_width} * c.out_channels;
@@ -73,6 +83,11 @@ struct Case {
       starts.push_back(starts.back() + count);
     }
     input = noise(static_cast<size_t>(c.batch) * c.in_stride_batch);
+    first = c.in_border * (c.in_stride_row + c.in_stride_column);
+    for (int64_t i = 0; c.in_border && i < c.batch * rows * columns; ++i) {
+      const int64_t y = i / columns % rows - c.in_border, x = i % columns - c.in_border;
+      if (y < 0 || y >= c.in_height || x < 0 || x >= c.in_width) std::fill_n(&input[i * c.in_channels], c.in_channels, 0.0f);
+    }
     weights = noise(std::max<size_t>(1, static_cast<size_t>(starts.back()) * c.block));
     if (between(0, 1)) bias = noise(static_cast<size_t>(c.out_channels));
     const size_t outputs = static_cast<size_t>(c.batch) * c.out_stride_batch;
@@ -94,7 +109,7 @@ struct Case {
           const int ix = x * c.stride_width + p % c.kernel_width * c.dilation_width - c.pad_left;
           if (iy >= 0 && iy < c.in_height && ix >= 0 && ix < c.in_width) {
             const int channel = group * channels + plane * 16 + bit;
-            sum += double{*w} * input[n * c.in_stride_batch + channel * c.in_stride_channel + iy * c.in_stride_row + ix * c.in_stride_column];
+            sum += double{*w} * input[first + n * c.in_stride_batch + channel * c.in_stride_channel + iy * c.in_stride_row + ix * c.in_stride_column];
           }
           w += c.block;
         }
@@ -107,7 +122,7 @@ struct Case {
   }
 
   bool run(const char* isa) {
-    const int status = secateurs_sparse_conv_f32(&c, input.get(), weights.get(), masks.data(), starts.data(), bias.get(), residual.get(), output.get());
+    const int status = secateurs_sparse_conv_f32(&c, input.get() + first, weights.get(), masks.data(), starts.data(), bias.get(), residual.get(), output.get());
     if (status != SECATEURS_OK) {
       std::printf("%s: status %d\n", isa, status);
       return false;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateurs.elements import native, reference
-from secateurs.elements.operator import geometry, sparse_conv2d
+from secateurs.elements.operator import call_arguments, geometry, sparse_conv2d
 from secateurs.elements.packing import Packed, pack, unpack
 from secateurs.elements.patterns import SCOPES, Choice, choose
 
@@ -224,6 +225,47 @@ def test_strided_inputs_and_slices() -> None:
         whole[:1, :16].expand(3, -1, -1, -1),
     ):
         assert_close(run(x, packed, None, None, call), dense(x, weight, None, None, call))
+
+
+DIRECT = [  # filters, channels, size, kernel, stride, padding, dilation, batch
+    (16, 16, (9, 32), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+    (24, 16, (5, 7), (5, 3), (1, 1), (2, 1, 2, 1), (1, 1), 3),
+    (32, 32, (8, 29), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+    (64, 32, (15, 16), (3, 3), (1, 2), (1, 1, 0, 0), (1, 1), 3),
+    (64, 16, (9, 33), (3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 1),
+    (32, 64, (7, 8), (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), 1),
+    (64, 64, (4, 5), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 2),
+    (40, 64, (6, 6), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),  # not a multiple of 32 filters: copied
+]
+
+
+@pytest.mark.parametrize("case", DIRECT, ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_input_with_zeros_around_it_is_read_where_it_lies(isa: str, case: tuple, threads: int) -> None:
+    """Around the border that is promised lies NaN; the output has a pitch of its own, and NaN beyond it stays."""
+    filters, channels, size, kernel, stride, padding, dilation, batch = case
+    weight, packed = random_layer(filters, channels, kernel, 0.45)
+    call, bias, border = geometry(kernel, stride, padding, dilation), torch.randn(filters), max(padding)
+    x = torch.randn(batch, channels, *size)
+    edges = (border,) * 4
+    around = F.pad(F.pad(x, edges), (1, 1, 1, 1), value=float("nan")).contiguous(memory_format=torch.channels_last)
+    inner = around[:, :, 1 + border : 1 + border + size[0], 1 + border : 1 + border + size[1]]
+    expected = dense(x, weight, bias, None, call, "relu")
+    shared, shape = call_arguments(
+        tuple(x.shape), inner.stride(), None, filters, packed.block, tuple(call), "relu", threads
+    )
+    arguments = native.ConvArguments.from_buffer_copy(shared)
+    arguments.in_border = border
+    whole = torch.full((batch, shape[2] + 2, shape[3] + 2, filters), float("nan")).permute(0, 3, 1, 2)
+    out = whole[:, :, 1:-1, 1:-1]
+    arguments.out_stride_batch, _, arguments.out_stride_row, arguments.out_stride_column = out.stride()
+    status = native.require().conv(
+        ctypes.addressof(arguments), inner.data_ptr(), packed.weights.data_ptr(), packed.masks.data_ptr(),
+        packed.starts.data_ptr(), bias.data_ptr(), None, out.data_ptr(),
+    )  # fmt: skip
+    assert status == 0
+    assert_close(out, expected)
+    assert int(whole.isnan().sum()) == whole.numel() - out.numel()
 
 
 def test_same_result_with_any_number_of_threads() -> None:

@@ -33,7 +33,7 @@ STATUS = {
 _SIZES = (
     *("batch", "in_channels", "in_height", "in_width", "out_channels", "out_height", "out_width"),
     *("kernel_height", "kernel_width", "stride_height", "stride_width", "pad_top", "pad_left"),
-    *("dilation_height", "dilation_width", "groups", "block", "activation", "threads", "reserved"),
+    *("dilation_height", "dilation_width", "groups", "block", "activation", "threads", "in_border"),
 )
 _STRIDES = (
     *("in_stride_batch", "in_stride_channel", "in_stride_row", "in_stride_column"),

@@ -15,6 +15,17 @@ from secateurs.elements.module import SparseConv2d
 from secateurs.elements.operator import call_arguments, channels_last
 from secateurs.errors import PlanError, SecateursError
 
+PIXELS_APART = (16, 32, 64)
+"""Distances between the pixels that a tile reads, in floats, for which the kernels need no copy of their input."""
+
+
+@dataclass(eq=False)
+class _Memory:
+    """``images``: shape and border of the images that it holds, where they have a border."""
+
+    values: Tensor
+    images: tuple[torch.Size, int] | None
+
 
 @dataclass
 class _Convolutions:
@@ -66,24 +77,40 @@ class Runner:
     def _plan_memory(self) -> None:
         """One buffer per convolution output, given on as soon as its last reader has run."""
         order = {node: index for index, node in enumerate(self._module.graph.nodes)}
-        free: list[Tensor] = []
-        busy: list[tuple[int, Tensor]] = []
+        free: list[_Memory] = []
+        busy: list[tuple[int, _Memory]] = []
         self._buffers: dict[fx.Node, Tensor] = {}
+        self._borders: dict[fx.Node, int] = {}
         for node, index in order.items():
-            free += [buffer for last, buffer in busy if last < index]
-            busy = [(last, buffer) for last, buffer in busy if last >= index]
+            free += [memory for last, memory in busy if last < index]
+            busy = [(last, memory) for last, memory in busy if last >= index]
             if self._layer(node) is None:
                 continue
-            size = self._values[node].numel()
-            fitting = sorted((b for b in free if b.numel() >= size), key=lambda b: b.numel())
-            memory = fitting[0] if fitting and fitting[0].numel() <= 2 * size else torch.empty(size)
-            free = [b for b in free if b is not memory]
+            batch, channels, height, width = shape = self._values[node].shape
+            border = self._borders[node] = self._border(node)
+            rows, columns = height + 2 * border, width + 2 * border
+            size = batch * channels * rows * columns
+            # What surrounds an image stays zero only while the memory holds images of that shape.
+            images = (shape, border) if border else None
+            fitting = [m for m in free if m.images == images and size <= m.values.numel() <= 2 * size]
+            memory = min(fitting, key=lambda m: m.values.numel(), default=_Memory(torch.zeros(size), images))
+            free = [m for m in free if m is not memory]
             # Other operators may return views, so what they read stays to the end.
             stays = any(self._layer(user) is None for user in node.users)
             busy.append((len(order) if stays else max(order[user] for user in node.users), memory))
-            batch, channels, height, width = self._values[node].shape
-            strides = (height * width * channels, 1, width * channels, channels)
-            self._buffers[node] = memory[:size].as_strided((batch, channels, height, width), strides)
+            strides = (rows * columns * channels, 1, columns * channels, channels)
+            self._buffers[node] = memory.values.as_strided(shape, strides, border * (columns + 1) * channels)
+
+    def _border(self, node: fx.Node) -> int:
+        """Zero pixels around a convolution's output, so that those who read it need not copy it: see ``in_border``."""
+        border = 0
+        for user in node.users:
+            layer = self._layer(user)
+            if layer is not None and user.args[0] is node:
+                _, _, _, stride, *padding, _, _, groups = layer.call
+                if groups == 1 and layer.shape[1] * stride in PIXELS_APART:
+                    border = max(border, *padding)
+        return border
 
     def _layer(self, node: fx.Node) -> SparseConv2d | None:
         if node.op != "call_module":
@@ -128,10 +155,14 @@ class Runner:
             else:
                 setattr(call, name, known.data_ptr())
             strides.append(known.stride())
-        arguments, _ = call_arguments(
+        shared, _ = call_arguments(
             tuple(self._values[operands[0]].shape), strides[0], strides[1] if len(strides) > 1 else None,
             layer.shape[0], layer.weights.shape[1], tuple(layer.call), layer.activation, self._threads,
         )  # fmt: skip
+        arguments = native.ConvArguments.from_buffer_copy(shared)
+        out = self._buffers[node].stride()
+        arguments.out_stride_batch, arguments.out_stride_row, arguments.out_stride_column = out[0], out[2], out[3]
+        arguments.in_border = self._borders.get(operands[0], 0)
         self._arguments.append(arguments)
         call.conv = ctypes.pointer(arguments)
         call.weights = layer.weights.data_ptr() or ctypes.addressof(arguments)

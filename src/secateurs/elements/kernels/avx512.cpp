@@ -122,7 +122,7 @@ void planar4_transposed(float* target, const float* source, ptrdiff_t source_str
   planar4(target, source, source_stride, channel_stride, pixels - done, channels);
 }
 
-Tile table[320];
+Tile table[400];
 
 int fill_table() {
   Tile* t = table;
@@ -135,6 +135,12 @@ int fill_table() {
   t += Widths<V16, 2, 3, 16, 4, false>::fill(t);
   t += Widths<V16, 2, 4, 16, 3, false>::fill(t);
   t += Widths<V16, 2, 1, 4, 14, false>::fill(t);
+  t += Widths<V16, 2, 1, 32, 14, false>::fill(t);
+  t += Widths<V16, 2, 2, 32, 7, false>::fill(t);
+  t += Widths<V16, 2, 3, 32, 4, false>::fill(t);
+  t += Widths<V16, 2, 1, 64, 14, false>::fill(t);
+  t += Widths<V16, 2, 2, 64, 7, false>::fill(t);
+  t += Widths<V16, 2, 3, 64, 4, false>::fill(t);
   t += Widths<V16, 1, 1, 16, 28>::fill(t);
   t += Widths<V16, 1, 2, 16, 14>::fill(t);
   t += Widths<V16, 1, 3, 16, 9>::fill(t);

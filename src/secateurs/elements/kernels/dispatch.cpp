@@ -32,7 +32,7 @@ Dispatch tables(const Isa* isa) {
       const Tile& t = isa->tiles[i];
       if (t.filters != filters) continue;
       has = true;
-      const Mode mode = t.inner == 4 ? kNarrow : t.streams ? kStreaming : kCached;
+      const Mode mode = t.inner == 4 ? kNarrow : t.inner == 32 ? kApart32 : t.inner == 64 ? kApart64 : t.streams ? kStreaming : kCached;
       d.run[d.sizes][mode][t.rows][t.columns] = t.run;
       if (t.columns > d.widest[d.sizes][mode][t.rows]) d.widest[d.sizes][mode][t.rows] = t.columns;
     }

@@ -109,6 +109,7 @@ struct Job {
   size_t scratch_bytes;
   float low, high;
   Mode mode;
+  bool direct;  // tiles read the input where it lies, nothing is copied
   bool prefetch_weights;
   bool bypass;
   bool prefetch_output;
@@ -134,6 +135,12 @@ int64_t band_bytes(const Job& job, int rows, int columns) {
 Band make_band(const Job& job, int y0, int y1, int x0, int x1) {
   const secateurs_conv& c = *job.conv;
   Band b = {y0, y1, x0, x1, 0, 0, 0, 0, 0, 0};
+  if (job.direct) {
+    b.pixel_bytes = static_cast<int32_t>(c.in_stride_column * c.stride_width * 4);
+    b.row_bytes = static_cast<int32_t>(c.in_stride_row * 4);
+    b.plane_bytes = 64;
+    return b;
+  }
   b.rows = (y1 - y0 - 1) * c.stride_height + (c.kernel_height - 1) * c.dilation_height + 1;
   b.columns = (x1 - x0 - 1) * c.stride_width + (c.kernel_width - 1) * c.dilation_width + 1;
   b.phase_columns = static_cast<int>(ceil_div(b.columns, c.stride_width));
@@ -149,9 +156,9 @@ void cut_bands(Job& job) {
   const secateurs_conv& c = *job.conv;
   const int64_t budget = second_level_cache_bytes() * 3 / 10;
   int columns = job.out_width, rows = job.out_height;
-  while (columns > 64 && band_bytes(job, 1, columns) > budget) columns = static_cast<int>(ceil_div(columns, 2));
+  while (!job.direct && columns > 64 && band_bytes(job, 1, columns) > budget) columns = static_cast<int>(ceil_div(columns, 2));
   columns = static_cast<int>(ceil_div(job.out_width, ceil_div(job.out_width, columns)));
-  while (rows > 1 && band_bytes(job, rows, columns) > budget) rows = std::max(1, std::min(rows - 1, rows * 7 / 8));
+  while (!job.direct && rows > 1 && band_bytes(job, rows, columns) > budget) rows = std::max(1, std::min(rows - 1, rows * 7 / 8));
   const int others = c.batch * c.groups * job.blocks_per_group * static_cast<int>(ceil_div(job.out_width, columns));
   if (c.threads > 1) {
     const int wanted = static_cast<int>(ceil_div((job.work < kSmallWork ? 1 : kItemsPerThread) * c.threads, others));
@@ -301,7 +308,7 @@ class Upcoming {
 
 // What one thread reuses from item to item.
 struct Worker {
-  char* scratch;
+  const char* input;  // of the band's first pixel: scratch memory, or the input itself
   int32_t *offsets, *ahead, *position_bytes, *line_bytes;
   int32_t wrap_bytes;  // from a tile to its neighbour
   Upcoming upcoming;
@@ -320,7 +327,7 @@ void run_filters(const Job& job, const Band& b, const Item& item, Worker& w, Til
     for (int piece = 0; piece < pieces; ++piece) {
       const int x = width * piece / pieces, columns = width * (piece + 1) / pieces - x;
       const ptrdiff_t row = b.y0 + y, column = b.x0 + x;
-      t.input = w.scratch + static_cast<ptrdiff_t>(y) * c.stride_height * b.row_bytes + static_cast<ptrdiff_t>(x) * b.pixel_bytes;
+      t.input = w.input + static_cast<ptrdiff_t>(y) * c.stride_height * b.row_bytes + static_cast<ptrdiff_t>(x) * b.pixel_bytes;
       t.output = output + row * c.out_stride_row + column * c.out_stride_column;
       if (residual) t.residual = residual + row * c.residual_stride_row + column * c.residual_stride_column;
       w.upcoming.take(t);
@@ -356,10 +363,15 @@ void list_lines(const Job& job, const Band& b, Worker& w) {
   std::fill(w.line_bytes + count, w.line_bytes + slots, w.line_bytes[count - 1]);
 }
 
-void list_positions(const secateurs_conv& c, const Band& b, int32_t* position_bytes) {
+void list_positions(const Job& job, const Band& b, int32_t* position_bytes) {
+  const secateurs_conv& c = *job.conv;
   for (int i = 0; i < c.kernel_height; ++i) {
     for (int j = 0; j < c.kernel_width; ++j) {
       const int at = j * c.dilation_width;
+      if (job.direct) {
+        *position_bytes++ = i * c.dilation_height * b.row_bytes + at * static_cast<int>(c.in_stride_column) * 4;
+        continue;
+      }
       *position_bytes++ = i * c.dilation_height * b.row_bytes + (at % c.stride_width * b.phase_columns + at / c.stride_width) * b.pixel_bytes;
     }
   }
@@ -462,9 +474,10 @@ void work(void* context, int thread) {
   // Vector code stores sixteen at a time, up to fifteen past the end.
   const size_t entries = static_cast<size_t>(job.max_entries) + 16, positions = static_cast<size_t>(c.kernel_height) * c.kernel_width;
   Worker w = {};
-  w.scratch = input_scratch.get(job.scratch_bytes);
+  char* const scratch = input_scratch.get(job.scratch_bytes);
+  w.input = scratch;
   w.offsets = reinterpret_cast<int32_t*>(list_scratch.get((2 * entries + 17 * positions + 16) * 4));
-  if (!w.scratch || !w.offsets) {
+  if (!scratch || !w.offsets) {
     job.status = SECATEURS_OUT_OF_MEMORY;
     return;
   }
@@ -477,8 +490,14 @@ void work(void* context, int thread) {
     const Item item = job.item(index);
     const Band& band = job.bands[static_cast<size_t>(item.band)];
     if (item.image != packed.image || item.group != packed.group || item.band != packed.band) {
-      pack_band(job, band, item.image, item.group, w.scratch);
-      list_positions(c, band, w.position_bytes);
+      if (job.direct) {
+        w.input = reinterpret_cast<const char*>(job.input + item.image * c.in_stride_batch +
+                                                (band.y0 * c.stride_height - c.pad_top) * c.in_stride_row +
+                                                (band.x0 * c.stride_width - c.pad_left) * c.in_stride_column);
+      } else {
+        pack_band(job, band, item.image, item.group, scratch);
+      }
+      list_positions(job, band, w.position_bytes);
       if (job.mode == kStreaming) list_lines(job, band, w);
       packed = item;
     }
@@ -511,6 +530,27 @@ bool writes_past_caches(const Job& job) {
                        c.out_stride_row % 16 == 0 && c.out_stride_batch % 16 == 0;
   return job.inner == 4 && aligned && c.activation != SECATEURS_SILU && job.group_outputs % 16 == 0 && c.block % 16 == 0 &&
          outputs * 4 > second_level_cache_bytes();
+}
+
+// Whether tiles may read the input where it lies: channels innermost, zeros around it where padding is read, pixels as far
+// apart as there are tiles for, and little enough to stay in the caches without prefetching. Sets the mode.
+bool reads_input(Job& job) {
+  const secateurs_conv& c = *job.conv;
+  if (job.mode != kCached || c.groups != 1 || c.in_channels % 16 || c.in_stride_channel != 1) return false;
+  const int below = (job.out_height - 1) * c.stride_height + (c.kernel_height - 1) * c.dilation_height - c.pad_top - (job.height - 1);
+  const int beside = (job.out_width - 1) * c.stride_width + (c.kernel_width - 1) * c.dilation_width - c.pad_left - (job.width - 1);
+  if (c.in_border < std::max({c.pad_top, c.pad_left, below, beside})) return false;
+  if ((c.kernel_height - 1) * int64_t{c.dilation_height} * c.in_stride_row >= (1 << 28)) return false;
+  const int64_t apart = c.in_stride_column * c.stride_width;
+  if (apart == 16) return true;
+  const Mode mode = apart == 32 ? kApart32 : apart == 64 ? kApart64 : kCached;
+  const int largest = job.dispatch->sizes - 1;
+  if (mode == kCached || !job.dispatch->widest[largest][mode][1] || c.out_channels % job.dispatch->filters[largest] ||
+      c.block % job.dispatch->filters[largest]) {
+    return false;
+  }
+  job.mode = mode;
+  return true;
 }
 
 // A 1x1 convolution without padding or stride sees the image as one long row, where memory allows it.
@@ -557,9 +597,10 @@ int run(Job& job) {
   job.mode = job.inner == 4 ? kNarrow : cached ? kCached : kStreaming;
   job.prefetch_output = int64_t{c.out_channels} * c.out_height * c.out_width * 4 > second_level_cache_bytes();
   job.bypass = writes_past_caches(job);
+  job.direct = reads_input(job);
   cut_bands(job);
-  int64_t bytes = 0;
-  for (const Band& b : job.bands) bytes = std::max<int64_t>(bytes, band_bytes(job, b.y1 - b.y0, b.x1 - b.x0));
+  int64_t bytes = 64;
+  for (const Band& b : job.bands) bytes = job.direct ? bytes : std::max<int64_t>(bytes, band_bytes(job, b.y1 - b.y0, b.x1 - b.x0));
   if (bytes >= (int64_t{1} << 31)) return SECATEURS_BAD_SHAPE;
   job.scratch_bytes = static_cast<size_t>(bytes);
   const int items = job.items(), threads = std::min(c.threads, items);

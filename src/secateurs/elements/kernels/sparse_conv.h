@@ -49,7 +49,7 @@ typedef struct secateurs_conv {
   int32_t block;      /* filters that share a pattern: a multiple of 8 */
   int32_t activation; /* enum secateurs_activation, applied last */
   int32_t threads;
-  int32_t reserved;
+  int32_t in_border;  /* zero pixels around the input in memory, on every side: reading them saves copying the input */
   int64_t in_stride_batch, in_stride_channel, in_stride_row, in_stride_column;
   int64_t out_stride_batch, out_stride_row, out_stride_column;
   int64_t residual_stride_batch, residual_stride_row, residual_stride_column;

@@ -31,7 +31,8 @@ using TileFunction = void (*)(const TileArguments&);
 
 // `streams`: prefetches what it walks; without, for layers whose weights and input lie in the first-level cache anyway.
 struct Tile {
-  int filters, rows, columns, inner;
+  int filters, rows, columns;
+  int inner;  // floats between neighbouring pixels
   bool streams;
   TileFunction run;
 };
