@@ -296,7 +296,7 @@ class FrontJob:
             history=tuple(details["history"]),
             evaluations=details["evaluations"],
             stopped=details["stopped"],
-            images=self.settings.images,
+            images=min(self.settings.images, len(self.data.validation)),
             command=self.command,
             resume=self.resume_with,
             versions=versions(),

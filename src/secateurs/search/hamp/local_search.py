@@ -31,7 +31,7 @@ class Local:
     tried: int = 2
     failures: int = 3
     optimism: float = 0.5
-    most: int = 12
+    most: int = 6
 
 
 @dataclass(frozen=True)

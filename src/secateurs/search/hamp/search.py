@@ -34,7 +34,8 @@ class Settings:
     ``population``; ``evaluations``: most different networks that are judged (None: no bound); ``minutes``: most time
     (None: no bound); ``stagnation``: generations without 0.1 % more hypervolume after which it stops (0: never);
     ``local``: settings of the local search (None: none), every ``local_every`` generations; ``surrogate_after``: the
-    surrogate is used from so many evaluations per group on; ``portfolio``: names of selections; ``inject``: start
+    surrogate is used from so many evaluations per group on; ``bred``: while it is trusted, so many offspring are made
+    for one that is evaluated; ``portfolio``: names of selections; ``inject``: start
     from dense, uniform and knapsack networks; ``start_from_known``: start from stored evaluations of the same problem;
     ``screen``: offspring are first judged on so many images (None: not) and the better third is judged in full.
     """
@@ -45,7 +46,8 @@ class Settings:
     stagnation: int = 8
     local: Local | None = field(default_factory=Local)
     local_every: int = 5
-    surrogate_after: int = 5
+    surrogate_after: int = 3
+    bred: int = 8
     portfolio: tuple[str, ...] = tuple(PORTFOLIO)
     inject: bool = True
     start_from_known: bool = True
@@ -140,6 +142,7 @@ class Search:
         self.quotas = np.full(len(self.rankings), 1 / len(self.rankings))
         self.history: list[Generation] = []
         self.screened = 0.0
+        self.model: Model | None = None
         self._began, self._elapsed = time.monotonic(), 0.0
 
     def _run_id(self) -> str:
@@ -193,9 +196,7 @@ class Search:
         costs = self.encoding.costs(genes)
         errors = self.judging.errors(genes)
         objectives = np.column_stack([errors, costs])
-        limits = self.problem.limits
-        excess = np.maximum(0, costs / np.where(limits == 0, 1.0, limits) - 1 - 1e-9)
-        violations = excess.sum(axis=1)
+        violations = self._violations(costs)
         gains = np.zeros(len(genes))
         for index in np.flatnonzero(violations <= 0):
             gains[index] = self.archive.add(genes[index], objectives[index]) or 0.0
@@ -246,6 +247,7 @@ class Search:
         settings = self.settings
         if settings.local is not None and (len(self.history) % settings.local_every == 0) and self.left:
             surrogate = self._surrogate()
+            self.model = surrogate.model
             found: list[np.ndarray] = []
             moved = self._improve(surrogate.model, settings.local, found)
             if found:
@@ -257,7 +259,8 @@ class Search:
     def _children(self, population: Population) -> tuple[np.ndarray, np.ndarray]:
         """New genomes [n, genes] and their parents' places [n, 2]."""
         factor = 3 if self.settings.screen is not None else 1
-        wanted = factor * self.settings.population
+        bred = 1 if self.model is None else self.settings.bred
+        wanted = bred * factor * self.settings.population
         order = np.empty(len(population.genes), dtype=np.int64)
         feasible = population.violations <= 0
         scaled = self.archive.scale().scale(population.objectives)
@@ -265,7 +268,7 @@ class Search:
         order[ranked] = np.arange(len(order))
         children: dict[bytes, tuple[int, int]] = {}
         for _ in range(ATTEMPTS):
-            drawn = self.generator.integers(0, len(order), (self.settings.population, 2, 2))
+            drawn = self.generator.integers(0, len(order), (bred * self.settings.population, 2, 2))
             pairs = np.where(order[drawn[..., 0]] <= order[drawn[..., 1]], drawn[..., 0], drawn[..., 1])
             made = offspring(self.encoding, population.genes[pairs.T], self.generator)
             for child, pair in zip(made, pairs, strict=True):
@@ -275,11 +278,27 @@ class Search:
                 break
         genes = np.array([np.frombuffer(key, dtype=np.int64) for key in children], dtype=np.int64)
         genes, pairs = genes.reshape(-1, len(self.encoding.sizes)), np.array(list(children.values())).reshape(-1, 2)
+        if self.model is not None and len(genes):
+            chosen = self._promising(genes, self.model, factor * self.settings.population)
+            genes, pairs = genes[chosen], pairs[chosen]
         if self.settings.screen is not None and len(genes):
             chosen = self._screen(genes, self.settings.screen)
             genes, pairs = genes[chosen], pairs[chosen]
         genes = self._affordable(genes)
         return pairs[: len(genes)], genes
+
+    def _promising(self, genes: np.ndarray, model: Model, wanted: int) -> np.ndarray:
+        """Places of the ``wanted`` offspring that the portfolio chooses by the error that the surrogate predicts."""
+        costs = self.encoding.costs(genes)
+        objectives = np.column_stack([model.predict(self.encoding.features(genes))[0], costs])
+        violations = self._violations(costs)
+        scale = self.archive.scale()
+        return np.sort(select(objectives, violations, wanted, scale, self.quotas, self.rankings).indices)
+
+    def _violations(self, costs: np.ndarray) -> np.ndarray:
+        """By how much costs [n, constraints] exceed the limits, as shares of them, summed [n]."""
+        limits = self.problem.limits
+        return np.maximum(0, costs / np.where(limits == 0, 1.0, limits) - 1 - 1e-9).sum(axis=1)
 
     def _screen(self, genes: np.ndarray, images: int) -> np.ndarray:
         """Places of the offspring that look best on few images; what that costs is charged by images."""

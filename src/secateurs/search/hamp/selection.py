@@ -75,7 +75,8 @@ PORTFOLIO: dict[str, Ranking] = {
 
 @dataclass(frozen=True)
 class Selected:
-    """Survivors as indices into the pool, and for each the selections (by place in the portfolio) that named it."""
+    """Survivors as indices into the pool, and for each the selections (by place in the portfolio) that named it within
+    their quotas."""
 
     indices: np.ndarray
     nominators: tuple[frozenset[int], ...]
@@ -92,7 +93,8 @@ def select(
     """The survivors of a pool.
 
     Feasible points first. Among them every selection names points from its own ranking, in turns by its quota; a point
-    that several name takes one slot. Infeasible points fill what is left, least violation first.
+    that several name takes one slot, and what is free for that reason is filled in further turns, which earn nobody
+    credit: there the selections agree. Infeasible points fill what is left, least violation first.
 
     Args:
         objectives: float64 [n, objectives].
@@ -108,11 +110,14 @@ def select(
         wanted = min(slots, len(feasible))
         scaled = scale.scale(objectives[feasible])
         lists = [feasible[ranking(scaled, wanted)].tolist() for ranking in rankings]
-        given, place = np.zeros(len(rankings)), [0] * len(rankings)
+        given, place, own = np.zeros(len(rankings)), [0] * len(rankings), np.ceil(quotas * wanted)
         while len(named) < wanted:
             open_lists = [k for k in range(len(rankings)) if place[k] < len(lists[k])]
             turn = max(open_lists, key=lambda k: quotas[k] * (given.sum() + 1) - given[k])
-            named.setdefault(int(lists[turn][place[turn]]), set()).add(turn)
+            point = int(lists[turn][place[turn]])
+            named.setdefault(point, set())
+            if place[turn] < own[turn]:
+                named[point].add(turn)
             place[turn] += 1
             given[turn] += 1
     rest = sorted((i for i in range(len(objectives)) if violations[i] > 0), key=lambda i: float(violations[i]))
