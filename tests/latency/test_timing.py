@@ -122,6 +122,12 @@ def test_a_difference_inside_the_noise_is_a_tie() -> None:
     assert not found["small"].tie
 
 
+@pytest.mark.parametrize(("small", "tie"), [(b"4.03", True), (b"3.97", True), (b"4.2", False), (b"3.8", False)])
+def test_what_two_processes_of_one_file_differ_by_is_a_tie(small: bytes, tie: bool) -> None:
+    found = compare(FakeTarget(costs, base_ms=0.0), {"dense": b"4", "small": small}, protocol=QUICK)
+    assert found["small"].tie is tie
+
+
 def test_loading_and_the_first_run_are_told_apart() -> None:
     found = compare(FakeTarget(costs, base_ms=0.0), {"dense": b"4"}, protocol=QUICK)
     assert found["dense"].first_run_ms == pytest.approx(2.0)
