@@ -1,6 +1,6 @@
 """How fast the sparse convolution is against ONNX Runtime, OpenVINO and oneDNN, per layer and for whole networks.
 
-    python benchmarks/sparse_conv.py layers   [--keep 4 3 2] [--threads 1 2] [--only vgg*] [--again]
+    python benchmarks/sparse_conv.py layers   [--keep 4 3 2] [--threads 1 2] [--only vgg*] [--copied] [--again]
     python benchmarks/sparse_conv.py networks [--keep 4] [--threads 1]
     python benchmarks/sparse_conv.py overhead
     python benchmarks/sparse_conv.py summary
@@ -12,8 +12,9 @@ turns' ratios. A dense runtime is given the faster of its whole run and its own 
 so no change of layout is held against it; layers that read the image get it as planar memory, as the network does.
 GFLOP/s count useful work, 2 × kept multiply-adds; the peak is measured between turns. A row is written only when the
 result equals the dense convolution to 1e-5. Rows go to ``benchmarks/results/sparse_conv.csv``; what is there is not
-measured again (``--again`` does). One layer takes about 3 s. Overhead: a call of the PyTorch module whose convolution
-is one pixel, less the same call of the library.
+measured again (``--again`` does). Layers whose input the runner surrounds with zeros get such an input; ``--copied``
+measures them without, as rows ``layer copied``. One layer takes about 3 s. Overhead: a call of the PyTorch module whose
+convolution is one pixel, less the same call of the library.
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ class Layer:
         return f"{self.network}:{self.channels}-{self.filters}@{self.size}" + ("/2" if self.stride == 2 else "")
 
     @property
+    def bordered(self) -> bool:
+        """Whether the runner surrounds this layer's input with zeros."""
+        return self.channels * self.stride in PIXELS_APART
+
+    @property
     def output(self) -> int:
         return (self.size - 1) // self.stride + 1
 
@@ -121,10 +127,12 @@ class Sparse(Candidate):
     """The kernel through its C interface, into memory that is there already, as in a network: the runner surrounds what
     a convolution is to read with a pixel of zeros where the kernel then needs no copy of it."""
 
-    def __init__(self, layer: Layer, packed: Packed, x: Tensor, bias: Tensor, threads: int) -> None:
+    def __init__(
+        self, layer: Layer, packed: Packed, x: Tensor, bias: Tensor, threads: int, *, copied: bool = False
+    ) -> None:
         self.library = native.require()
         call = geometry((3, 3), (layer.stride, layer.stride), (1, 1, 1, 1))
-        border = int(layer.channels * layer.stride in PIXELS_APART)
+        border = int(layer.bordered and not copied)
         if border:
             x = channels_last(F.pad(x, (1, 1, 1, 1)))[:, :, 1:-1, 1:-1]
         shared, shape = call_arguments(
@@ -246,7 +254,7 @@ def onnx_layer(layer: Layer, weight: Tensor, bias: Tensor) -> bytes:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
 
 
-def measure_layer(layer: Layer, keep: int, threads: int, seconds: float) -> dict[str, object]:
+def measure_layer(layer: Layer, keep: int, threads: int, seconds: float, *, copied: bool) -> dict[str, object]:
     """The row of a layer; the measurement lock is held while turns are taken, not while they are prepared."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
@@ -258,7 +266,7 @@ def measure_layer(layer: Layer, keep: int, threads: int, seconds: float) -> dict
         x = x.contiguous(memory_format=torch.channels_last)
     packed = pack(weight, block=choice.block)
     model = onnx_layer(layer, weight, bias)
-    sparse = Sparse(layer, packed, x, bias, threads)
+    sparse = Sparse(layer, packed, x, bias, threads, copied=copied)
     profiled = OnnxRuntime(model, x, threads, profile=True)
     candidates: dict[str, Candidate] = {
         "sparse": sparse,
@@ -282,7 +290,8 @@ def measure_layer(layer: Layer, keep: int, threads: int, seconds: float) -> dict
     flops = 2.0 * packed.macs_per_output * layer.output**2
     rates = [flops / ms / 1e6 for ms in turns["sparse"]]
     return {
-        "part": "layer", "network": layer.network, "layer": layer.name, "count": layer.count, "keep": keep,
+        "part": "layer copied" if copied else "layer", "network": layer.network, "layer": layer.name,
+        "count": layer.count, "keep": keep,
         "threads": threads, **figures(turns), "useful_gflops": round(statistics.median(rates), 1),
         "peak_gflops": round(statistics.median(peaks) * threads / 1e9, 1),
         "peak_share": round(statistics.median(r / p / threads * 1e9 for r, p in zip(rates, peaks, strict=True)), 3),
@@ -473,6 +482,10 @@ def summary() -> None:
             found = [r for r in here if r["part"] == "layer"]
             if not found:
                 continue
+            copied = {r["layer"]: r for r in here if r["part"] == "layer copied"}
+            if copied:
+                without = geometric_mean([(float(copied.get(r["layer"], r)["speedup"]), 1) for r in found])
+                print(f"{head}: {len(found)} shapes {without:.2f}x where every input is copied")
             once = geometric_mean([(float(r["speedup"]), 1) for r in found])
             counted = geometric_mean([(float(r["speedup"]), int(r["count"])) for r in found])
             share = geometric_mean([(float(r["peak_share"]), 1) for r in found])
@@ -493,6 +506,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", default="*", help="glob of layer or network names")
     parser.add_argument("--seconds", type=float, default=2.0, help="per row")
+    parser.add_argument("--copied", action="store_true", help="layers without zeros around their input")
     parser.add_argument("--again", action="store_true", help="measure rows anew")
     options = parser.parse_args()
     isa = native.require().isa
@@ -502,10 +516,11 @@ def main() -> None:
     for threads in options.threads if options.part in ("layers", "networks") else []:
         for keep in options.keep:
             if options.part == "layers":
-                for layer in LAYERS:
-                    asked = ("layer", layer.network, layer.name, str(keep), str(threads), isa, device())
+                part = "layer copied" if options.copied else "layer"
+                for layer in (layer for layer in LAYERS if layer.bordered or not options.copied):
+                    asked = (part, layer.network, layer.name, str(keep), str(threads), isa, device())
                     if fnmatch.fnmatch(layer.name, options.only) and asked not in known:
-                        store(measure_layer(layer, keep, threads, options.seconds))
+                        store(measure_layer(layer, keep, threads, options.seconds, copied=options.copied))
                 continue
             for name, (model, size) in networks().items():
                 asked = ("network in openvino", name, "whole", str(keep), str(threads), isa, device())
