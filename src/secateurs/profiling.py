@@ -45,6 +45,7 @@ def profile(
     store: Store | str | Path | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    again: bool = False,
 ) -> LatencyModel:
     """A latency model of the network on the target, from whole-network runs at many widths.
 
@@ -56,6 +57,7 @@ def profile(
         store: where measurements are kept (None: the user's own store); nothing is measured twice.
         seed: of the widths that are measured.
         progress: where to report.
+        again: forget what was measured of this network on this target before, as when the machine was busy.
 
     Raises:
         TargetError: the runtime is missing, failed, or the machine is too disturbed to measure.
@@ -78,6 +80,7 @@ def profile(
         seed=seed,
         progress=progress,
         propose=lambda costs, number: typical_plans(graph, costs, seed, number),
+        again=again,
     )
 
 

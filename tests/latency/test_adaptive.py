@@ -93,3 +93,18 @@ def test_measured_latencies_follow_the_pace_of_the_table() -> None:
     assert fitted.measured_ms([4.0] * 3, [2 * dense] * 3) == pytest.approx([2.0] * 3)
     disturbed = fitted.measured_ms([2.0] * 3, [dense, dense, 1.1 * dense])
     assert disturbed[2] == pytest.approx(2.0 / 1.1**fitted.drift)
+
+
+def test_a_profile_can_be_measured_anew(tmp_path: Path) -> None:
+    def slow(content: bytes) -> dict[str, float]:
+        return {key: 2 * ms for key, ms in staircase_costs(content).items()}
+
+    with Store(tmp_path / "store.sqlite3") as store:
+        disturbed = profiler(slow, store=store).run()
+        kept = profiler(store=store)
+        assert kept.run().dense_ms == disturbed.dense_ms
+        elsewhere = FakeTarget(staircase_costs).fingerprint(7)
+        store.put(elsewhere, {"variant/x": {"total_ms": 1.0}})
+        assert kept.forget() > disturbed.error.count
+        assert profiler(store=store).run().dense_ms < 0.6 * disturbed.dense_ms
+        assert store.get(elsewhere, "variant/x") is not None

@@ -54,6 +54,9 @@ def verb(
     batch: Batch = 1,
     seed: Seed = 0,
     store: Store = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Forget what was measured of this network here, and measure anew.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Latency model of a network on a target.
@@ -74,7 +77,9 @@ def verb(
         loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
         with progress.task("trace"):
             graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
-        costs = profile(graph, opened, threads=threads, batch=batch, store=store, seed=seed, progress=progress)
+        costs = profile(
+            graph, opened, threads=threads, batch=batch, store=store, seed=seed, progress=progress, again=again
+        )
     if output is not None:
         write_atomic(output, costs.to_json().encode())
     if draw is not None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from secateurs.errors import TargetError
-from secateurs.latency.collect import Collector, Observation, Variants
+from secateurs.latency.collect import VERSION, Collector, Observation, Variants
 from secateurs.latency.design import Sample, dense, space_filling
 from secateurs.latency.fitting import fit
 from secateurs.latency.predictor import LatencyModel, ModelError
@@ -28,6 +28,7 @@ _FIRST, _ROUNDS, _MORE = 3, 8, 12
 """Portions before the first look at the error, looks at most, and networks added where the model is unsure."""
 _GOOD_MEAN, _GOOD_P95 = 0.018, 0.045
 _DOUBTFUL, _REFUSED = 0.05, 0.12
+_PROFILE = "profile/2/"
 
 
 class Profiler:
@@ -64,6 +65,14 @@ class Profiler:
         self._collector = Collector(spec, variants, target, threads=threads, store=store, progress=progress)
         self._batch = variants.batch
         self._observations: dict[Sample, Observation] = {}
+
+    def forget(self) -> int:
+        """Remove what earlier profiles of this network on this target left in the store; returns how many rows."""
+        if self._store is None:
+            return 0
+        network, print_ = f"{self._spec.fingerprint}/b{self._batch}/", self._collector.fingerprint
+        kinds = (f"variant/{VERSION}/", f"whole/{VERSION}/", _PROFILE)
+        return sum(self._store.forget(print_, kind + network) for kind in kinds)
 
     def chunk(self, number: int) -> list[Sample]:
         """The ``number``-th portion of the design; always the same for one seed."""
@@ -109,7 +118,7 @@ class Profiler:
             portions = [self.chunk(number) for number in range(-(-samples // _CHUNK))]
             self.measure([sample for portion in portions for sample in portion][: samples + 1])
             return self._judged(self.fit())
-        signature = f"profile/2/{self._spec.fingerprint}/b{self._batch}/seed{self._seed}/v{_CHUNK}"
+        signature = f"{_PROFILE}{self._spec.fingerprint}/b{self._batch}/seed{self._seed}/v{_CHUNK}"
         signature += "/plans" if self._propose else ""
         earlier = self._store.get(self._collector.fingerprint, signature) if self._store else None
         if earlier is not None:
@@ -182,10 +191,13 @@ class Profiler:
             raise TargetError(
                 f"The latency model of this network on {model.target.get('target')} is off by {error.mean_abs:.0%} on "
                 f"unseen networks (limit {_REFUSED:.0%}; {error}). Most often other programs disturb the "
-                f"measurement: close them and profile again with another --store."
+                f"measurement: close them, then measure anew with 'secateurs profile … --again'."
             )
         if error.mean_abs > _DOUBTFUL:
-            self._progress.say(f"The latency model is doubtful: {error}. Budgets are still held by measurement.")
+            self._progress.say(
+                f"The latency model is doubtful: {error}. Budgets are still held by measurement. If other programs ran "
+                f"beside it, 'secateurs profile … --again' measures anew."
+            )
         return model
 
 
@@ -200,6 +212,7 @@ def profile(
     progress: Progress = silent,
     samples: int | None = None,
     propose: Propose | None = None,
+    again: bool = False,
 ) -> LatencyModel:
     """The latency model of a network on a target, measured in whole-network runs at many widths.
 
@@ -213,6 +226,7 @@ def profile(
         progress: where to report.
         samples: how many networks to measure (None: until the error is good).
         propose: plans of the kind that will be asked for, to be measured too.
+        again: forget what earlier profiles of this network on this target measured.
 
     Raises:
         TargetError: the runtime failed, or the model's error is too large to be of use.
@@ -220,6 +234,8 @@ def profile(
     profiler = Profiler(
         spec, variants, target, threads=threads, store=store, seed=seed, progress=progress, propose=propose
     )
+    if again:
+        profiler.forget()
     return profiler.run(samples)
 
 

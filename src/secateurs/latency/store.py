@@ -221,6 +221,19 @@ class Store:
         entries = [(signature, json.dumps(payload), time.time(), where) for signature, payload in rows.items()]
         self._insert(entries, "REPLACE")
 
+    def forget(self, fingerprint: Mapping[str, Any], prefix: str) -> int:
+        """Remove every row of this target whose signature starts with ``prefix``; returns how many there were."""
+        connection = self._connection
+        try:
+            with _transaction(connection):
+                return connection.execute(
+                    "DELETE FROM measurements WHERE target IN (SELECT id FROM targets WHERE fingerprint = ?) "
+                    "AND signature >= ? AND signature < ?",
+                    (_canonical(fingerprint), prefix, prefix + "\U0010ffff"),
+                ).rowcount
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
     def _insert(self, rows: Sequence[tuple[str, str, float, str]], clash: str) -> int:
         """Number of (signature, payload, created, fingerprint) written; ``clash``: REPLACE or IGNORE where one is."""
         connection = self._connection
