@@ -100,7 +100,8 @@ class FrontJob:
         return front
 
     def pick(self, front: Front, wanted: str) -> Result:
-        """A picked point carried through repair, fine-tuning, export and measurement, in ``picked/…``.
+        """A picked point carried through repair, fine-tuning, export and measurement, in ``picked/…``; a point that was
+        carried so far already is only told again, from its folder in ``points/…``.
 
         Args:
             front: the front.
@@ -113,10 +114,9 @@ class FrontJob:
         """
         name, _, value = wanted.partition("=")
         folder = f"picked/{wanted.replace('/', '_')}"
-        if wanted == "knee":
-            return self.carry(front, str(front.knee().number), folder)
-        if name == "point" and value.isdigit():
-            return self.carry(front, str(front.point(int(value)).number), folder)
+        if wanted == "knee" or (name == "point" and value.isdigit()):
+            point = front.knee() if wanted == "knee" else front.point(int(value))
+            return self.carry(front, str(point.number), folder if point.tuned is None else point.tuned.folder)
         if name.replace("-", "_") not in front.dense_costs or not value:
             raise PlanError(
                 f"--pick {wanted!r} is not understood. Give knee, point=N, or a budget of one of the front's costs "
