@@ -26,7 +26,7 @@ WINDOW, FARTHEST = 1.04, 1.5
 LEAST = 0.97
 """Ours is near enough to the budget from this share of it on."""
 TIMING = Timing(turns=16, precision=0.008, extensions=1)
-AT_ONCE, ROUNDS, TRIES = 8, 6, 8
+AT_ONCE, ROUNDS, TRIES, MEASURED_AT_MOST = 8, 6, 8, 16
 STEP = 1.012
 _TABLE_AT_MOST = 1 << 14
 Entry = dict[str, Any]
@@ -98,7 +98,7 @@ class Match:
             low = share if ours is None else ours["ratio"]
             goal, high = (1 + WINDOW) / 2 * low, WINDOW * low
             there = [e for e in measured if low <= e["ratio"] <= high]
-        if there or sum(e["budget"] == budget for e in measured) >= ROUNDS:
+        if there or sum(e["budget"] == budget for e in measured) >= MEASURED_AT_MOST:
             return None
         return self._fresh(method, budget, goal, {e["key"]: e for e in measured})
 
