@@ -20,8 +20,8 @@ class Hamp:
     population by the hypervolume that its survivors' children bring; every fifth generation a local search around the
     front, in which a surrogate of the error is consulted while it ranks well. Injected are the dense network, uniform
     widths and knapsack optima. Ours: all parameters, the portfolio's members, the surrogates, the injection, and that
-    offspring are bred in excess and picked by the surrogate; from METHODS' numbers two differ, because that found better
-    fronts on an emulator of resnet56: a surrogate after 3 evaluations per group (not 5), at most 6 per start. Cost: some
+    offspring are bred in excess and picked by the surrogate, asked from 3 evaluations per group on (METHODS: 5;
+    searches on an emulator of resnet56's evaluations ended higher so). Cost: some
     hundred to thousands of real evaluations. When to use: to see what accuracy each latency costs before deciding, or
     with several costs. When not: for one budget; ``knapsack`` answers in seconds. ``again``: evaluations of a further
     solve of the same object, as a closed loop asks for: it starts from what is known.
