@@ -249,19 +249,21 @@ def make_plans(bench: Bench) -> None:
         "joint": space.options,
         "counts": (*dense_widths[:own], *space.options[own:]),
     }.items():
+        if (WORK / f"{name}.plan.json").exists():
+            continue
         planner = Planner(
             bench.graph, None, "knapsack", "fisher", known=known, elements=replace(space, options=options),
             target=TARGET, legal=Legal(blocks=name != "counts"), images=images, options=SearchOptions(folder=WORK),
         )  # fmt: skip
         limit = goal
-        for _ in range(4):
+        for _ in range(6):
             plan = planner.plan(planner.solve({"latency": limit}), f"{limit:.4f}")
             ratio = measure(bench, {"dense": plans["dense"], name: plan})[name].ratio
             print(f"{name}: limit {limit:.4f} measured {ratio:.4f}, goal {goal:.4f}", flush=True)
-            plan.save(WORK / f"{name}.plan.json")
-            if 0.98 * goal <= ratio <= 1.005 * goal:
+            if 0.96 * goal <= ratio <= 1.005 * goal:
+                plan.save(WORK / f"{name}.plan.json")
                 break
-            limit *= 0.995 * goal / ratio
+            limit *= 0.99 * goal / ratio
 
 
 def time_variants(bench: Bench) -> None:
