@@ -90,8 +90,8 @@ def front_chart(front: Front) -> str:
     )
     for point in front.points:
         if point.tuned is not None:
-            cost = point.tuned.measured(front.main)
-            cost = point.costs[front.main] if cost is None else cost
+            measured = point.tuned.measured(front.main)
+            cost = point.costs[front.main] if measured is None else measured
             x, y = frame.place(cost * factor, 100 * (1 - point.tuned.accuracy))
             parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5' class='tuned'/>")
     for point in front.points:
