@@ -121,7 +121,8 @@ class Profiler:
         signature = f"{_PROFILE}{self._spec.fingerprint}/b{self._batch}/seed{self._seed}/v{_CHUNK}"
         signature += "/plans" if self._propose else ""
         earlier = self._store.get(self._collector.fingerprint, signature) if self._store else None
-        if earlier is not None:
+        # Rows of older versions held less.
+        if earlier is not None and {"seconds", "plans", "samples"} <= earlier.keys():
             self.seconds = float(earlier["seconds"])
             self._plans = [(float(predicted), float(measured)) for predicted, measured in earlier["plans"]]
             self.measure([Sample(tuple(widths), frozenset(gone)) for widths, gone in earlier["samples"]])
