@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from secateurs.structure import Graph
 
 Candidate = tuple[np.ndarray, frozenset[int]]
+VERSION = 2
+"""Part of what names an evaluation: rises when the same candidate would be judged differently."""
 REPAIRS = ("statistics", "least-squares", "none")
 CALIBRATED, BATCH = 64, 64
 """Calibration images that every candidate is repaired on, and how many images are run at once. More images do not rank
@@ -201,7 +203,9 @@ class Evaluator:
 
     def _facts(self) -> str:
         judge, found = self.judge, hashlib.sha256()
-        found.update(repr((judge.repair, judge.precision, judge.classes, self.graph.spec.fingerprint)).encode())
+        found.update(
+            repr((VERSION, judge.repair, judge.precision, judge.classes, self.graph.spec.fingerprint)).encode()
+        )
         for tensor in (*judge.module.state_dict().values(), *judge.calibration):
             _feed(found, tensor)
         for batch in judge.validation.batches(BATCH):
