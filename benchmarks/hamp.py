@@ -314,9 +314,9 @@ def search(arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Every front that has no row yet, measured on the target beside dense: how far the latency model was off."""
-    from secateurs.front_measuring import measured_latencies
     from secateurs.latency.predictor import ModelError
     from secateurs.latency.store import Store
+    from secateurs.measured_networks import measured_latencies
     from secateurs.profiling import profile
 
     problem, facts, _ = open_problem(arguments)

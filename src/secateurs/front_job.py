@@ -18,10 +18,10 @@ from scipy.stats import spearmanr
 from secateurs.data import Data
 from secateurs.errors import PlanError, SecateursError
 from secateurs.evaluation import Evaluator, make_evaluator
-from secateurs.front_measuring import measured_latencies
 from secateurs.front_settings import Crew, FrontSettings
 from secateurs.job import Job, Result, calibration_batches
 from secateurs.latency.store import Store
+from secateurs.measured_networks import measured_latencies
 from secateurs.models import Loaded
 from secateurs.plan import Budget
 from secateurs.planning import Planner

@@ -36,9 +36,11 @@ class Scratch(tempfile.TemporaryDirectory[str]):
 
 def sweep() -> list[Path]:
     """Remove this user's folders whose process is gone; returns them. Nothing on systems without ``fcntl``."""
-    gone = []
+    gone: list[Path] = []
+    if not hasattr(os, "getuid"):
+        return gone
     for mark in Path(tempfile.gettempdir()).glob(f"secateurs-*/{_MARK}"):
-        with contextlib.suppress(OSError, ImportError):
+        with contextlib.suppress(OSError):
             if _ours(mark.parent) and time.time() - mark.stat().st_mtime > _SETTLED_S:
                 with open(mark, "rb") as file:
                     if _locked(file):

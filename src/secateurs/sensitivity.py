@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from secateurs.profiling import DEFAULT_TARGET, open_target
+from secateurs.profiling import DEFAULT_TARGET
 from secateurs.progress import Progress, silent
 
 SAMPLED_GROUPS = 5
@@ -49,20 +49,12 @@ def measured_sensitivity(
         TargetError: the runtime is missing, failed, or the machine is too disturbed to measure.
         ExportError: the network cannot be exported for the target.
     """
-    from secateurs.export.artifacts import variants
-    from secateurs.latency.collect import Collector
-    from secateurs.latency.design import Sample
+    from secateurs.measured_networks import run_networks
     from secateurs.search.lap.sensitivity import sensitivity
 
-    opened = open_target(target)
-    with progress.task("export for the sensitivity"):
-        built = variants(opened.artifact, graph, batch)
-    collector = Collector(graph.spec, built, opened, threads=threads, store=store, progress=progress)
-
     def latencies(widths: np.ndarray) -> np.ndarray:
-        samples = [Sample(tuple(row.tolist())) for row in widths]
-        with progress.task("sensitivity", len(samples)) as task:
-            found = collector.measure(samples, task)
+        networks = [(row, ()) for row in widths]
+        found = run_networks(graph, networks, target, threads=threads, batch=batch, store=store, progress=progress)
         # Relative to the dense network of the same minute.
         return np.array([seen.total_ms / seen.anchor_ms for seen in found])
 

@@ -21,11 +21,10 @@ from ray.cluster_utils import Cluster
 
 from secateurs.errors import TargetUnavailableError
 from secateurs.search.hamp.cluster import connect, label_of, ray_pool, require_label
-from secateurs.search.hamp.pool import Pool
 from secateurs.search.hamp.search import Search, Settings
 from secateurs.search.problem import Evaluation
 from secateurs.search.rows import FileRows, MemoryRows
-from secateurs.testing.judges import Errand, Formula, Marking
+from secateurs.testing.judges import Crewed, Errand, Formula, Marking
 from secateurs.testing.problems import random_problem
 
 pytestmark = pytest.mark.slow
@@ -107,22 +106,12 @@ def test_a_node_killed_during_a_search_changes_nothing(cluster: Any, tmp_path: P
 
 
 @dataclass(frozen=True)
-class Killing:
+class Killing(Crewed):
     """Judges by the pool's workers, and kills a node's processes after so many answers, while others are judged."""
 
-    formula: Formula
-    pool: Pool
     node: Any
     after: int
     answered: list[int] = field(default_factory=list)
-
-    @property
-    def identity(self) -> str:
-        return self.formula.identity
-
-    def __call__(self, widths: np.ndarray, removed: frozenset[int]) -> Evaluation:
-        ((_, found),) = self.many([(widths, removed)])
-        return found
 
     def many(self, candidates: Sequence[tuple[np.ndarray, frozenset[int]]]) -> Iterator[tuple[int, Evaluation]]:
         for place, found in self.pool.map(candidates):
