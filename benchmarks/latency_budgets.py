@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from result_rows import append
 
 import secateurs
 from secateurs.bench import FINAL, Bench
@@ -109,17 +110,6 @@ def run(cell: Cell, limit: float) -> dict[str, object]:
     }
 
 
-def write(entry: dict[str, object], path: Path) -> None:
-    """Add a row to the results."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(entry)
-
-
 def done(path: Path) -> set[tuple[str, str, float]]:
     """Network, target and budget of the rows that are there."""
     if not path.exists():
@@ -164,7 +154,7 @@ def main() -> None:
                     facts = {key: fingerprint[key] for key in ("target", "device", "runtime", "precision", "threads")}
                     entry |= {**facts, "network": name, "criterion": options.criterion}
                     entry |= {"secateurs": secateurs.__version__, "python": platform.python_version()}
-                    write({**entry, "date": time.strftime("%Y-%m-%d")}, options.output)
+                    append({**entry, "date": time.strftime("%Y-%m-%d")}, options.output, FIELDS)
                     print(f"{name} {text} {limit:.0%}: {entry['ratio']} of dense, met {entry['met']}", flush=True)
 
 

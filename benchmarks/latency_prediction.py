@@ -27,6 +27,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from result_rows import append
 
 import secateurs
 from secateurs import planning
@@ -279,17 +280,6 @@ def run(setting: Setting, kinds: Sequence[str], count: int, seed: int) -> Iterat
         yield row(setting, "all", everything, model, facts)
 
 
-def write(entry: dict[str, object], path: Path) -> None:
-    """Add a row to the results."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(entry)
-
-
 def done(path: Path) -> set[tuple[str, str, str]]:
     """Network, target and kind of the rows that are there."""
     if not path.exists():
@@ -325,7 +315,7 @@ def main() -> None:
                     built = variants(target.artifact, graph, 1)
                     setting = Setting(name, graph, built, target, options.threads, store)
                     for entry in run(setting, kinds, options.count, options.seed):
-                        write(entry, options.output)
+                        append(entry, options.output, FIELDS)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 from accuracy_at_latency import NETWORKS, OURS, WORK, Bench
 from matching import Candidates, chosen_ours
+from result_rows import append
 
 from secateurs.data import accuracy
 from secateurs.plan import Plan
@@ -61,12 +61,7 @@ def main() -> None:
             "accuracy": accuracy(student, data.test, classes=data.classes),
             "versions": json.dumps(versions()),
         }
-        fresh = not ROWS.exists()
-        with ROWS.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
+        append(row, ROWS)
         print(f"{rate}: {before:.2%} before, {row['accuracy']:.2%} after", flush=True)
 
 

@@ -11,7 +11,6 @@ judging of each on 512 validation images. Other measurements wait meanwhile, as 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import platform
 import resource
@@ -20,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from result_rows import append
 
 from secateurs.data import open_data
 from secateurs.latency.lock import measuring
@@ -73,12 +73,7 @@ def main() -> None:
         "processor": platform.processor() or platform.machine(),
         "versions": json.dumps(versions()),
     }
-    fresh = not ROWS.exists()
-    with ROWS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+    append(row, ROWS)
     print(row)
 
 
