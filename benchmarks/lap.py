@@ -49,10 +49,9 @@ from secateurs.planning import make_plan
 from secateurs.profiling import open_target, profile
 from secateurs.progress import Progress, silent
 from secateurs.provenance import versions
-from secateurs.recover.batch_norm import reestimate
 from secateurs.recover.finetune import finetune
-from secateurs.recover.least_squares import least_squares
 from secateurs.recover.recipe import Recipe
+from secateurs.recover.repair import repair
 from secateurs.search.knapsack import Knapsack
 from secateurs.search.lap.sensitivity import agreement, modelled, spread_sample
 from secateurs.search.lap.settings import LapSettings, Prior
@@ -72,6 +71,8 @@ WATCHED, WATCHED_BATCH = 12_800, 64
 """Training images that filters are watched on."""
 SHALLOW = 0.75
 """Share of the dense latency at which criteria are compared."""
+REPAIRS = {"mobilenet-v1": "least-squares"}
+"""How candidates are repaired before they are judged: without batch norm, corrected means alone leave all at chance."""
 NO_PRIOR = Prior(state=False, exploration=False, reward=False)
 CIFAR, IMAGENETTE = "cifar10_jpeg_{}.parquet", "imagenette224_{}.parquet"
 NETWORKS = {
@@ -218,8 +219,6 @@ class Bench:
     def problem(self, criterion: str, rows: FileRows) -> Problem:
         """The search problem under the budget, with real evaluations."""
         spec = self.graph.spec
-        from secateurs.cost import CostModel
-
         model = CostModel("ms", self.costs.offset_ms, tuple(self.costs.terms()))
         found = self.scores(criterion)
         evaluator = make_evaluator(
@@ -228,6 +227,7 @@ class Bench:
             self.data.calibration,
             self.data.validation.take(VALIDATED),
             classes=self.data.classes,
+            repair=REPAIRS.get(self.name, "statistics"),
             rows=rows,
         )
         return Problem(
@@ -367,9 +367,7 @@ def tune(bench: Bench, arm: str, seed: int, episodes: int, epochs: int) -> None:
             continue
         student = copy.deepcopy(dense) if name != arm else apply(dense, plan, bench.loaded.example(), check=False)
         if name == arm:
-            batches = [inputs for inputs, _ in bench.data.calibration.take(256).batches(64)]
-            least_squares(dense, student, plan, batches, progress=bench.progress)
-            reestimate(student, bench.data.calibration.batches(128))
+            repair(dense, student, plan, bench.data, images=256, progress=bench.progress)
         if rounds:
             folder = bench.work / f"tune-{name}-{seed}-{episodes}-{epochs}"
             finetune(
