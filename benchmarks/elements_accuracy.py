@@ -8,9 +8,9 @@
 Every variant starts from ``resnet56_cifar10_jpeg``, is repaired by least squares on 512 calibration images and trained
 for the same ``--epochs`` (0.5: one pass over half of the images) with the dense network as teacher, the
 dense network itself included. Accuracies after cut and repair are on every tenth test image, the last on all. ``scope
-keep``: every 3×3 convolution but the first keeps so many of nine positions (``layer``: rectangles, run as smaller
-convolutions). ``penalty``: a third of the steps under the growing penalty before the zeros. Data: ``--data``
-(../shared/data).
+keep``: every 3×3 convolution but the first keeps so many of nine positions (``layer``: one rectangle, which the sparse
+kernels run like every other pattern). ``penalty``: a third of the steps under the growing penalty before the zeros.
+Data: ``--data`` (../shared/data).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from secateurs.export.program import export_program
 from secateurs.job import calibration_batches
 from secateurs.latency.store import Store
 from secateurs.latency.targets import open_target
-from secateurs.latency.targets._base import processor_name
+from secateurs.latency.targets._base import processor_name, skips_pruned_elements
 from secateurs.latency.timing import Protocol, compare
 from secateurs.models import Loaded, load
 from secateurs.plan import Measurement, Plan
@@ -222,15 +222,16 @@ def train(bench: Bench, only: list[str] | None) -> None:
 def measure(bench: Bench, plans: dict[str, Plan]) -> dict[str, Measurement]:
     """Latency of networks cut by these plans and its ratio to dense, interleaved, on the sparse kernels."""
     found: dict[str, Measurement] = {}
-    names = [name for name in plans if name != "dense"]
+    names, target = [name for name in plans if name != "dense"], open_target(TARGET)
     with tempfile.TemporaryDirectory() as folder:
         for start in range(0, len(names), AT_ONCE):
             files: dict[str, Path | str | bytes] = {}
             for number, name in enumerate(["dense", *names[start : start + AT_ONCE]]):
                 small = apply(bench.loaded.module, plans[name], bench.loaded.example(), check=False).eval()
                 files[name] = Path(folder) / f"{start + number}.pt2"
-                export_program(deployable(small, plans[name]), bench.loaded.example(), files[name])
-            found |= compare(open_target(TARGET), files, protocol=PRECISE)
+                written = deployable(small, plans[name], bench.loaded.example(), skips=skips_pruned_elements(target))
+                export_program(written, bench.loaded.example(), files[name])
+            found |= compare(target, files, protocol=PRECISE)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import sys
 import types
@@ -23,6 +24,7 @@ from typer.testing import CliRunner
 
 import secateurs as sc
 from secateurs import registry
+from secateurs.bench import Bench
 from secateurs.cli.app import app
 from secateurs.cost import CostModel, CostTerm
 from secateurs.data import Data, open_data
@@ -30,12 +32,11 @@ from secateurs.element_losses import measured_losses
 from secateurs.element_planning import ElementSpace, check_elements, element_space, rectangle_space
 from secateurs.elements.rectangles import deployable
 from secateurs.errors import InfeasibleBudgetError, PlanError
-from secateurs.export.onnx import export_onnx
 from secateurs.kernel_times import KernelTimes, Point
 from secateurs.latency.targets import open_target
-from secateurs.models import Loaded, load
+from secateurs.models import Loaded
 from secateurs.planning import Planner
-from secateurs.pruning import Place, run
+from secateurs.pruning import Place, as_loaded, run
 from secateurs.report import Record
 from secateurs.search.rows import MemoryRows
 from secateurs.search_options import Legal
@@ -65,14 +66,13 @@ def times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kept_costs(content: bytes) -> dict[str, float]:
-    graph = onnx.load_model_from_string(content).graph
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    """The formula for every weight in a file of the sparse target's format."""
+    weights = torch.export.load(io.BytesIO(content)).state_dict
     costs = {}
-    for node in graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
-            weight = arrays.get(node.input[1], np.zeros(0))
-            slower = 1.25 if (weight == 0).any() and node.op_type == "Conv" else 1.0
-            costs[node.output[0]] = PER_LAYER + slower * PER_WEIGHT * int(np.count_nonzero(weight))
+    for name, weight in weights.items():
+        if weight.dim() > 1:
+            slower = 1.25 if weight.dim() == 4 and bool((weight == 0).any()) else 1.0
+            costs[name] = PER_LAYER + slower * PER_WEIGHT * int(weight.count_nonzero())
     return costs
 
 
@@ -84,7 +84,8 @@ class FakeSparse(FakeTarget):
 def fake_sparse(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a target that counts the weights that are not zero."""
     module = types.ModuleType("secateurs_fake_sparse")
-    module.make = lambda: FakeSparse(kept_costs, base_ms=0.02, name="fake-sparse")  # type: ignore[attr-defined]
+    made = FakeSparse(kept_costs, base_ms=0.02, name="fake-sparse", artifact="pt2")
+    module.make = lambda: made  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "secateurs_fake_sparse", module)
     monkeypatch.setitem(registry._BUILT_IN["targets"], "fake-sparse", "secateurs_fake_sparse:make")
     return "fake-sparse"
@@ -201,9 +202,27 @@ def test_budgets_that_elements_cannot_serve_are_refused() -> None:
         Planner(space.graph, None, "lap", "l2", elements=space).solve({"latency": 0.5})
 
 
+class Residual(nn.Module):
+    """Three groups of units, a block that may go, and four layers that can be sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"stem": (3, 32), "first": (32, 32), "second": (32, 32), "wider": (32, 48), "last": (48, 32)}
+        for name, (inputs, outputs) in sizes.items():
+            layer = nn.Conv2d(inputs, outputs, 3, padding=1, stride=1 + (name == "wider"), bias=False)
+            self.add_module(name, nn.Sequential(layer, nn.BatchNorm2d(outputs)))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(x + self.second(F.relu(self.first(x))))
+        return self.head(F.relu(self.last(F.relu(self.wider(x)))).mean((2, 3)))
+
+
 @pytest.fixture(scope="module")
 def network() -> Loaded:
-    return load("digits-resnet", seed=3)
+    torch.manual_seed(3)
+    return as_loaded(Residual().eval(), torch.randn(1, 3, 12, 12))
 
 
 @pytest.fixture(scope="module")
@@ -298,9 +317,18 @@ def test_rectangles_run_as_smaller_convolutions_on_any_runtime(tmp_path: Path) -
     plan = made.plan(made.solve({"latency": 0.8}))
     assert plan.elements
     small = sc.apply(graph.model, plan)
-    export_onnx(deployable(small, plan), example, tmp_path / "small.onnx")
-    shapes = [tuple(t.dims)[2:] for t in onnx.load(tmp_path / "small.onnx").graph.initializer if len(t.dims) == 4]
-    assert sorted(shapes)[0] != (3, 3)
+
+    def exported(target: FakeTarget) -> list[np.ndarray]:
+        Bench(target, tmp_path, example).export(small, tmp_path / "small.onnx", plan)
+        held = onnx.load(tmp_path / "small.onnx").graph.initializer
+        return [numpy_helper.to_array(tensor) for tensor in held if len(tensor.dims) == 4]
+
+    # Kernels that skip zeros take them as they are, everything else takes smaller convolutions.
+    zeros = exported(FakeSparse(lambda content: {}))
+    assert all(weight.shape[2:] == (3, 3) for weight in zeros)
+    smaller = exported(FakeTarget(lambda content: {}))
+    assert min(weight.shape[2:] for weight in smaller) < (3, 3)
+    assert sum(np.count_nonzero(weight) for weight in zeros) == sum(weight.size for weight in smaller)
     session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
     image = torch.randn(1, 3, 12, 12)
     [found] = session.run(None, {session.get_inputs()[0].name: image.numpy()})

@@ -13,13 +13,14 @@ from torch.utils import _pytree as pytree
 
 from secateurs.closed_loop import Attempt, Goal
 from secateurs.cost import quantity
+from secateurs.elements.rectangles import deployable
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.export.artifacts import export_artifact
 from secateurs.export.onnx import ExportReport
 from secateurs.latency.store import Store
-from secateurs.latency.targets._base import Target
+from secateurs.latency.targets._base import Target, skips_pruned_elements
 from secateurs.latency.timing import Protocol, compare
-from secateurs.plan import RESOURCES, Measurement
+from secateurs.plan import RESOURCES, Measurement, Plan
 from secateurs.progress import Progress, silent
 from secateurs.report import wording
 
@@ -54,23 +55,27 @@ class Bench:
         """The pruned network's file."""
         return self.folder / f"model.{self.target.artifact}"
 
-    def export(self, module: nn.Module, path: Path) -> ExportReport:
+    def export(self, module: nn.Module, path: Path, plan: Plan | None = None) -> ExportReport:
         """Write the file that the target runs, compared with PyTorch.
+
+        ``plan``: by which ``module`` was cut; its kernel elements are written in the form that this target runs fast.
 
         Raises:
             ExportError: it cannot be exported, or computes something else.
         """
+        if plan is not None:
+            module = deployable(module, plan, self.example, skips=skips_pruned_elements(self.target))
         return export_artifact(self.target.artifact, module, self.example, path, batch=self.batch)
 
     def measure_dense(self) -> Measurement:
         """Latency and memory of the dense file now."""
         return self._compare({"dense": self.dense}, QUICK)["dense"]
 
-    def measure(self, module: nn.Module, store: Store, name: str) -> Measurement:
+    def measure(self, module: nn.Module, store: Store, name: str, plan: Plan | None = None) -> Measurement:
         """Latency, memory and file size of a candidate, exported for real, beside dense.
 
         ``name``: says which network it is; a candidate that the store knows is not measured again, so that another
-        run on the same rows makes the same plan.
+        run on the same rows makes the same plan. ``plan``: as in :meth:`export`.
         """
         shape = "x".join(str(size) for leaf in inputs_of(self.example) for size in leaf.shape[1:])
         signature = f"candidate/2/b{self.batch}/{shape}/{name}"
@@ -78,14 +83,14 @@ class Bench:
         held = store.get(fingerprint, signature)
         if held is not None:
             return Measurement(**held)
-        measured = self.export_and_compare(module)
+        measured = self.export_and_compare(module, plan)
         store.put(fingerprint, {signature: asdict(measured)})
         return measured
 
-    def export_and_compare(self, module: nn.Module) -> Measurement:
+    def export_and_compare(self, module: nn.Module, plan: Plan | None = None) -> Measurement:
         """Latency, memory and file size of a module beside dense, whatever the store knows."""
         with self._scratch() as path:
-            written = self.export(module, path)
+            written = self.export(module, path, plan)
             measured = self._compare({"dense": self.dense, "pruned": path}, QUICK)["pruned"]
             return replace(measured, file_bytes=written.size_bytes)
 

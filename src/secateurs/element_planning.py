@@ -21,12 +21,13 @@ import torch
 from secateurs.bench import QUICK, Bench
 from secateurs.cost import CostModel, CostTerm
 from secateurs.elements.patterns import Choice, value_curve
-from secateurs.elements.rectangles import deployable, rectangle_curve
+from secateurs.elements.rectangles import rectangle_curve
 from secateurs.elements.selection import DEFAULT_BLOCK, eligible, patterns, square
 from secateurs.errors import PlanError
 from secateurs.importance.values import curve
 from secateurs.kernel_times import ConvShape, KernelTimes, LayerTimes
 from secateurs.latency.store import Store
+from secateurs.latency.targets._base import skips_pruned_elements
 from secateurs.latency.timing import compare
 from secateurs.network import AxisSpec, BlockSpec, GroupSpec, LayerSpec, NetworkSpec
 from secateurs.plan import Plan
@@ -149,18 +150,15 @@ def check_elements(target: Target, scope: str, batch: int = 1) -> None:
     """
     if scope not in SCOPES:
         raise PlanError(f"Element scope {scope!r} runs fast nowhere. Choose one of {', '.join(SCOPES)}.")
-    if not _skips(target) and scope != "layer":
+    skips = skips_pruned_elements(target)
+    if not skips and scope != "layer":
         raise PlanError(
             f"Target {target.name} multiplies by pruned kernel elements as by any other number: pruning them in scope "
             f"{scope} saves nothing there. Give --target torch-sparse-cpu, or --elements layer: rectangles are smaller "
             f"convolutions, which every target runs."
         )
-    if _skips(target) and batch != 1:
+    if skips and batch != 1:
         raise PlanError(f"Kernel elements are planned for batch 1 on {target.name}, not {batch}. Leave --batch out.")
-
-
-def _skips(target: Target) -> bool:
-    return bool(getattr(target, "skips_pruned_elements", False))
 
 
 def measured_space(
@@ -188,7 +186,7 @@ def measured_space(
     with tempfile.TemporaryDirectory(prefix="secateurs-dense-") as folder:
         bench = Bench(target, Path(folder), (graph.args, graph.kwargs), threads, batch, seed, progress)
         bench.export(graph.model, bench.dense)
-        if _skips(target):
+        if skips_pruned_elements(target):
             times = KernelTimes(store, threads=threads, progress=progress)
             return element_space(graph, times, bench.measure_dense().latency_ms, scope=scope, legal=legal)
         costs = profile(graph, target, threads=threads, batch=batch, store=store, seed=seed, progress=progress)
@@ -295,7 +293,7 @@ def _rectangle_ratios(graph: Graph, bench: Bench, store: Store, progress: Progre
             counts = {name: max(1, int(share * parameters[name][0, 0].numel() + 1e-9)) for name in _layers(graph)}
             plan = empty.model_copy(update={"elements": patterns(graph.model, counts, scope="layer")})
             files[str(share)] = bench.folder / f"{share:.2f}.{bench.target.artifact}"
-            bench.export(deployable(apply(graph.model, plan, check=False), plan), files[str(share)])
+            bench.export(apply(graph.model, plan, check=False), files[str(share)], plan)
         measured = compare(
             bench.target, files, threads=bench.threads, batch=bench.batch, protocol=QUICK, progress=progress
         )

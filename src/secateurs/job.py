@@ -25,8 +25,7 @@ from secateurs.closed_loop import Attempt, Limits, close, goal_for
 from secateurs.data import Data, accuracy
 from secateurs.data.images import BatchesOf
 from secateurs.element_planning import ElementSpace, measured_space
-from secateurs.element_refinement import refined
-from secateurs.elements.rectangles import deployable
+from secateurs.element_refinement import aligned, refined
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.footprint import dense_figures, memory_seen
 from secateurs.latency.model import LatencyModel
@@ -195,6 +194,8 @@ class Job:
         costs = found if isinstance(found, LatencyModel) else None
         accepted, attempts = self._close(planner, dense, bench, store)
         plan = planner.plan(accepted.choice, describe_budgets(settings.budgets))
+        with self._timed("search"):
+            plan = aligned(self.loaded.module, plan, self.example, progress=self.progress)
         if settings.repair == "least-squares":
             with self._timed("recover"):
                 plan = refined(self.loaded.module, plan, self.data, self.example, progress=self.progress)
@@ -323,7 +324,8 @@ class Job:
             plan = planner.plan(choice)
             small = apply(self.loaded.module, plan, self.example, check=False)
             with self._timed("measure"):
-                return bench.measure(deployable(small, plan), store, f"{planner.graph.spec.fingerprint}/{choice.key}")
+                scope = "" if self.settings.elements is None else f"/{self.settings.elements}"
+                return bench.measure(small, store, f"{planner.graph.spec.fingerprint}/{choice.key}{scope}", plan)
 
         try:
             return close(list(goals.values()), solve, measure, progress=self.progress)
@@ -413,7 +415,7 @@ class Job:
         self.folder.write("model.safetensors", save(tensors(small)))
         with self._timed("measure"):
             with self.progress.task("export pruned"):
-                written = bench.export(deployable(small, plan), bench.deployed)
+                written = bench.export(small, bench.deployed, plan)
             found: Facts = {
                 "params": parameter_count(small) - elements_pruned(small, plan),
                 "file_bytes": written.size_bytes,

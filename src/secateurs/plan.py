@@ -208,13 +208,15 @@ class ElementPattern(BaseModel):
     """Kernel elements that stay in one convolution weight.
 
     ``scope``: ``layer``, ``in_channel``, ``filter``, ``kernel`` or ``block``; ``block``: filters that share a
-    pattern (scope ``block`` only, else 1); ``pattern``: kept kernel positions (row-major) per scope unit.
+    pattern (scope ``block`` only, else 1); ``pattern``: kept kernel positions (row-major) per scope unit; ``order``:
+    filters in the order in which blocks are cut (scope ``block`` only; empty: as they stand).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     scope: str
     block: int = 1
     pattern: tuple[tuple[int, ...], ...]
+    order: tuple[int, ...] = ()
 
 
 class Fingerprint(BaseModel):

@@ -402,7 +402,12 @@ def plan(
             f"The budget ({describe_budgets(budgets)}) is not below what the dense network takes by the models: there "
             f"is nothing to prune. Give a lower {RESOURCES[budgets[0].resource].option}."
         )
-    return planner.plan(planner.solve(limits), describe_budgets(budgets))
+    made = planner.plan(planner.solve(limits), describe_budgets(budgets))
+    if elements is None:
+        return made
+    from secateurs.element_refinement import aligned
+
+    return aligned(graph.model, made, (graph.args, graph.kwargs), progress=progress)
 
 
 def _uniform_plan(graph: Graph, keep: float, scores: Mapping[str, np.ndarray], described: Mapping[str, Any]) -> Plan:

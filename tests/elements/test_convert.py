@@ -64,6 +64,23 @@ def test_networks_keep_their_results(make, size: int) -> None:
         assert 1 in runner._borders.values()  # some convolutions read their input where it lies
 
 
+def test_zeros_padded_ahead_are_the_convolutions_padding() -> None:
+    """As in networks whose kernels were cut to rectangles."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.ZeroPad2d((1, 0, 0, 2)), nn.Conv2d(8, 8, 2, padding=1), nn.ReLU(),
+        nn.ConstantPad2d((1, 1, 1, 1), 0.5), nn.Conv2d(8, 8, 3),
+        nn.ZeroPad2d((-1, 1, 0, 0)), nn.Conv2d(8, 8, (1, 3)),
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 8, 9, 7)
+    converted = convert(model, x)
+    with torch.inference_mode():
+        torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
+    assert layers(converted)[0].call[4:8] == [1, 2, 3, 1]
+    pads = [node for node in converted.graph.nodes if "pad" in str(node.target)]
+    assert len(pads) == 2  # another value, and a border that is cut off
+
+
 class Trap(nn.Module):
     """What must not be fused, or only with care."""
 

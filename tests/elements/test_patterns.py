@@ -22,7 +22,7 @@ from secateurs.elements.patterns import (
 )
 from secateurs.elements.rectangles import best_rectangle, crop, crop_network
 from secateurs.elements.reference import compact_im2col, masked, shift_gemm, sub_kernel
-from secateurs.errors import PlanError, StructureError
+from secateurs.errors import PlanError, PlanMismatchError, StructureError
 
 
 def squared_distance(weight: Tensor, choice: Choice, groups: int) -> float:
@@ -263,11 +263,74 @@ def test_alignment_changes_no_result_and_keeps_more() -> None:
     graph = trace(model, x)
     choices = {n: Choice(keep=3, block=8) for n, p in model.named_parameters() if p.dim() == 4 and p.shape[0] > 8}
     ordered, orders = align(graph, choices)
-    assert orders
-    assert any((np.diff(order) < 0).any() for order in orders.values())
+    assert orders["conv1.weight"] == orders["layer1.0.conv2.weight"]  # of one residual stream
+    assert all(sorted(order) == list(range(len(order))) and np.diff(order).min() < 0 for order in orders.values())
     torch.testing.assert_close(ordered(x), model(x), rtol=1e-4, atol=1e-5)
     before, after = (
         sum(float(project(p.detach(), choices[n]).square().sum()) for n, p in m.named_parameters() if n in choices)
         for m in (model, ordered)
     )
     assert after > before
+
+
+class Shuffling(torch.nn.Module):
+    """A chain, a residual stream, a concatenation, and channels that change places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = (torch.nn.Conv2d(c, 16, 3, padding=1) for c in (3, 16, 16))
+        self.side, self.last = torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.Conv2d(32, 24, 3)
+        self.point, self.head = torch.nn.Conv2d(24, 24, 1), torch.nn.Linear(24, 5)
+        self.grouped = torch.nn.Conv2d(24, 24, 3, groups=3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        x = (x + self.two(self.one(x).relu())).relu()
+        x = torch.cat([self.side(x), x.roll(3, 1)], 1)
+        return self.head(self.grouped(self.point(self.last(x).relu())).mean((2, 3)))
+
+
+def test_orders_are_kept_in_plans_and_folded_where_the_network_is_deployed() -> None:
+    from secateurs.element_refinement import aligned
+    from secateurs.elements.packing import pack
+    from secateurs.elements.rectangles import deployable
+    from secateurs.elements.selection import patterns
+    from secateurs.plan import Plan
+    from secateurs.structure import apply, trace
+    from secateurs.structure.kernel_elements import masks_of
+
+    torch.manual_seed(2)
+    model, x = Shuffling().eval(), torch.randn(1, 3, 8, 8)
+    graph = trace(model, x)
+    counts = {f"{name}.weight": 2.5 for name in ("one", "two", "side", "last", "grouped")}
+    first = next(g.name for g in graph.groups if "one.weight" in {v.parameter for v in graph.views(g.name)})
+    bare = graph.plan({first: tuple(range(1, 16))})
+    narrow = apply(model, bare)
+    plain = bare.model_copy(update={"elements": patterns(narrow, counts, block=8)})
+    plan = aligned(model, plain, x)
+    plan = Plan.from_json(plan.to_json())
+    ordered = {name for name, pattern in plan.elements.items() if pattern.order}
+    assert {"one.weight", "last.weight"} <= ordered
+    assert "grouped.weight" not in ordered
+    weights = dict(narrow.named_parameters())
+    before, after = masks_of(narrow, plain.elements), masks_of(narrow, plan.elements)
+    for name in ordered:
+        energy = weights[name].detach().square()
+        # What stays is not less, and no more elements do.
+        assert float(energy[after[name]].sum()) > float(energy[before[name]].sum())
+        assert int(after[name].sum()) == int(before[name].sum())
+    small = apply(model, plan)
+    deployed = deployable(small, plan, x, skips=True)
+    inputs = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(deployed(inputs), small(inputs), rtol=1e-4, atol=1e-5)
+    for name in ordered:
+        wanted = float(after[name].double().mean())
+        weight = deployed.get_submodule(name.removesuffix(".weight")).weight
+        assert pack(weight, block=8).density == pytest.approx(wanted, rel=0.02)
+        assert pack(weights[name] * after[name], block=8).density > 1.2 * wanted  # as they stand, blocks share little
+    assert aligned(model, plan, x) == plan
+    with pytest.raises(PlanError, match="Give an example"):
+        deployable(small, plan)
+    damaged = plan.elements["one.weight"].model_copy(update={"order": (0, *plan.elements["one.weight"].order[1:])})
+    with pytest.raises(PlanMismatchError, match="orders 16 filters"):
+        apply(model, plan.model_copy(update={"elements": {"one.weight": damaged}}))

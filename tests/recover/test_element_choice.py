@@ -85,3 +85,11 @@ def test_least_squares_prunes_on_the_way_and_follows_dense() -> None:
     assert int(mask.sum()) == 16 * 64
     assert not small[2].weight[~mask].any()
     assert done.errors["2.weight"][1] < 0.5
+
+
+def test_blocks_are_cut_in_the_given_order() -> None:
+    system, weight, _ = drawn(18, 20, mixed=True)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    stays = surgeon(system, weight, ElementCount(4 / 9, 8, tuple(order.tolist())), 0.01)
+    assert torch.equal(stays[:, order], surgeon(system, weight[:, order], ElementCount(4 / 9, 8), 0.01))
+    assert not torch.equal(stays, surgeon(system, weight, ElementCount(4 / 9, 8), 0.01))

@@ -46,7 +46,6 @@ def verb(
         emit(difference, lambda console: _show_difference(difference, console), as_json=as_json)
         return
     from secateurs.bench import FINAL, Bench
-    from secateurs.elements.rectangles import deployable
     from secateurs.latency.timing import compare
     from secateurs.profiling import open_target
     from secateurs.scratch import Scratch
@@ -64,7 +63,7 @@ def verb(
             for number, (label, plan) in enumerate(held.items()):
                 files[label] = Path(name) / f"{number}.{opened.artifact}"
                 small = apply(loaded.module, plan, loaded.example()).eval()
-                bench.export(deployable(small, plan), files[label])
+                bench.export(small, files[label], plan)
                 task.advance(1, label)
         measured = compare(opened, files, threads=threads, batch=batch, protocol=FINAL, progress=progress, seed=seed)
     rows = [_row(label, found) for label, found in measured.items()]

@@ -65,7 +65,8 @@ def verb(
                 _load_checkpoint(small, checkpoint)
         with progress.task(f"export to {artifact}"):
             open_batch = None if dynamic_batch else batch
-            report = export_artifact(artifact, deployable(small, held), loaded.example(), output, batch=open_batch)
+            written = deployable(small, held, loaded.example())
+            report = export_artifact(artifact, written, loaded.example(), output, batch=open_batch)
     found = {
         "output": str(output),
         "format": artifact,

@@ -15,6 +15,7 @@ from secateurs.elements.packing import pack
 from secateurs.errors import PlanError, StructureError
 
 _CONVOLUTIONS = ("aten.conv2d.default", "aten.conv2d.padding")
+_PADS = ("aten.pad.default", "aten.constant_pad_nd.default")
 _NORM = "aten._native_batch_norm_legit_no_training.default"
 _ACTIVATIONS = {"aten.relu.default": "relu", "aten.silu.default": "silu"}
 
@@ -29,8 +30,9 @@ def convert(
 ) -> fx.GraphModule:
     """The network in evaluation mode with its convolutions run by the sparse kernels.
 
-    Batch normalisation is folded into the convolution before it; a residual addition and a ReLU, ReLU6 or SiLU that
-    alone read its result are computed in the same pass. The batch size stays free where the network allows it.
+    Batch normalisation is folded into the convolution before it, and zeros padded ahead of it into its padding; a
+    residual addition and a ReLU, ReLU6 or SiLU that alone read its result are computed in the same pass. The batch size
+    stays free where the network allows it.
 
     Args:
         model: the trained network.
@@ -135,15 +137,31 @@ def _replace(module: fx.GraphModule, conv: fx.Node, kept: Tensor | None, block: 
     last, activation = _fuse_activation(last)
     stride, dilation = _pair(_argument(conv, 3, "stride", 1)), _pair(_argument(conv, 5, "dilation", 1))
     kernel = (weight.shape[2], weight.shape[3])
-    call = geometry(kernel, stride, _padding(_argument(conv, 4, "padding", 0), kernel, dilation), dilation, groups)
+    source, ahead = _padded_ahead(conv.args[0])
+    padding = _padding(_argument(conv, 4, "padding", 0), kernel, dilation)
+    top, left, bottom, right = (a + b for a, b in zip(ahead, padding, strict=True))
+    call = geometry(kernel, stride, (top, left, bottom, right), dilation, groups)
     layer = SparseConv2d(pack(weight, groups=groups, block=block, kept=stays), bias, tuple(call), activation)
     name = f"sparse_{conv.name}"
     module.add_submodule(name, layer)
     with module.graph.inserting_after(last):
-        arguments = (conv.args[0],) if residual is None else (conv.args[0], residual)
+        arguments = (source,) if residual is None else (source, residual)
         new = module.graph.call_module(name, arguments)
         new.meta = dict(last.meta)
     last.replace_all_uses_with(new)
+
+
+def _padded_ahead(source: Any) -> tuple[Any, tuple[int, int, int, int]]:
+    """What a convolution reads before zeros were put around it, and how many: top, left, bottom, right."""
+    if not isinstance(source, fx.Node) or str(source.target) not in _PADS:
+        return source, (0, 0, 0, 0)
+    named = str(source.target) == _PADS[1]
+    constant = named or _argument(source, 2, "mode", "constant") == "constant"
+    value = _argument(source, 2 if named else 3, "value", None)
+    left, right, top, bottom, *further = [*list(_argument(source, 1, "pad", [])), 0, 0, 0, 0]
+    if not constant or value or min(left, right, top, bottom) < 0 or any(further):
+        return source, (0, 0, 0, 0)
+    return source.args[0], (top, left, bottom, right)
 
 
 def _padding(value: Any, kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int, int, int]:

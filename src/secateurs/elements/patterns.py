@@ -7,6 +7,7 @@ text is not public in full; METHODS §3.3 is our reconstruction, and the scopes,
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -178,14 +179,16 @@ def value_curve(score: Tensor, choice: Choice, *, groups: int = 1) -> np.ndarray
     return curve / curve[-1] if curve[-1] > 0 else np.linspace(0.0, 1.0, positions + 1)
 
 
-def to_pattern(kept: Tensor, choice: Choice, *, groups: int = 1) -> ElementPattern:
+def to_pattern(kept: Tensor, choice: Choice, *, groups: int = 1, order: Sequence[int] = ()) -> ElementPattern:
     """The mask as a plan stores it: kept positions per scope unit.
+
+    ``order``: filters in the order in which blocks are cut, where that is not how they stand.
 
     Raises:
         PlanError: the mask is not shared as the scope says.
     """
     unit = unit_of(tuple(kept.shape), choice, groups).flatten()
-    flat = kept.flatten(2).reshape(unit.numel(), -1).cpu()
+    flat = (kept[list(order)] if order else kept).flatten(2).reshape(unit.numel(), -1).cpu()
     rows = torch.zeros(int(unit.max()) + 1, flat.shape[1], dtype=torch.bool)
     rows[unit] = flat
     if not torch.equal(rows[unit], flat):
@@ -194,7 +197,8 @@ def to_pattern(kept: Tensor, choice: Choice, *, groups: int = 1) -> ElementPatte
             f"that scope, or store it with scope 'kernel'."
         )
     pattern = tuple(tuple(int(p) for p in row.nonzero().flatten()) for row in rows)
-    return ElementPattern(scope=choice.scope, block=choice.block if choice.scope == "block" else 1, pattern=pattern)
+    block = choice.block if choice.scope == "block" else 1
+    return ElementPattern(scope=choice.scope, block=block, pattern=pattern, order=tuple(order))
 
 
 def from_pattern(pattern: ElementPattern, shape: tuple[int, ...], *, groups: int = 1) -> Tensor:

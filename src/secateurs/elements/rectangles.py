@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateurs.elements.alignment import reordered
 from secateurs.errors import PlanError, StructureError
 from secateurs.plan import Plan
 from secateurs.structure.kernel_elements import masks_of
@@ -106,15 +108,24 @@ def crop_network(model: nn.Module, rectangles: Mapping[str, tuple[slice, slice]]
     return small
 
 
-def deployable(small: nn.Module, plan: Plan) -> nn.Module:
-    """The pruned network as it is exported: layers that keep one rectangle in all kernels are smaller convolutions.
+def deployable(small: nn.Module, plan: Plan, example: Any = None, *, skips: bool = False) -> nn.Module:
+    """The pruned network as it is exported: ``small`` itself, or the same function as a copy in a faster form.
 
-    A copy where there are such layers, else ``small`` itself. Other patterns stay zeros in ordinary convolutions.
+    Filters stand in the order in which they share patterns. Where the runtime multiplies by zeros, layers that keep
+    one rectangle in all kernels are smaller convolutions; other patterns stay zeros.
 
     Args:
         small: the network that ``plan`` left, trained or not.
         plan: its plan.
+        example: inputs of the network; needed where the plan orders filters.
+        skips: the runtime leaves zeros out by itself, as ``torch-sparse-cpu`` and the OpenVINO extension do.
+
+    Raises:
+        PlanError: the plan orders filters in a way that this network does not allow.
     """
+    small = reordered(small, plan.elements, example)
+    if skips:
+        return small
     whole = {name: pattern for name, pattern in plan.elements.items() if pattern.scope == "layer"}
     rectangles = {}
     for name, mask in masks_of(small, whole).items():

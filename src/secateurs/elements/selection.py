@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,11 +49,12 @@ def patterns(
     scope: str = "block",
     block: int = DEFAULT_BLOCK,
     score: Score = square,
+    orders: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, ElementPattern]:
     """Patterns per weight name that keep ``counts[name]`` positions of the kernel, on average over what is pooled.
 
     Scope ``layer`` gives rectangles of at most so many positions, which every runtime takes as smaller convolutions.
-    Layers that keep all positions are left out.
+    Layers that keep all positions are left out. ``orders``: of filters, where blocks are not cut as they stand.
 
     Raises:
         PlanError: a name is no convolution's weight, or a count does not fit its kernel.
@@ -66,9 +68,14 @@ def patterns(
             continue
         choice = Choice(scope, count, block, pool="block" if scope == "block" else "unit")
         groups = groups_of(model, name)
-        scores = score(name, weight.detach())
-        kept = _rectangle(scores, int(count)) if scope == "layer" else choose(scores, choice, groups=groups)
-        found[name] = to_pattern(kept, choice, groups=groups)
+        scores, order = score(name, weight.detach()), list((orders or {}).get(name, ()))
+        if scope == "layer":
+            kept = _rectangle(scores, int(count))
+        elif order:
+            kept = choose(scores[order], choice)[np.argsort(order)]
+        else:
+            kept = choose(scores, choice, groups=groups)
+        found[name] = to_pattern(kept, choice, groups=groups, order=order)
     return found
 
 

@@ -12,10 +12,12 @@ from secateurs.recover.normal_equations import NormalEquations
 
 @dataclass(frozen=True)
 class ElementCount:
-    """``keep``: share of the elements that stays, on average over a block of ``block`` filters that share a pattern."""
+    """``keep``: share of the elements that stays, on average over a block of ``block`` filters that share a pattern;
+    ``order``: filters in the order in which blocks are cut (of an ungrouped layer; empty: as they stand)."""
 
     keep: float
     block: int
+    order: tuple[int, ...] = ()
 
 
 def surgeon(system: NormalEquations, weight: Tensor, count: ElementCount, damping: float) -> Tensor:
@@ -38,8 +40,7 @@ def surgeon(system: NormalEquations, weight: Tensor, count: ElementCount, dampin
     for group, moments in enumerate(gram):
         added = (damping * moments.diagonal().mean()).clamp_min(1e-12 * max(1, system.count))
         inverse = torch.linalg.inv(moments + added * torch.eye(len(moments), dtype=moments.dtype))
-        for first in range(0, weight.shape[1], count.block):
-            rows = slice(first, first + count.block)
+        for rows in torch.tensor(count.order or range(weight.shape[1])).split(count.block):
             stays[group, rows] = _block(weight[group, rows], inverse, count.keep)
     return stays
 

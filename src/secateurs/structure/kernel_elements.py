@@ -48,10 +48,16 @@ def mask_of(pattern: ElementPattern, shape: tuple[int, ...], groups: int = 1) ->
             f"A pattern of {len(pattern.pattern)} units (scope {pattern.scope!r}) does not fit a weight of shape "
             f"{tuple(shape)}, which has {int(unit.max()) + 1} units of {positions} positions. Make the plan again."
         )
+    if pattern.order and (pattern.scope != "block" or sorted(pattern.order) != list(range(shape[0]))):
+        raise PlanError(
+            f"A pattern of scope {pattern.scope!r} orders {len(pattern.order)} filters; a weight of shape "
+            f"{tuple(shape)} takes an order of its {shape[0]} filters in scope 'block'. Make the plan again."
+        )
     rows = torch.zeros(len(pattern.pattern), positions, dtype=torch.bool)
     for row, kept in zip(rows, pattern.pattern, strict=True):
         row[list(kept)] = True
-    return rows[unit].reshape(shape)
+    mask = rows[unit].reshape(shape)
+    return mask[torch.tensor(pattern.order).argsort()] if pattern.order else mask
 
 
 def groups_of(model: nn.Module, parameter: str) -> int:

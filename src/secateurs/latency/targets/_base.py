@@ -64,6 +64,11 @@ class Target(Protocol):
         """The operators of one profiled model, in the model file's own names."""
 
 
+def skips_pruned_elements(target: Target) -> bool:
+    """Whether the target's kernels leave out kernel elements that are zero: those that do have this attribute."""
+    return bool(getattr(target, "skips_pruned_elements", False))
+
+
 def processor_facts(target: str, runtime: str, precision: str, threads: int) -> dict[str, str | int]:
     """What a measurement on this machine's processor depends on; ``runtime``: name and version."""
     return {
