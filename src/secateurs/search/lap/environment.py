@@ -10,7 +10,6 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from secateurs.cost import CostModel
 from secateurs.network import AxisSpec, LayerSpec, NetworkSpec
 from secateurs.search.lap.choices import Choices, Network
 from secateurs.search.lap.rewards import Reward
@@ -53,10 +52,11 @@ class Game:
     judge: Judge
     sensitive_state: bool = True
 
-    @property
-    def model(self) -> CostModel:
-        """The latency model: the problem's first constraint."""
-        return self.choices.problem.constraints[0].model
+    def latencies(self, *networks: Network) -> list[float]:
+        """What the latency model says of networks, the problem's first constraint: milliseconds, from its tables."""
+        problem = self.choices.problem
+        gone = np.stack([problem.gone(network.removed, ()) for network in networks])
+        return problem.costs(np.stack([network.widths for network in networks]), gone)[:, 0].tolist()
 
 
 class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -83,7 +83,7 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         producers = [producer(problem.spec, group) for group in range(self._groups)]
         self._inputs = [AxisSpec() if layer is None else layer.inputs for layer in producers]
         self._most_inputs = max(1.0, *(float(axis.length(problem.spec.dense_widths)) for axis in self._inputs))
-        self._dense_ms = float(game.model.evaluate(problem.spec.dense_widths))
+        (self._dense_ms,) = game.latencies(game.choices.dense)
         self._start()
 
     def _start(self) -> None:
@@ -129,7 +129,7 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def _finish(self, info: dict[str, Any]) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         game, network = self.game, self._network
         widths = game.choices.problem.canonical(network.widths, network.removed)
-        latency = float(game.model.evaluate(widths, network.removed))
+        (latency,) = game.latencies(Network(widths, network.removed))
         accuracy = float(game.judge(widths, network.removed))
         info |= {"widths": widths, "removed": network.removed, "accuracy": accuracy, "latency_ms": latency}
         reward = game.reward(1.0 - accuracy, latency, self._saved)
@@ -140,7 +140,7 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         group = self._group
         features = self._fixed[group].copy()
         later = Network(np.concatenate([self._network.widths[:group], self._least.widths[group:]]), self._gone(group))
-        costs = [float(self.game.model.evaluate(n.widths, n.removed)) for n in (self._network, later)]
+        costs = self.game.latencies(self._network, later)
         dynamic = {
             "inputs": float(self._inputs[group].length(self._network.widths)) / self._most_inputs,
             "latency saved": 1.0 - costs[0] / self._dense_ms,
