@@ -327,7 +327,8 @@ def measure(arguments: argparse.Namespace) -> None:
     keys = ("budget", "seed", "method", "identity")
     done = {tuple(row[key] for key in keys) for row in read(MEASURED)}
     for row in read(RESULTS):
-        if tuple(row[key] for key in keys) in done or row["identity"] != facts["identity"]:
+        wanted = row["method"] in arguments.methods and int(row["budget"]) in arguments.evaluations
+        if not wanted or tuple(row[key] for key in keys) in done or row["identity"] != facts["identity"]:
             continue
         networks = [(np.array(widths), frozenset(gone)) for widths, gone in json.loads(row["networks"])]
         front = np.array(json.loads(row["front"]))

@@ -182,10 +182,56 @@ def test_layers_that_are_kept_whole_keep_their_elements() -> None:
     assert element_space(graph, KernelTimes(), 2.0, legal=Legal()).layers == ("last.weight",)
 
 
+class Pointed(nn.Module):
+    """A 1×1 convolution between one that reads the image and a grouped one, whose times nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.point = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 64, 1)
+        self.grouped, self.head = nn.Conv2d(64, 32, 3, groups=2), nn.Linear(32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(F.relu(self.grouped(F.relu(self.point(F.relu(self.stem(x)))))).mean((2, 3)))
+
+
+def pointed_space(**more: str) -> ElementSpace:
+    torch.manual_seed(0)
+    graph = sc.trace(Pointed().eval(), torch.randn(1, 3, 12, 12))
+    return element_space(graph, KernelTimes(), DENSE_MS, legal=Legal(channels=False), **more)  # type: ignore[arg-type]
+
+
+def test_blocks_of_a_pointwise_convolution_lose_input_channels() -> None:
+    space = pointed_space()
+    assert space.layers == ("point.weight",)
+    # By the formula seven eighths at 1.25 times the price are dearer than all.
+    assert space.options[-1].tolist() == [1, 2, 3, 4, 5, 6, 8]
+    values = space.values(planner(space).scores)
+    weight = space.graph.model.get_parameter("point.weight").detach().double().square()
+    by_channel = torch.stack([weight[:32].sum(0), weight[32:].sum(0)]).flatten(1)
+    half = float(by_channel.sort(descending=True).values[:, :16].sum() / by_channel.sum())
+    assert values[-1][4] == pytest.approx(half - 1.0)
+    made = planner(space, legal=Legal(channels=False))
+    choice = replace(made.solve({"latency": 0.99}))
+    widths = np.array([*space.graph.spec.dense_widths, 4])
+    plan = made.plan(replace(choice, solution=replace(choice.solution, widths=widths)))
+    assert plan.provenance["elements"]["counts"] == {"point.weight": 0.5}
+    mask = masks_of(sc.apply(space.graph.model, plan), plan.elements)["point.weight"]
+    for block in (mask[:32], mask[32:]):
+        assert int(block[0].sum()) == 16
+        assert torch.equal(block, block[:1].expand_as(block))
+
+
+def test_a_pointwise_convolution_stays_dense_where_its_zeros_save_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KernelTimes, "ms", lambda self, points: np.array([1.0 for point in points]))
+    assert pointed_space().options[-1].tolist() == [8]
+
+
 def test_networks_and_targets_without_elements_to_lose_say_so() -> None:
-    graph = sc.trace(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1)).eval(), torch.randn(1, 3, 8, 8))
-    with pytest.raises(PlanError, match="No convolution of this network has kernel elements to lose"):
-        element_space(graph, KernelTimes(), 1.0, legal=Legal())
+    with pytest.raises(PlanError, match=r"No convolution .* in scope in_channel: all are 1×1, grouped"):
+        pointed_space(scope="in_channel")
+    stem = sc.trace(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval(), torch.randn(1, 3, 8, 8))
+    with pytest.raises(PlanError, match=r"in scope block: all are grouped.* kept whole. Leave --elements out"):
+        element_space(sc.trace(stem.model, stem.args, keep=("2",)), KernelTimes(), 1.0, legal=Legal())
     with pytest.raises(PlanError, match=r"onnxruntime-cpu multiplies by pruned kernel elements.*torch-sparse-cpu"):
         check_elements(open_target("onnxruntime-cpu"), "block")
     with pytest.raises(PlanError, match="scope 'kernel' runs fast nowhere"):

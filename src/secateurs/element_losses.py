@@ -78,7 +78,8 @@ def _anchor_plans(
     graph = space.graph
 
     def elements(name: str, anchor: int) -> Plan:
-        return empty.model_copy(update={"elements": patterns(graph.model, {name: anchor}, scope=space.scope)})
+        counts = {name: space.positions(name, anchor)}
+        return empty.model_copy(update={"elements": patterns(graph.model, counts, scope=space.scope)})
 
     def units(name: str, anchor: int) -> Plan:
         return graph.plan({name: keep(scores[name], anchor)}, ())

@@ -1,9 +1,10 @@
 """Widths and kernel elements in one problem: every layer is dense or sparse at a density, by measured time.
 
 METHODS §7.10. A layer that can lose elements gets a group of its own in the problem, whose "width" is the number of
-kernel positions that stay; all positions is the dense layer. Its cost depends on that number and on both widths of the
-layer: the number is folded into the length of the output axis, so that every exact search solves the joint problem as
-it is. What is lost is valued in one currency, the measured increase of the loss on calibration images.
+kernel positions that stay (of a 1×1 convolution: eighths of its input channels); all of them is the dense layer. Its
+cost depends on that number and on both widths of the layer: the number is folded into the length of the output axis, so
+that every exact search solves the joint problem as it is. What is lost is valued in one currency, the measured increase
+of the loss on calibration images.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from secateurs.bench import QUICK, Bench
 from secateurs.cost import CostModel, CostTerm
 from secateurs.elements.patterns import Choice, value_curve
 from secateurs.elements.rectangles import rectangle_curve
-from secateurs.elements.selection import DEFAULT_BLOCK, eligible, patterns, square
+from secateurs.elements.selection import DEFAULT_BLOCK, SHARES, eligible, patterns, square, steps
 from secateurs.errors import PlanError
 from secateurs.importance.values import curve
 from secateurs.kernel_times import ConvShape, KernelTimes, LayerTimes
@@ -80,10 +81,15 @@ class ElementSpace:
     dense_ms: float
     target: str
 
-    def counts(self, widths: np.ndarray) -> dict[str, int]:
-        """Kernel positions that stay per weight name, of a solution's widths."""
+    def counts(self, widths: np.ndarray) -> dict[str, float]:
+        """Kernel positions that stay, on average, per weight name, of a solution's widths."""
         own = len(self.graph.spec.groups)
-        return {name: int(count) for name, count in zip(self.layers, widths[own:], strict=True)}
+        return {name: self.positions(name, int(width)) for name, width in zip(self.layers, widths[own:], strict=True)}
+
+    def positions(self, name: str, width: int) -> float:
+        """Kernel positions that stay, on average, in a layer whose group of elements has this width."""
+        weight = dict(self.graph.model.named_parameters(remove_duplicate=False))[name]
+        return width if weight[0, 0].numel() > 1 else width / SHARES
 
     def patterned(self, plan: Plan, widths: np.ndarray) -> Plan:
         """The plan of channels with patterns for the weights as it leaves them."""
@@ -123,7 +129,7 @@ class ElementSpace:
         if self.scope == "layer":
             return rectangle_curve(energy)
         choice = Choice(self.scope, 1, DEFAULT_BLOCK, pool="block" if self.scope == "block" else "unit")
-        return value_curve(energy, choice, groups=groups_of(self.graph.model, name))
+        return value_curve(energy, choice, groups=groups_of(self.graph.model, name), steps=steps(weight))
 
     def _with_blocks(self, found: list[np.ndarray], losses: Mapping[str, float]) -> tuple[np.ndarray, ...]:
         """The same, with values of keeping nothing that add up to what the loss of a whole block was measured to be."""
@@ -211,7 +217,7 @@ def element_space(
     Raises:
         PlanError: no layer can lose elements.
     """
-    own, layers = graph.spec, _layers(graph)
+    own, layers = graph.spec, _layers(graph, scope, runs=_runs)
     widths, spec = _widths(own, legal), _extended(graph, layers)
     terms, counts = [], dict[str, np.ndarray]()
     for layer in own.layers:
@@ -245,7 +251,7 @@ def rectangle_space(graph: Graph, costs: LatencyModel, ratios: Mapping[float, fl
     Raises:
         PlanError: no layer can lose elements.
     """
-    own, layers = graph.spec, _layers(graph)
+    own, layers = graph.spec, _layers(graph, "layer")
     widths, spec = _widths(own, legal), _extended(graph, layers)
     by_name = {layer.name: layer for layer in own.layers if layer.parameter in layers}
     model = costs.cost_model()
@@ -290,7 +296,9 @@ def _rectangle_ratios(graph: Graph, bench: Bench, store: Store, progress: Progre
         empty, files = graph.plan({}, ()), {"dense": bench.dense}
         parameters = dict(graph.model.named_parameters(remove_duplicate=False))
         for share in _RECTANGLES:
-            counts = {name: max(1, int(share * parameters[name][0, 0].numel() + 1e-9)) for name in _layers(graph)}
+            counts = {
+                name: max(1, int(share * parameters[name][0, 0].numel() + 1e-9)) for name in _layers(graph, "layer")
+            }
             plan = empty.model_copy(update={"elements": patterns(graph.model, counts, scope="layer")})
             files[str(share)] = bench.folder / f"{share:.2f}.{bench.target.artifact}"
             bench.export(apply(graph.model, plan, check=False), files[str(share)], plan)
@@ -302,20 +310,34 @@ def _rectangle_ratios(graph: Graph, bench: Bench, store: Store, progress: Progre
     return {float(share): float(ratio) for share, ratio in held.items()}
 
 
-def _layers(graph: Graph) -> tuple[str, ...]:
-    """Weights that can lose elements.
+def _layers(graph: Graph, scope: str, runs: Callable[[torch.nn.Module], bool] = lambda module: True) -> tuple[str, ...]:
+    """Weights that can lose elements, of modules that ``runs`` is true of.
 
     Raises:
         PlanError: there are none.
     """
-    can = {name for name in eligible(graph.model) if not _kept_whole(graph, name)}
+    can = {
+        name
+        for name in eligible(graph.model, pointwise=scope == "block")
+        if not _kept_whole(graph, name) and runs(_module(graph, name))
+    }
     layers = tuple(dict.fromkeys(layer.parameter for layer in graph.spec.layers if layer.parameter in can))
     if not layers:
+        small = "grouped" if scope == "block" else "1×1, grouped"
         raise PlanError(
-            "No convolution of this network has kernel elements to lose: all are 1×1, depthwise, or read the image. "
-            "Leave --elements out."
+            f"No convolution of this network has kernel elements to lose in scope {scope}: all are {small}, depthwise, "
+            f"read the image, or are kept whole. Leave --elements out."
         )
     return layers
+
+
+def _module(graph: Graph, parameter: str) -> torch.nn.Module:
+    return graph.model.get_submodule(parameter.rpartition(".")[0])
+
+
+def _runs(module: torch.nn.Module) -> bool:
+    """Whether the sparse kernels run a layer, and its times are known."""
+    return isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d)) and module.groups == 1
 
 
 def _widths(spec: NetworkSpec, legal: Legal) -> tuple[np.ndarray, ...]:
@@ -339,7 +361,7 @@ def _extended(graph: Graph, layers: tuple[str, ...]) -> NetworkSpec:
     """The network's numbers with a group of kernel positions per layer; they vanish with the layer's blocks."""
     own, first = graph.spec, len(graph.spec.groups)
     parameters = dict(graph.model.named_parameters(remove_duplicate=False))
-    more = tuple(GroupSpec(f"{name}{SUFFIX}", parameters[name][0, 0].numel()) for name in layers)
+    more = tuple(GroupSpec(f"{name}{SUFFIX}", steps(parameters[name])) for name in layers)
 
     def inside(number: int) -> tuple[int, ...]:
         calls = {name: [layer for layer in own.layers if layer.parameter == name] for name in layers}
@@ -356,15 +378,16 @@ def _table(
     graph: Graph, layer: LayerSpec, sparse: bool, widths: tuple[np.ndarray, ...], times: KernelTimes
 ) -> LayerTimes | None:
     """Times of a layer at its legal widths and counts; None where the sparse kernels do not run it."""
-    module = graph.model.get_submodule(layer.parameter.rpartition(".")[0])
-    if not isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d)) or module.groups != 1:
+    module = _module(graph, layer.parameter)
+    if not _runs(module):
         return None
     shape = ConvShape.of(layer, module)
-    counts = np.array([shape.positions])
+    most = steps(module.get_parameter("weight")) if sparse else shape.positions
+    counts = np.array([most])
     if sparse:
-        counts = np.unique(np.linspace(1, shape.positions, min(shape.positions, _COUNTS_AT_MOST)).round().astype(int))
+        counts = np.unique(np.linspace(1, most, min(most, _COUNTS_AT_MOST)).round().astype(int))
     sides = [_measured(axis, widths) for axis in (layer.inputs, layer.outputs)]
-    return LayerTimes.measured(times, shape, sides[0], sides[1], counts)
+    return LayerTimes.measured(times, shape, sides[0], sides[1], counts, shape.positions / most)
 
 
 def _measured(axis: AxisSpec, widths: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -7,6 +7,7 @@ job for every point that was carried further (``points/3``, ``picked/latency=3ms
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -18,12 +19,11 @@ from scipy.stats import spearmanr
 from secateurs.data import Data
 from secateurs.errors import PlanError, SecateursError
 from secateurs.evaluation import Evaluator, make_evaluator
-from secateurs.front_settings import Crew, FrontSettings
+from secateurs.front_settings import Crew, FrontSettings, Pick
 from secateurs.job import Job, Result, calibration_batches
 from secateurs.latency.store import Store
 from secateurs.measured_networks import measured_latencies
 from secateurs.models import Loaded
-from secateurs.plan import Budget
 from secateurs.planning import Planner
 from secateurs.profiling import open_target, profile
 from secateurs.progress import Progress, silent
@@ -32,6 +32,8 @@ from secateurs.report.front_page import render_front
 from secateurs.report.front_record import Front, FrontPoint, Tuned
 from secateurs.run_folder import RunFolder
 from secateurs.scoring import name_of
+from secateurs.search.hamp.encoding import Encoding
+from secateurs.search.hamp.judging import stored_networks
 from secateurs.search.hamp.picked import FILE
 from secateurs.search.hamp.strategy import Hamp
 from secateurs.search.problem import Candidate, Problem, Solution
@@ -40,21 +42,17 @@ from secateurs.search_options import EVALUATIONS, SEARCH, Legal
 from secateurs.settings import Settings
 from secateurs.structure import Graph, trace
 
-ROOM = 1.15
-"""Budget of a point that is carried further, as a multiple of its predicted cost: the point itself is the choice, and
-the latency model may be off by some percent."""
-
 
 @contextlib.contextmanager
 def holding(folder: RunFolder) -> Iterator[RunFolder]:
     """The folder, locked. A failure before the first evaluation leaves no trace; later ones leave everything, because
-    evaluations are what a front's time goes into."""
+    evaluations are what a front's time goes into; so does a failure beside a front that is there already."""
     failure: SecateursError | None = None
     with folder:
         try:
             yield folder
         except SecateursError as error:
-            if not (folder.path / EVALUATIONS).exists():
+            if not any((folder.path / name).exists() for name in (EVALUATIONS, FILE)):
                 raise
             failure = error
     if failure is not None:
@@ -90,12 +88,13 @@ class FrontJob:
         path = self.folder.path / FILE
         self.crew.check(self.settings.target)
         front = Front.load(path) if path.exists() else self._search()
+        front = front.model_copy(update={"resume": self.resume_with or front.resume})  # the folder may have moved
         self._write(front)
         if self.settings.points:
             for point in front.spread(self.settings.points):
                 if front.point(point.number).tuned is None:
                     where = f"points/{point.number}"
-                    front = self._with_tuned(front, point, self.carry(front, str(point.number), where), where)
+                    front = self._with_tuned(front, point, self.carry(front, Pick.of(point.number), where), where)
                     self._write(front)
         return front
 
@@ -109,33 +108,37 @@ class FrontJob:
                 front that was *measured* to be within it.
 
         Raises:
-            PlanError: it is none of these.
+            PlanError: it is none of these, or the dense network.
+            DataError: the front has no such point.
             InfeasibleBudgetError: no network of the front is within the budget.
         """
-        name, _, value = wanted.partition("=")
+        pick = Pick.parse(wanted, tuple(front.dense_costs))
         folder = f"picked/{wanted.replace('/', '_')}"
-        if wanted == "knee" or (name == "point" and value.isdigit()):
-            point = front.knee() if wanted == "knee" else front.point(int(value))
-            return self.carry(front, str(point.number), folder if point.tuned is None else point.tuned.folder)
-        if name.replace("-", "_") not in front.dense_costs or not value:
-            raise PlanError(
-                f"--pick {wanted!r} is not understood. Give knee, point=N, or a budget of one of the front's costs "
-                f"({', '.join(front.dense_costs)}), such as {front.main}=60%."
-            )
-        return self.carry(front, wanted, folder)
+        if pick.budget is None:
+            point = front.knee() if pick.number is None else front.point(pick.number)
+            pick = Pick.of(point.number)
+            if point.tuned is not None and self._epochs_as_before:
+                folder = point.tuned.folder
+        return self.carry(front, pick, folder if self._epochs_as_before else f"{folder}, epochs={self.settings.epochs}")
 
-    def carry(self, front: Front, wanted: str, folder: str) -> Result:
-        """The main job on one point (its number) or within one budget (``latency=3ms``), in a folder of its own."""
-        if wanted.isdigit():
-            point = front.point(int(wanted))
-            ratio = min(0.99, ROOM * point.costs[front.main] / front.dense_costs[front.main])
-            budgets = {front.main: f"{100 * ratio:.2f}%"}
-            points: tuple[FrontPoint, ...] = (point,)
+    @property
+    def _epochs_as_before(self) -> bool:
+        """Whether fine-tuning is as long as the front was made with."""
+        return bool(self.settings.epochs == self.folder.job.get("epochs", self.settings.epochs))
+
+    def carry(self, front: Front, pick: Pick, folder: str) -> Result:
+        """The main job on one point, exactly as the front has it, or within one budget, in a folder of its own."""
+        if pick.budget is None:
+            point = front.point(int(pick.number or 0))
+            if front.is_dense(point):
+                raise PlanError(
+                    f"Point {point.number} of the front is the dense network: there is nothing to cut. Pick another."
+                )
+            # Settings name what counts; no budget is held where a point was picked.
+            share = min(0.9999, point.costs[front.main] / front.dense_costs[front.main])
+            budgets = {front.main: f"{100 * share:.6g}%"}
         else:
-            name, _, value = wanted.partition("=")
-            resource = name.replace("-", "_")
-            Budget.parse(value, resource)
-            budgets, points = {resource: value}, front.points
+            budgets = {pick.budget.resource: str(pick.budget)}
         settings = self._main_settings(front, budgets)
         path = self.folder.path / folder
         identity = {**settings.to_dict(), "source": dict(self.loaded.source), "data": self.data.name}
@@ -145,8 +148,9 @@ class FrontJob:
         with opened as run_folder:
             if not (path / "result.json").exists():
                 (path / SEARCH).mkdir(exist_ok=True)
-                run_folder.write(f"{SEARCH}/{FILE}", front.model_copy(update={"points": points}).to_json())
-            command = f"{self.resume_with} --pick {f'point={wanted}' if wanted.isdigit() else wanted}"
+                run_folder.write(f"{SEARCH}/{FILE}", front.model_copy(update={"picked": pick.number}).to_json())
+            command = f"{self.resume_with} --pick {shlex.quote(pick.text)}"
+            command += "" if self._epochs_as_before else f" --epochs {settings.epochs}"
             job = Job(self.loaded, self.data, settings, run_folder, self.example, command, self.store, self.progress)
             return job.run()
 
@@ -189,6 +193,9 @@ class FrontJob:
         for folder in self.known:
             self.progress.say(f"{rows.adopt(folder / EVALUATIONS)} evaluations taken over from {folder}.")
         problem = replace(free, evaluator=evaluator, rows=rows)
+        if self.known:
+            usable = len(stored_networks(Encoding(problem), len(rows)).genes)
+            self.progress.say(f"{usable} of them are of this network, data and settings, and need not be judged again.")
         with self.crew.at_work(evaluator):
             solution = planner.search.solve(problem, seed=settings.seed, progress=self.progress)
             dense = problem.evaluate(problem.widest)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from secateurs.errors import DataError, PlanError
+from secateurs.errors import DataError, PlanError, SecateursError
 from secateurs.evaluation import VALIDATED, Evaluator
+from secateurs.plan import Budget
 from secateurs.profiling import DEFAULT_TARGET
 from secateurs.search.hamp.search import Settings as SearchSettings
 
@@ -49,6 +50,11 @@ class FrontSettings:
                 f"Objectives {', '.join(self.objectives) or '(none)'}: give one to three different ones of "
                 f"{', '.join(known)}; the error is always one."
             )
+        if self.screen is not None and self.screen >= self.images:
+            raise PlanError(
+                f"Screening on {self.screen} images saves nothing where networks are judged on {self.images}. "
+                f"Give --screen fewer, or leave it out."
+            )
         self.search()
 
     def search(self) -> SearchSettings:
@@ -81,6 +87,41 @@ class FrontSettings:
 
 
 @dataclass(frozen=True)
+class Pick:
+    """One network of a front. ``text``: as the user gave it; ``number``: of a point; ``budget``: the best within it;
+    neither: the knee."""
+
+    text: str
+    number: int | None = None
+    budget: Budget | None = None
+
+    @classmethod
+    def of(cls, number: int) -> Pick:
+        """The point of this number."""
+        return cls(f"point={number}", number=number)
+
+    @classmethod
+    def parse(cls, text: str, resources: Sequence[str]) -> Pick:
+        """Read ``knee``, ``point=N`` or ``latency=3ms``; ``resources``: the front's costs, the main one first.
+
+        Raises:
+            PlanError: it is none of these.
+        """
+        name, _, value = text.partition("=")
+        resource = name.strip().replace("-", "_")
+        if text == "knee":
+            return cls(text)
+        if name == "point" and value.isdecimal():
+            return cls(text, number=int(value))
+        if resource in resources and value:
+            return cls(text, budget=Budget.parse(value, resource))
+        raise PlanError(
+            f"--pick {text!r} is not understood. Give knee, point=N, or a budget of one of the front's costs "
+            f"({', '.join(resources)}), such as {resources[0]}=60%."
+        )
+
+
+@dataclass(frozen=True)
 class Crew:
     """Who judges candidates. ``workers``: processes of this machine, or Ray actors (None: one process, or as many
     actors as the cluster has room for); ``ray``: address of a cluster, ``auto`` or ``local``; ``threads``: of each."""
@@ -94,9 +135,16 @@ class Crew:
 
         Raises:
             TargetUnavailableError: it does not, or the cluster cannot be reached.
+            SecateursError: Ray is not installed.
         """
         if self.ray is not None:
-            from secateurs.search.hamp.cluster import connect, require_label
+            try:
+                from secateurs.search.hamp.cluster import connect, require_label
+            except ImportError as error:
+                raise SecateursError(
+                    f"--ray needs {error.name or 'ray'}, which cannot be imported ({error}). Install the extra that "
+                    f"provides it (pip install 'secateurs[ray]'), or judge on this machine with --workers."
+                ) from error
 
             connect(self.ray, target)
             require_label(target)

@@ -32,7 +32,7 @@ from secateurs.latency.model import LatencyModel
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import processor_name
 from secateurs.models import Loaded
-from secateurs.outcome import Facts, check_budgets, make_record, points
+from secateurs.outcome import Facts, check_budgets, make_record, model_error, points
 from secateurs.plan import Measurement, Plan, describe_budgets
 from secateurs.planning import Choice, Planner
 from secateurs.profiling import open_target, profile
@@ -193,7 +193,7 @@ class Job:
         planner, schedule_notes = self._prepared(self._planner(graph, found, bench, dense, seen), dense)
         costs = found if isinstance(found, LatencyModel) else None
         accepted, attempts = self._close(planner, dense, bench, store)
-        plan = planner.plan(accepted.choice, describe_budgets(settings.budgets))
+        plan = planner.plan(accepted.choice, planner.picked or describe_budgets(settings.budgets))
         with self._timed("search"):
             plan = aligned(self.loaded.module, plan, self.example, progress=self.progress)
         if settings.repair == "least-squares":
@@ -208,6 +208,7 @@ class Job:
             )
         self.folder.write("plan.json", plan.to_json())
         return {
+            "picked": planner.picked,
             "strategy": planner.search.name,
             "criterion": name_of(planner.criterion_used),
             "predicted_ms": plan.provenance["predicted_ms"],
@@ -313,8 +314,6 @@ class Job:
         """The accepted plan and every plan that was measured."""
         budgets = {budget.resource: budget for budget in self.settings.budgets}
         goals = {name: goal_for(name, budget.limit(dense[name]), dense[name]) for name, budget in budgets.items()}
-        with self._timed("search"):
-            self.progress.say(planner.reachable())
 
         def solve(limits: Limits) -> Choice:
             with self._timed("search"):
@@ -327,6 +326,11 @@ class Job:
                 scope = "" if self.settings.elements is None else f"/{self.settings.elements}"
                 return bench.measure(small, store, f"{planner.graph.spec.fingerprint}/{choice.key}{scope}", plan)
 
+        if planner.picked:
+            attempt = Attempt(choice := planner.pick(), measure(choice))
+            return attempt, [attempt]
+        with self._timed("search"):
+            self.progress.say(planner.reachable())
         try:
             return close(list(goals.values()), solve, measure, progress=self.progress)
         except InfeasibleBudgetError as error:
@@ -442,9 +446,3 @@ def parameter_count(module: nn.Module) -> int:
 def tensors(module: nn.Module) -> dict[str, Any]:
     """The module's state as tensors that share no memory, for safetensors."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-
-
-def model_error(costs: LatencyModel) -> dict[str, Any]:
-    """The latency model's error as the record names it."""
-    error = costs.error
-    return {"mean_abs": error.mean_abs, "p95": error.p95, "spearman": error.spearman, "networks": error.count}

@@ -188,10 +188,11 @@ class LayerTimes:
         channels: Sequence[int] | np.ndarray,
         filters: Sequence[int] | np.ndarray,
         counts: Sequence[int] | np.ndarray,
+        positions: float = 1.0,
     ) -> LayerTimes:
-        """The table of a shape at these widths and counts."""
+        """The table of a shape at these widths and counts; ``positions``: of the kernel, that one count stands for."""
         axes = [np.asarray(axis, dtype=np.int64) for axis in (channels, filters, counts)]
-        points = [Point(shape, int(c), int(f), int(n)) for c in axes[0] for f in axes[1] for n in axes[2]]
+        points = [Point(shape, int(c), int(f), int(n) * positions) for c in axes[0] for f in axes[1] for n in axes[2]]
         table = times.ms(points).reshape([len(axis) for axis in axes])
         return cls(axes[0], axes[1], axes[2], table)
 

@@ -34,6 +34,7 @@ def make_record(
     """The record of a finished run."""
     dense, pruned = facts["dense"], facts["pruned"]
     budgets = check_budgets(settings.budgets, facts)
+    picked = facts.get("picked")
     return Record(
         model=facts["model"],
         strategy=facts["strategy"],
@@ -41,10 +42,10 @@ def make_record(
         seed=settings.seed,
         versions=versions(),
         target=target_record(facts["target"], settings.threads, facts["precision"]),
-        budget=describe_budgets(settings.budgets),
+        budget=picked or describe_budgets(settings.budgets),
         budgets=budgets,
         budget_ms=next((one.limit for one in budgets if one.resource == "latency"), None),
-        budget_used=budgets[0].used,
+        budget_used=budgets[0].used if budgets else None,
         predicted_ms=facts["predicted_ms"],
         dense=_side(dense, facts["dense_accuracy"], facts["dense_macs"], facts["dense_params"], facts["dense_bytes"]),
         pruned=PrunedSide(
@@ -81,11 +82,13 @@ def make_record(
 
 
 def check_budgets(budgets: Sequence[Budget], facts: Mapping[str, Any]) -> tuple[BudgetRecord, ...]:
-    """Every budget with the figures of the deployed files.
+    """Every budget with the figures of the deployed files; none where a person picked the network.
 
     Raises:
         TargetError: memory is limited, and the target does not tell it.
     """
+    if facts.get("picked"):
+        return ()
     dense, pruned = facts["dense"], facts["pruned"]
     latency = dense["latency_ms"]
     figures = {
@@ -147,7 +150,7 @@ def _notes(facts: Mapping[str, Any], budgets: Sequence[BudgetRecord]) -> tuple[s
                 f"the machine is quieter or busier than when the plan was chosen. Run again, or lower {what.option} a "
                 f"little."
             )
-    if max(budget.used for budget in budgets) < 0.94:
+    if budgets and max(budget.used for budget in budgets) < 0.94:
         notes.append(
             f"Only {max(budget.used for budget in budgets):.1%} of the budget is used: no legal plan that was found "
             f"lies closer to it."
@@ -159,6 +162,12 @@ def _notes(facts: Mapping[str, Any], budgets: Sequence[BudgetRecord]) -> tuple[s
                 f"median): the machine is busy. Ratios are taken turn by turn and are steadier than that."
             )
     return tuple(notes)
+
+
+def model_error(costs: LatencyModel) -> dict[str, Any]:
+    """The latency model's error as the record names it."""
+    error = costs.error
+    return {"mean_abs": error.mean_abs, "p95": error.p95, "spearman": error.spearman, "networks": error.count}
 
 
 def points(

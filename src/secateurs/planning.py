@@ -261,6 +261,16 @@ class Planner:
             raise infeasible(problem, self.reach)
         return self.choice(self.search.solve(problem, seed=self.seed, progress=self.progress))
 
+    @property
+    def picked(self) -> str | None:
+        """What a person picked, in words, where the strategy holds that network only; None where limits decide."""
+        found: str | None = getattr(self.search, "picked", None)
+        return found
+
+    def pick(self) -> Choice:
+        """That network, whatever it takes."""
+        return self.choice(self.search.solve(self._unlimited, seed=self.seed, progress=self.progress))
+
     def choice(self, solution: Solution) -> Choice:
         """The solution with its predicted ratios, by the full models."""
         found = {

@@ -34,10 +34,10 @@ def check_free(folder: Path) -> None:
     except OSError as error:
         raise DataError(f"Folder {folder} cannot be used ({error.strerror or error}). {_ADVICE}.") from error
     if "job.json" in held:
-        state = "a finished run" if "result.json" in held else "a run that has not finished"
+        state = "a finished run" if {"result.json", "front.json"} & set(held) else "a run that has not finished"
         raise DataError(
             f"Folder {folder} already holds {state}. {_ADVICE}, delete the folder, or continue that run with "
-            f"'secateurs prune --resume -o {folder}'."
+            f"'{_resuming(folder)}'."
         )
     if held:
         more = f" and {len(held) - 1} more" if len(held) > 1 else ""
@@ -45,6 +45,15 @@ def check_free(folder: Path) -> None:
     above = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), None)
     if above is None or not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise DataError(f"Folder {folder} cannot be used: {above} is not writable. {_ADVICE}.")
+
+
+def _resuming(folder: Path) -> str:
+    """The command that continues the run in ``folder``, whichever verb started it."""
+    try:
+        is_front = "objectives" in json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        is_front = False
+    return f"secateurs {'front' if is_front else 'prune'} --resume -o {folder}"
 
 
 class RunFolder:
@@ -99,7 +108,7 @@ class RunFolder:
             if held.get(name) != wanted:
                 raise DataError(
                     f"Folder {folder} holds a run with {name} {held.get(name)!r}, now it is {wanted!r}. Resume with "
-                    f"the same settings ('secateurs prune --resume -o {folder}' takes all of them from the folder), "
+                    f"the same settings ('{_resuming(folder)}' takes all of them from the folder), "
                     f"or choose another folder."
                 )
         run = cls(folder, held)

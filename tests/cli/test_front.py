@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from secateurs.cli.app import app
 from secateurs.latency import model
-from secateurs.report.front_record import Front
+from secateurs.report.front_record import Front, FrontPoint
 from secateurs.search.rows import FileRows
 
 
@@ -84,26 +86,135 @@ def test_resuming_computes_nothing_again(made: tuple[Path, Result]) -> None:
     assert len(FileRows(folder / "evaluations.sqlite3")) == rows
 
 
-@pytest.mark.parametrize("wanted", ["knee", "latency=90%"])
-def test_a_pick_is_carried_to_a_report(made: tuple[Path, Result], wanted: str) -> None:
+def kept_of(plan: Path) -> dict[str, int]:
+    """Units that stay, without the groups of removed blocks."""
+    groups = json.loads(plan.read_text())["groups"]
+    return {name: len(units) for name, units in groups.items() if units}
+
+
+def kept_by(point: FrontPoint) -> dict[str, int]:
+    return {name: width for name, width in point.widths.items() if width}
+
+
+@pytest.fixture
+def copied(made: tuple[Path, Result], tmp_path: Path) -> Path:
+    """The front in a folder of its own."""
+    return Path(shutil.copytree(made[0], tmp_path / "copy"))
+
+
+def test_a_pick_by_budget_is_measured_to_be_within_it(made: tuple[Path, Result]) -> None:
     folder, _ = made
-    result = call("front", "--resume", "-o", folder, "--pick", wanted)
+    result = call("front", "--resume", "-o", folder, "--pick", "latency=90%")
     assert result.exit_code == 0, result.stderr
-    picked = folder / "picked" / wanted
+    picked = folder / "picked" / "latency=90%"
     record = json.loads((picked / "result.json").read_text())
-    plan = json.loads((picked / "plan.json").read_text())
-    front = Front.load(folder / "front.json")
-    kept = {name: len(units) for name, units in plan["groups"].items()}
-    chosen = [
-        p for p in front.points if {n: w for n, w in p.widths.items() if w} == {n: k for n, k in kept.items() if k}
-    ]
-    assert len(chosen) == 1
-    if wanted == "knee":
-        assert chosen[0] == front.knee()
-    else:
-        assert record["pruned"]["latency_ms"] <= 0.9 * record["dense"]["latency_ms"]
+    points = Front.load(folder / "front.json").points
+    assert sum(kept_by(point) == kept_of(picked / "plan.json") for point in points) == 1
+    assert record["budget"] == "90%"
+    assert record["pruned"]["latency_ms"] <= 0.9 * record["dense"]["latency_ms"]
     assert (picked / "report.html").exists()
     assert record["strategy"] == "front"
+
+
+def test_a_picked_point_is_that_point_however_slow_it_turns_out(copied: Path) -> None:
+    front = Front.load(copied / "front.json")
+    wrong = tuple(p.model_copy(update={"costs": {"latency": p.costs["latency"] / 3}}) for p in front.points)
+    (copied / "front.json").write_text(front.model_copy(update={"points": wrong}).to_json())
+    result = call("front", "--resume", "-o", copied, "--pick", "knee", "--epochs", "1")
+    assert result.exit_code == 0, result.stderr
+    picked, name = copied / "picked" / "knee, epochs=1", f"point {front.knee().number} of the front"
+    record = json.loads((picked / "result.json").read_text())
+    assert kept_of(picked / "plan.json") == kept_by(front.knee())
+    assert record["epochs"] == 1
+    assert record["budget"] == name
+    assert record["budgets"] == []
+    assert "budget" not in " ".join(record["notes"])
+    assert re.search(rf"P{name[1:]}: [\d.]+ ms measured", " ".join(result.stdout.split()))
+    assert json.loads((copied / "job.json").read_text())["epochs"] == 0
+
+
+def test_a_budget_below_the_front_is_refused_and_nothing_outside_it_is_made(copied: Path) -> None:
+    front = Front.load(copied / "front.json")
+    slowest = front.points[0]
+    (copied / "front.json").write_text(front.model_copy(update={"points": (slowest,)}).to_json())
+    budget = f"latency={50 * slowest.costs['latency'] / front.dense_costs['latency']:.1f}%"
+    result = call("front", "--resume", "-o", copied, "--pick", budget)
+    assert result.exit_code == 3, result.stderr
+    assert f"by the models point {slowest.number} takes" in result.stderr
+    assert not (copied / "picked" / budget).exists()
+
+
+def test_the_dense_point_cannot_be_picked(copied: Path) -> None:
+    front = Front.load(copied / "front.json")
+    dense = front.points[0].model_copy(update={"widths": front.group_sizes, "removed": ()})
+    (copied / "front.json").write_text(front.model_copy(update={"points": (dense, *front.points[1:])}).to_json())
+    result = call("front", "--resume", "-o", copied, "--pick", f"point={dense.number}")
+    assert result.exit_code == 1
+    assert "nothing to cut" in result.stderr
+
+
+def test_a_wrong_pick_leaves_the_front_alone(copied: Path) -> None:
+    (copied / "evaluations.sqlite3").unlink()
+    assert call("front", "--resume", "-o", copied, "--pick", "point=999").exit_code == 1
+    assert Front.load(copied / "front.json").points
+
+
+def test_other_options_beside_resume_are_refused_and_the_right_verb_is_named(copied: Path) -> None:
+    result = call("front", "--resume", "-o", copied, "--images", "32")
+    assert result.exit_code == 1
+    assert "started with images 64, now it is 32" in result.stderr
+    assert call("front", "--resume", "-o", copied, "--epochs", "3").exit_code == 1
+    result = call("front", "digits-resnet", "--data", "digits", "-o", copied)
+    assert result.exit_code == 1
+    assert f"secateurs front --resume -o {copied}" in " ".join(result.stderr.split())
+    result = call("prune", "--resume", "-o", copied)
+    assert result.exit_code == 1
+    assert "is a front" in result.stderr
+
+
+def test_damaged_evaluations_are_told_as_such(copied: Path) -> None:
+    rows, front = copied / "evaluations.sqlite3", copied / "front.json"
+    front.write_text(front.read_text()[:-50])
+    result = call("front", "--resume", "-o", copied)
+    assert result.exit_code == 1
+    assert "Delete this file and continue with" in result.stderr
+    front.unlink()
+    for name in ("evaluations.sqlite3-wal", "evaluations.sqlite3-shm"):
+        (copied / name).unlink(missing_ok=True)
+    content = bytearray(rows.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    rows.write_bytes(content)
+    result = call("front", "--resume", "-o", copied)
+    assert result.exit_code == 1
+    assert "Evaluations cannot be kept in" in result.stderr, result.stderr
+    assert rows.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--pick", "latncy=3ms"), "'latncy=3ms' is not understood"),
+        (("--pick", "latency=3"), "no unit"),
+        (("--minutes", "0"), "0 minutes"),
+        (("--images", "50", "--screen", "50"), "saves nothing"),
+        (("--evaluations", "2"), "at least 4"),
+        (("--known", "nowhere"), "no evaluations to start from in nowhere"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_made(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    result = call("front", "digits-resnet", "--data", "digits", "-o", tmp_path / "x", *words)
+    assert result.exit_code == 1
+    assert said in " ".join(result.stderr.split()), result.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_ray_its_option_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "secateurs.search.hamp.cluster", raising=False)
+    result = call("front", "digits-resnet", "--data", "digits", "-o", tmp_path / "x", "--ray", "local")
+    assert result.exit_code == 1
+    assert "pip install 'secateurs[ray]'" in result.stderr
+    assert not (tmp_path / "x").exists()
 
 
 def test_wrong_picks_and_objectives_are_refused(made: tuple[Path, Result], tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from secateurs.elements.convert import convert
 from secateurs.elements.module import SparseConv2d
 from secateurs.elements.patterns import Choice, choose
 from secateurs.elements.runner import Runner
+from secateurs.elements.selection import patterns
 from secateurs.errors import PlanError, StructureError
 from secateurs.models.cifar_resnet import CifarResNet
 from secateurs.models.resnet import ResNet
+from secateurs.structure.kernel_elements import masks_of
 
 
 def settle(model: nn.Module) -> nn.Module:
@@ -79,6 +81,18 @@ def test_zeros_padded_ahead_are_the_convolutions_padding() -> None:
     assert layers(converted)[0].call[4:8] == [1, 2, 3, 1]
     pads = [node for node in converted.graph.nodes if "pad" in str(node.target)]
     assert len(pads) == 2  # another value, and a border that is cut off
+
+
+def test_a_pointwise_convolution_of_blocks_reads_only_their_channels() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(24, 64, 1), nn.ReLU()).eval()
+    found = patterns(model, {"0.weight": 1 / 4})
+    with torch.no_grad():
+        model[0].weight *= masks_of(model, found)["0.weight"]
+    converted = convert(model, x := torch.randn(1, 24, 5, 7))
+    with torch.inference_mode():
+        torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
+    assert layers(converted)[0].density == 1 / 4
 
 
 class Trap(nn.Module):

@@ -34,6 +34,7 @@ def net() -> Net:
 
 def test_what_can_lose_elements(net: Net) -> None:
     assert eligible(net) == ["body.weight", "line.weight"]
+    assert eligible(net, pointwise=True) == ["point.weight", "body.weight", "line.weight"]
 
 
 @pytest.mark.parametrize("scope", ["block", "filter", "in_channel", "kernel", "layer"])

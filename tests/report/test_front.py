@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from secateurs.errors import DataError
+from secateurs.report.front_charts import BOTTOM, LEFT, RIGHT, TOP, front_chart
 from secateurs.report.front_page import render_front
 from secateurs.report.front_record import Front, FrontPoint, Tuned
 
@@ -90,6 +91,32 @@ def test_the_knee_is_where_the_curve_turns_and_chosen_points_are_spread() -> Non
     gaps = [a - b for a, b in itertools.pairwise(costs)]
     assert max(gaps) < 3 * (costs[0] - costs[-1]) / 5
     assert len(made(3).spread(6)) <= 3
+
+
+def test_the_knee_weighs_all_objectives_alike_and_dense_is_never_chosen() -> None:
+    rows = ((0.0, 1.0, 0.50), (0.1, 0.3, 1.0), (0.5, 0.1, 0.50), (0.9, 0.0, 0.51))
+    points = tuple(
+        FrontPoint(
+            number=i, error=error, costs={"latency": latency, "macs": macs}, widths={"conv:out": 16, "a<b:out": 8}
+        )
+        for i, (error, latency, macs) in enumerate(rows)
+    )
+    front = made().model_copy(update={"points": points})
+    assert front.knee().number == 2
+    assert front.spread(3) == []
+
+
+def test_everything_that_is_drawn_lies_inside_the_chart() -> None:
+    front = made(tuned=(2, 5))
+    done = front.points[2].tuned
+    assert done is not None
+    better = done.model_copy(update={"accuracy": 0.999, "latency_ms": 2.6})
+    points = tuple(p.model_copy(update={"tuned": better}) if p.number == 2 else p for p in front.points)
+    page = front_chart(front.model_copy(update={"points": points, "dense_error": 0.97}))
+    places = re.findall(r"<circle cx='([\d.-]+)' cy='([\d.-]+)' r='5' class='tuned'", page)
+    places += re.findall(r"<rect x='([\d.-]+)' y='([\d.-]+)'", page)
+    assert len(places) == 3
+    assert all(LEFT <= float(x) <= 900 - RIGHT and TOP <= float(y) <= 460 - BOTTOM for x, y in places)
 
 
 class Elements(HTMLParser):

@@ -124,6 +124,18 @@ def test_stored_rows_outlive_the_process(tmp_path: Path) -> None:
         FileRows(other)
 
 
+def test_torn_rows_are_told_as_such(tmp_path: Path) -> None:
+    rows = FileRows(tmp_path / "rows.sqlite3")
+    rows.put("a", {"accuracy": 0.5})
+    with sqlite3.connect(tmp_path / "rows.sqlite3") as base:
+        base.execute("UPDATE evaluations SET row = '{\"accuracy\": 0.'")
+    base.close()
+    for read in (lambda: rows.get("a"), lambda: list(rows)):
+        with pytest.raises(PlanError, match="cannot be kept"):
+            read()
+    rows.close()
+
+
 def test_legal_widths() -> None:
     spec = NetworkSpec(
         (GroupSpec("a", 16), GroupSpec("b", 512, min_units=3), GroupSpec("c", 10), GroupSpec("d", 7)), (), (), (), "x"

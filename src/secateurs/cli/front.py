@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from secateurs.cli import options as o
-from secateurs.cli.opening import open_model
+from secateurs.cli.opening import check_same, open_model, typed
 from secateurs.cli.progress import shown
-from secateurs.cli.running import INTERRUPTED, complain, emit, guarded, talk
+from secateurs.cli.running import BUDGET_MISSED, INTERRUPTED, complain, emit, guarded, talk
 from secateurs.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ LISTED = 12
 
 @guarded
 def verb(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder for the front's files.")],
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help=o.MODEL_HELP, show_default=False)] = None,
     data: o.Data = None,
@@ -89,7 +91,8 @@ def verb(
     from secateurs.registry import load
 
     load("strategies", "hamp")  # tells which extra is missing before anything that needs it is imported
-    from secateurs.front_settings import Crew, FrontSettings
+    from secateurs.front_settings import Crew, FrontSettings, Pick
+    from secateurs.search_options import EVALUATIONS
 
     given: dict[str, Any] = {
         "model": model,
@@ -99,40 +102,57 @@ def verb(
         "input": shape,
         "normalize": normalize,
     }
+    settings = FrontSettings(
+        objectives=tuple(name.strip().replace("-", "_") for name in objectives.split(",")),
+        target=target,
+        criterion=criterion,
+        threads=threads,
+        batch=batch,
+        seed=seed,
+        evaluations=evaluations or None,
+        minutes=minutes,
+        population=population,
+        images=images,
+        screen=screen,
+        points=points,
+        epochs=epochs,
+        min_width=min_width,
+        blocks=blocks,
+        keep=tuple(keep or ()),
+        barrier=tuple(barrier or ()),
+    )
+    longer = epochs if pick is not None and typed(context, "epochs") else None
     if resume:
-        given, settings = _from_folder(output)
+        chosen = settings.to_dict()
+        if longer is not None:
+            del chosen["epochs"]  # a pick may be trained longer than the front's points were
+        given, settings = _from_folder(context, output, {**given, **chosen})
     elif model is None or data is None:
         missing = [name for name, value in (("MODEL", model), ("--data", data)) if value is None]
         raise typer.BadParameter(f"{' and '.join(missing)} missing. Only --resume takes them from the folder.")
-    else:
-        settings = FrontSettings(
-            objectives=tuple(name.strip().replace("-", "_") for name in objectives.split(",")),
-            target=target,
-            criterion=criterion,
-            threads=threads,
-            batch=batch,
-            seed=seed,
-            evaluations=evaluations or None,
-            minutes=minutes,
-            population=population,
-            images=images,
-            screen=screen,
-            points=points,
-            epochs=epochs,
-            min_width=min_width,
-            blocks=blocks,
-            keep=tuple(keep or ()),
-            barrier=tuple(barrier or ()),
-        )
+    if pick is not None:
+        Pick.parse(pick, settings.objectives)  # before hours are spent on the front
+    for folder in known or ():
+        if not (folder / EVALUATIONS).is_file():
+            raise DataError(f"There are no evaluations to start from in {folder}. Give --known the folder of a front.")
+    wish = Wish(pick, longer)
     crew = Crew(workers, ray, threads_per_worker)
-    _run(settings, given, output, crew, tuple(known or ()), resume=resume, pick=pick, store=store, as_json=as_json)
+    _run(settings, given, output, crew, tuple(known or ()), resume=resume, wish=wish, store=store, as_json=as_json)
 
 
-def _from_folder(output: Path) -> tuple[dict[str, Any], FrontSettings]:
-    """Model, data and settings of the front in the folder.
+@dataclass(frozen=True)
+class Wish:
+    """What is carried further (None: the front's own points), and for how many epochs (None: as long as those)."""
+
+    pick: str | None
+    epochs: int | None
+
+
+def _from_folder(context: typer.Context, output: Path, chosen: dict[str, Any]) -> tuple[dict[str, Any], FrontSettings]:
+    """Model, data and settings of the front in the folder; ``chosen``: those on the command line, typed or not.
 
     Raises:
-        DataError: the folder holds no run, or one of another verb.
+        DataError: the folder holds no run, or one of another verb, or other settings were typed.
     """
     from secateurs.front_settings import FrontSettings
     from secateurs.run_folder import RunFolder
@@ -140,7 +160,9 @@ def _from_folder(output: Path) -> tuple[dict[str, Any], FrontSettings]:
     held = RunFolder.resume(output).job
     if "objectives" not in held:
         raise DataError(f"The run in {output} is no front. Continue it with 'secateurs prune --resume -o {output}'.")
-    return dict(held["options"]), FrontSettings.from_dict(held)
+    options = dict(held["options"])
+    check_same(context, chosen, {**held, **options}, output, f"secateurs front --resume -o {output}")
+    return options, FrontSettings.from_dict(held)
 
 
 def _run(
@@ -151,7 +173,7 @@ def _run(
     known: tuple[Path, ...],
     *,
     resume: bool,
-    pick: str | None,
+    wish: Wish,
     store: Path | None,
     as_json: bool,
 ) -> None:
@@ -182,17 +204,22 @@ def _run(
             )
             data = open_data(given["data"], loaded, seed=settings.seed, classes=given["classes"], progress=progress)
             identity = {**settings.to_dict(), "source": dict(loaded.source), "data": data.name}
-            job = {**identity, "options": given, "command": shlex.join(["secateurs", *sys.argv[1:]])}
+            sources = [str(folder.absolute()) for folder in known]
+            job = {**identity, "options": given, "known": sources, "command": shlex.join(["secateurs", *sys.argv[1:]])}
             folder = RunFolder.resume(output, identity) if resume else RunFolder.create(output, job)
+            # Taken over once: a search that was killed before that still needs them, a later one does not.
+            before = [Path(source) for source in folder.job.get("known", ()) if (Path(source) / EVALUATIONS).is_file()]
+            known = tuple(dict.fromkeys([*before, *(folder.absolute() for folder in known)]))
             with holding(folder):
-                chosen = settings if pick is None else replace(settings, points=0)
+                chosen = settings if wish.pick is None else replace(settings, points=0)
+                chosen = chosen if wish.epochs is None else replace(chosen, epochs=wish.epochs)
                 command = str(folder.job["command"])
                 front_job = FrontJob(
                     loaded, data, chosen, folder, loaded.example(), crew, command, again, store, progress, known
                 )
                 front = front_job.run()
-                if pick is not None:
-                    result = front_job.pick(front, pick)
+                if wish.pick is not None:
+                    result = front_job.pick(front, wish.pick)
     except KeyboardInterrupt:
         complain(f"Interrupted. Continue with: {again}")
         raise typer.Exit(INTERRUPTED) from None
@@ -200,6 +227,8 @@ def _run(
         emit(front.model_dump(by_alias=True, mode="json"), lambda c: _show(front, output, c), as_json=as_json)
     else:
         _show_pick(result, as_json=as_json)
+        if not result.record.pruned_within_budget:
+            raise typer.Exit(BUDGET_MISSED)
 
 
 def _show(front: Front, output: Path, console: Console) -> None:
@@ -218,7 +247,8 @@ def _show(front: Front, output: Path, console: Console) -> None:
         console.print(f"point {point.number:3}  error {wording.percent(point.error, 1):>7}  {costs}{tuned}{mark}")
     console.print(
         f"{len(front.points)} points from {front.evaluations} evaluations (ended by {front.stopped}). "
-        f"Open {escape(str(output / 'front.html'))}, or pick: {escape(front.resume)} --pick knee"
+        f"Open {escape(str(output / 'front.html'))}, or pick: {escape(front.resume)} --pick knee",
+        soft_wrap=True,  # the command is to be copied
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from secateurs.cli.options import input_shape
 from secateurs.errors import DataError
@@ -32,6 +35,31 @@ def open_model(
         for note in loaded.notes:
             progress.say(note)
     return loaded
+
+
+def typed(context: typer.Context, parameter: str) -> bool:
+    """Whether the command line gives this parameter."""
+    return str(context.get_parameter_source(parameter)).endswith("COMMANDLINE")
+
+
+def check_same(
+    context: typer.Context, chosen: Mapping[str, Any], held: Mapping[str, Any], output: Path, again: str
+) -> None:
+    """Nothing, if the options that were typed beside --resume are those that the run in ``output`` was started with.
+
+    ``chosen``: values by name as job.json spells them; ``held``: those of the run; ``again``: the command that takes
+    all of them from the folder.
+
+    Raises:
+        DataError: one is another.
+    """
+    parameters = {"input": "shape"}
+    for name, value in chosen.items():
+        if typed(context, parameters.get(name, name)) and value != held.get(name):
+            raise DataError(
+                f"The run in {output} was started with {name} {held.get(name)!r}, now it is {value!r}. Resume with "
+                f"'{again}', or choose another folder."
+            )
 
 
 def open_plan(path: Path) -> Plan:

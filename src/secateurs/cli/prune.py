@@ -12,17 +12,15 @@ import typer
 from rich.console import Console
 
 from secateurs.cli import options as o
-from secateurs.cli.opening import open_model
+from secateurs.cli.opening import check_same, open_model
 from secateurs.cli.progress import shown
-from secateurs.cli.running import INTERRUPTED, complain, emit, guarded, talk
+from secateurs.cli.running import BUDGET_MISSED, INTERRUPTED, complain, emit, guarded, talk
 from secateurs.errors import DataError
 from secateurs.progress import silent
 
 if TYPE_CHECKING:
     from secateurs.report import Record
     from secateurs.settings import Settings
-
-BUDGET_MISSED = 3
 
 
 @guarded
@@ -154,16 +152,10 @@ def _from_folder(
 
     held = RunFolder.resume(output).job
     options: dict[str, Any] = held.get("options", {})
-    names = {"shape": "input"}
-    for parameter in {**given, **chosen}:
-        source = next((key for key, name in names.items() if name == parameter), parameter)
-        typed = str(context.get_parameter_source(source)).endswith("COMMANDLINE")
-        value, before = {**given, **chosen}[parameter], {**held, **options}.get(parameter)
-        if typed and value != before:
-            raise DataError(
-                f"The run in {output} was started with {parameter} {before!r}, now it is {value!r}. Resume with "
-                f"'secateurs prune --resume -o {output}', or choose another folder."
-            )
+    if "objectives" in held:
+        raise DataError(f"The run in {output} is a front. Continue it with 'secateurs front --resume -o {output}'.")
+    again = f"secateurs prune --resume -o {output}"
+    check_same(context, {**given, **chosen}, {**held, **options}, output, again)
     return {name: options.get(name) for name in given}, {name: held.get(name) for name in chosen}
 
 

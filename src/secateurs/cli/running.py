@@ -18,7 +18,7 @@ from rich.console import Console
 from secateurs.errors import SecateursError
 
 P = ParamSpec("P")
-INTERRUPTED = 130
+BUDGET_MISSED, INTERRUPTED = 3, 130
 _DEBUG = "SECATEURS_DEBUG"
 
 _result_stream = sys.stdout

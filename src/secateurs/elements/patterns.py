@@ -162,21 +162,19 @@ def project(weight: Tensor, choice: Choice, *, groups: int = 1) -> Tensor:
     return weight * choose(weight.detach().double().square(), choice, groups=groups)
 
 
-def value_curve(score: Tensor, choice: Choice, *, groups: int = 1) -> np.ndarray:
+def value_curve(score: Tensor, choice: Choice, *, groups: int = 1, steps: int | None = None) -> np.ndarray:
     """Share of the layer's score that stays when 0, 1 … K·K positions do, float64 [positions + 1]; concave.
 
-    What a knapsack over layers consumes, together with measured times per count.
+    What a knapsack over layers consumes, together with measured times per count. ``steps``: another number of even
+    steps from nothing to everything, where positions are pooled: float64 [steps + 1].
     """
     totals = unit_scores(score, choice, groups)
     positions = totals.shape[1]
-    if choice.pool == "unit":
-        gains = totals.sort(dim=1, descending=True).values.sum(0)
-    else:
-        units = score.shape[1] if choice.pool == "block" else totals.shape[0]
-        rows = totals.reshape(-1, units * positions).sort(dim=1, descending=True).values
-        gains = rows.reshape(rows.shape[0], positions, units).sum((0, 2))
-    curve = np.concatenate([[0.0], np.cumsum(gains.cpu().numpy())])
-    return curve / curve[-1] if curve[-1] > 0 else np.linspace(0.0, 1.0, positions + 1)
+    units = {"unit": 1, "block": score.shape[1], "layer": totals.shape[0]}[choice.pool]
+    rows = totals.reshape(-1, units * positions).sort(dim=1, descending=True).values
+    kept = np.concatenate([[0.0], np.cumsum(rows.sum(0).cpu().numpy())])
+    curve = kept[np.linspace(0, units * positions, (steps or positions) + 1).round().astype(int)]
+    return curve / curve[-1] if curve[-1] > 0 else np.linspace(0.0, 1.0, len(curve))
 
 
 def to_pattern(kept: Tensor, choice: Choice, *, groups: int = 1, order: Sequence[int] = ()) -> ElementPattern:

@@ -18,6 +18,8 @@ from secateurs.structure.kernel_elements import groups_of
 DEFAULT_BLOCK = 32
 LEAST_CHANNELS = 8
 """Input channels (of a convolution group) below which a convolution is left whole: it is small, and reads the image."""
+SHARES = 8
+"""In how many steps the input channels of a 1×1 convolution may go, which has no other positions to lose."""
 
 Score = Callable[[str, Tensor], Tensor]
 """(parameter name, weight) to the importance of every weight."""
@@ -28,16 +30,23 @@ def square(name: str, weight: Tensor) -> Tensor:
     return magnitude(weight)
 
 
-def eligible(model: nn.Module) -> list[str]:
-    """Names of the convolution weights that have kernel elements to lose: several positions, not depthwise, not the
-    convolution of the image."""
+def steps(weight: Tensor) -> int:
+    """In how many steps a convolution can lose its elements: its kernel's positions, :data:`SHARES` of a 1×1."""
+    positions = weight[0, 0].numel()
+    return positions if positions > 1 else SHARES
+
+
+def eligible(model: nn.Module, *, pointwise: bool = False) -> list[str]:
+    """Names of the convolution weights that have kernel elements to lose: not depthwise, not the convolution of the
+    image, and of several positions; ``pointwise``: those of one position, too."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = []
     for module in model.modules():
         if not isinstance(module, (nn.Conv1d, nn.Conv2d)) or id(module.weight) not in names:
             continue
         weight = module.weight
-        if weight[0, 0].numel() > 1 and weight.shape[1] >= LEAST_CHANNELS and names[id(weight)] not in found:
+        several = pointwise or weight[0, 0].numel() > 1
+        if several and weight.shape[1] >= LEAST_CHANNELS and names[id(weight)] not in found:
             found.append(names[id(weight)])
     return found
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from html import escape
 
 from secateurs.report.charts import axis
-from secateurs.report.front_record import Front
+from secateurs.report.front_record import Front, FrontPoint
 
-LEFT, TOP, BOTTOM, RIGHT = 60, 14, 48, 18
+LEFT, TOP, BOTTOM, RIGHT = 72, 14, 48, 18
 SHADES = ("--blue", "--accent", "--kept", "--bad")
 
 
@@ -47,7 +47,7 @@ class Frame:
         middle, centre = TOP + (self.height - TOP - BOTTOM) / 2, (LEFT + self.width - RIGHT) / 2
         parts.append(
             f"<text x='{centre}' y='{self.height - 8}' class='label middle'>{escape(below)}</text>"
-            f"<text transform='translate(16 {middle}) rotate(-90)' class='label middle'>{escape(beside)}</text>"
+            f"<text transform='translate(14 {middle}) rotate(-90)' class='label middle'>{escape(beside)}</text>"
         )
         return "".join(parts)
 
@@ -70,7 +70,7 @@ def cost_of(front: Front, name: str) -> tuple[float, str]:
 
 
 def front_chart(front: Front) -> str:
-    """Error against the main cost: the front, the knapsack's proposals, dense, and the fine-tuned points as measured.
+    """Error against the main cost: the front, what the search began with, dense, the fine-tuned points as measured.
 
     Every point carries its number, so that the page's script can show and copy.
     """
@@ -78,7 +78,10 @@ def front_chart(front: Front) -> str:
     costs = [point.costs[front.main] * factor for point in front.points]
     errors = [100 * point.error for point in front.points]
     dense = front.dense_costs[front.main] * factor, 100 * front.dense_error
-    frame = Frame(900, 460, axis(min(costs), max(*costs, dense[0])), axis(min(*errors, dense[1]), max(errors)))
+    tuned = [_tuned_place(point, front.main) for point in front.points if point.tuned is not None]
+    tuned = [(cost * factor, error) for cost, error in tuned]
+    shown = [*zip(costs, errors, strict=True), dense, *tuned]
+    frame = Frame(900, 460, *(axis(min(values), max(values)) for values in zip(*shown, strict=True)))
     parts = [frame.open("Error against cost", f"{front.main}, {unit} (by the model)", "error, %")]
     for cost, error in front.seeds:
         x, y = frame.place(cost * factor, 100 * error)
@@ -88,16 +91,20 @@ def front_chart(front: Front) -> str:
     parts.append(
         f"<rect x='{x - 5:.1f}' y='{y - 5:.1f}' width='10' height='10' class='dense'><title>dense</title></rect>"
     )
-    for point in front.points:
-        if point.tuned is not None:
-            measured = point.tuned.measured(front.main)
-            cost = point.costs[front.main] if measured is None else measured
-            x, y = frame.place(cost * factor, 100 * (1 - point.tuned.accuracy))
-            parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5' class='tuned'/>")
+    for place in tuned:
+        x, y = frame.place(*place)
+        parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5' class='tuned'/>")
     for point in front.points:
         x, y = frame.place(point.costs[front.main] * factor, 100 * point.error)
         parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='6' class='point' tabindex='0' data-n='{point.number}'/>")
     return "".join(parts) + "</svg>"
+
+
+def _tuned_place(point: FrontPoint, name: str) -> tuple[float, float]:
+    """(cost as measured where it was, test error in %) of a fine-tuned point."""
+    assert point.tuned is not None
+    measured = point.tuned.measured(name)
+    return point.costs[name] if measured is None else measured, 100 * (1 - point.tuned.accuracy)
 
 
 def hypervolume_chart(front: Front) -> str:

@@ -22,7 +22,7 @@ def render_front(front: Front) -> str:
     title = f"Pareto front of {front.model} on {front.target}"
     key = (
         "<p class='key'><i style='background:var(--kept)'></i>front<i style='background:var(--accent)'></i>after "
-        "fine-tuning (test error, measured)<i style='background:var(--soft)'></i>knapsack alone"
+        "fine-tuning (test error, measured)<i style='background:var(--soft)'></i>before the search: uniform, knapsack"
         "<i style='background:var(--blue)'></i>dense</p>"
     )
     body = [

@@ -48,7 +48,8 @@ class FrontPoint(BaseModel):
 
 class Front(BaseModel):
     """A front and how it was found. ``points``: slowest first; ``history``: per generation of the search;
-    ``seeds``: (costs of the main resource, error) of what the knapsack alone proposes."""
+    ``seeds``: (costs of the main resource, error) of the networks that the search began with; ``picked``: number of the
+    point that a run was started for (None: this is the front itself)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
     schema_: str = Field(default=SCHEMA, alias="schema")
@@ -73,6 +74,7 @@ class Front(BaseModel):
     rank_correlation: float | None = None
     command: str = ""
     resume: str = ""
+    picked: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -81,22 +83,23 @@ class Front(BaseModel):
         return self.objectives[1]
 
     def knee(self) -> FrontPoint:
-        """The point farthest below the line between the front's ends, objectives scaled to 0-1."""
-        ends = self.points[0], self.points[-1]
-        spans = [abs(ends[0].error - ends[1].error) or 1.0]
-        spans += [abs(ends[0].costs[name] - ends[1].costs[name]) or 1.0 for name in self.dense_costs]
+        """The point of the least sum of objectives, each scaled to 0-1 over the front; of two objectives that is the
+        one farthest below the line between the front's ends."""
 
-        def total(point: FrontPoint) -> float:
-            values = [point.error, *(point.costs[name] for name in self.dense_costs)]
-            return sum(value / span for value, span in zip(values, spans, strict=True))
+        def values(point: FrontPoint) -> list[float]:
+            return [point.error, *(point.costs[name] for name in self.dense_costs)]
 
-        return min(self.points, key=total)
+        spans = [max(column) - min(column) or 1.0 for column in zip(*map(values, self.points), strict=True)]
+        return min(self.points, key=lambda point: sum(v / s for v, s in zip(values(point), spans, strict=True)))
 
     def spread(self, count: int) -> list[FrontPoint]:
         """``count`` points that are evenly spread over the main cost and clearly cheaper than dense, the knee among
-        them; ends where pruning leaves nothing of the accuracy are left out."""
+        them; ends where pruning leaves nothing of the accuracy are left out. None where nothing was pruned."""
         dense = self.dense_costs[self.main]
-        useful = [p for p in self.points if p.costs[self.main] <= 0.97 * dense and p.error <= 0.7] or list(self.points)
+        useful = [p for p in self.points if p.costs[self.main] <= 0.97 * dense and p.error <= 0.7]
+        useful = useful or [p for p in self.points if not self.is_dense(p)]
+        if not useful:
+            return []
         low, high = useful[-1].costs[self.main], useful[0].costs[self.main]
         wanted = [low + (high - low) * index / max(1, count - 1) for index in range(count)]
         chosen = {min(useful, key=lambda p: abs(p.costs[self.main] - place)).number for place in wanted}
@@ -105,6 +108,10 @@ class Front(BaseModel):
             chosen.discard(min(chosen, key=lambda n: abs(self.point(n).costs[self.main] - knee.costs[self.main])))
             chosen.add(knee.number)
         return [point for point in self.points if point.number in chosen]
+
+    def is_dense(self, point: FrontPoint) -> bool:
+        """Whether nothing was pruned."""
+        return not point.removed and dict(point.widths) == self.group_sizes
 
     def point(self, number: int) -> FrontPoint:
         """The point of that number.
@@ -132,5 +139,6 @@ class Front(BaseModel):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
             raise DataError(
-                f"{path} holds no front that this version reads ({error}). Make the front again."
+                f"{path} holds no front that this version reads ({error}). Delete this file and continue with "
+                f"'secateurs front --resume -o {path.parent}': the evaluations are kept, nothing is judged again."
             ) from error

@@ -115,9 +115,10 @@ class BudgetRecord(_Frozen):
 class Record(_Frozen):
     """Everything ``result.json`` holds.
 
-    ``budget``: as the user gave it; ``budgets``: every one with its figures; ``budget_ms``: the latency budget in the
-    milliseconds of the final interleaved measurement (None: latency was not limited); ``budget_used``: measured share
-    of the main budget (the first), 1.0 = all of it; ``predicted_ms``: None where there is no latency model;
+    ``budget``: as the user gave it, or what was picked from a front; ``budgets``: every one with its figures (none
+    for a pick); ``budget_ms``: the latency budget in the milliseconds of the final interleaved measurement (None:
+    latency was not limited); ``budget_used``: measured share of the main budget (the first), 1.0 = all of it (None: a
+    pick); ``predicted_ms``: None where there is no latency model;
     ``latency_ratio`` and ``latency_ratio_upper``: median of the per-turn ratios to the dense network and the upper end
     of its 95 % interval; ``speedup``: ratio of the medians of that run; ``class_count``: classes among which the
     argmax is taken; ``search``: details of a search that judged candidates, {} for others; ``gap``: proven distance of
@@ -135,7 +136,7 @@ class Record(_Frozen):
     budget: str
     budgets: tuple[BudgetRecord, ...]
     budget_ms: float | None
-    budget_used: float
+    budget_used: float | None
     predicted_ms: float | None
     dense: Side
     pruned: PrunedSide

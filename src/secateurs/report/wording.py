@@ -79,8 +79,15 @@ WHAT = {
 
 
 def verdict(record: Record) -> str:
-    """Were the budgets met, how much faster, at what accuracy."""
+    """Were the budgets met (or what was picked), how much faster, at what accuracy."""
     change = points(record.pruned.accuracy - record.dense.accuracy)
+    tail = f"{record.speedup:.2f}× faster than dense, accuracy {percent(record.pruned.accuracy)} ({change})."
+    if not record.budgets:
+        model = "" if record.predicted_ms is None else f", {milliseconds(record.predicted_ms)} by the model"
+        return (
+            f"{record.budget[:1].upper()}{record.budget[1:]}: {milliseconds(record.pruned.latency_ms)} measured, "
+            f"{percent(record.latency_ratio, 1)} of dense{model}. {tail}"
+        )
     parts = [
         f"{amount(one.pruned, one.unit)} {WHAT[one.resource]}, {percent(one.used, 1)} of the budget of "
         f"{amount(one.limit, one.unit)} ({one.text})"
@@ -90,10 +97,7 @@ def verdict(record: Record) -> str:
         head = "Budget met" if len(parts) == 1 else "Budgets met"
     else:
         head = "Budget missed"
-    return (
-        f"{head}: {'; '.join(parts)}. {record.speedup:.2f}× faster than dense, "
-        f"accuracy {percent(record.pruned.accuracy)} ({change})."
-    )
+    return f"{head}: {'; '.join(parts)}. {tail}"
 
 
 def rows(record: Record) -> list[tuple[str, str, str, str]]:

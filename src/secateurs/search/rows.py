@@ -55,7 +55,7 @@ class FileRows:
         except sqlite3.Error as error:
             raise self._refusal(error) from error
 
-    def _refusal(self, error: sqlite3.Error) -> PlanError:
+    def _refusal(self, error: Exception) -> PlanError:
         return PlanError(
             f"Evaluations cannot be kept in {self._path} ({error}). "
             "Check that the folder can be written to and that the file is one of ours, or give another run folder."
@@ -69,9 +69,9 @@ class FileRows:
         """
         try:
             found = self._base.execute("SELECT row FROM evaluations WHERE key = ?", (key,)).fetchone()
-        except sqlite3.Error as error:
+            return None if found is None else json.loads(found[0])
+        except (sqlite3.Error, ValueError) as error:
             raise self._refusal(error) from error
-        return None if found is None else json.loads(found[0])
 
     def put(self, key: str, row: Mapping[str, Any]) -> None:
         """Store ``row``; the first one stored under a key stays.
@@ -85,11 +85,22 @@ class FileRows:
             raise self._refusal(error) from error
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        """Every row in the order of storing."""
-        return iter([json.loads(r) for (r,) in self._base.execute("SELECT row FROM evaluations ORDER BY number")])
+        """Every row in the order of storing.
+
+        Raises:
+            PlanError: the file cannot be read.
+        """
+        try:
+            held = self._base.execute("SELECT row FROM evaluations ORDER BY number").fetchall()
+            return iter([json.loads(row) for (row,) in held])
+        except (sqlite3.Error, ValueError) as error:
+            raise self._refusal(error) from error
 
     def __len__(self) -> int:
-        return int(self._base.execute("SELECT COUNT(*) FROM evaluations").fetchone()[0])
+        try:
+            return int(self._base.execute("SELECT COUNT(*) FROM evaluations").fetchone()[0])
+        except sqlite3.Error as error:
+            raise self._refusal(error) from error
 
     def adopt(self, path: str | Path) -> int:
         """Copy the evaluations of another such file that are not here yet; how many there were.

@@ -56,6 +56,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.evaluations is None and self.minutes is None and not self.stagnation:
             raise PlanError("The search would never end. Give a number of evaluations, minutes, or a stagnation.")
+        if self.minutes is not None and not self.minutes > 0:
+            raise PlanError(
+                f"A search of {self.minutes:g} minutes finds nothing. Give --minutes above 0, or leave it out."
+            )
         if self.population < 4 or (self.evaluations is not None and self.evaluations < 4):
             raise PlanError(
                 f"Population {self.population} and {self.evaluations} evaluations: give at least 4 of each."
