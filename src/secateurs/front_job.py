@@ -190,10 +190,10 @@ class FrontJob:
         evaluator = self._evaluator(planner)
         free = planner.problem(dict.fromkeys(settings.objectives, 1.0))
         rows = FileRows(self.folder.path / EVALUATIONS)
-        for folder in self.known:
+        for folder in self._sources():
             self.progress.say(f"{rows.adopt(folder / EVALUATIONS)} evaluations taken over from {folder}.")
         problem = replace(free, evaluator=evaluator, rows=rows)
-        if self.known:
+        if self._sources():
             usable = len(stored_networks(Encoding(problem), len(rows)).genes)
             self.progress.say(f"{usable} of them are of this network, data and settings, and need not be judged again.")
         with self.crew.at_work(evaluator):
@@ -201,6 +201,13 @@ class FrontJob:
             dense = problem.evaluate(problem.widest)
         points = self._points(planner, problem, solution)
         return self._record(planner, problem, solution, points, 1.0 - dense.accuracy)
+
+    def _sources(self) -> list[Path]:
+        """Folders of other fronts that evaluations are taken over from. Those that the job began with still count in a
+        sitting after a kill, unless they are gone since."""
+        before = [Path(source) for source in self.folder.job.get("known", ())]
+        there = [folder for folder in before if (folder / EVALUATIONS).is_file()]
+        return list(dict.fromkeys([*there, *(folder.absolute() for folder in self.known)]))
 
     def _points(self, planner: Planner, problem: Problem, solution: Solution) -> tuple[FrontPoint, ...]:
         """The networks found, slowest first, measured on the target where latency is an objective."""

@@ -16,6 +16,7 @@ pytest.importorskip("pymoo")
 from typer.testing import CliRunner, Result
 
 from secateurs.cli.app import app
+from secateurs.front_job import FrontJob
 from secateurs.latency import model
 from secateurs.report.front_record import Front, FrontPoint
 from secateurs.search.rows import FileRows
@@ -188,6 +189,25 @@ def test_damaged_evaluations_are_told_as_such(copied: Path) -> None:
     assert result.exit_code == 1
     assert "Evaluations cannot be kept in" in result.stderr, result.stderr
     assert rows.exists()
+
+
+def interrupted(_: FrontJob) -> Front:
+    raise KeyboardInterrupt
+
+
+def test_known_fronts_are_remembered_for_the_sitting_after_a_kill(copied: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "second"
+    words = ["front", "digits-resnet", "--data", "digits", "--target", "fake", "-o", folder, "--criterion", "l2"]
+    words += ["--evaluations", "4", "--population", "4", "--images", "64", "--points", "0", "--known", copied]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FrontJob, "run", interrupted)
+        assert call(*words).exit_code == 130
+    assert not (folder / "evaluations.sqlite3").exists()
+    result = call("front", "--resume", "-o", folder)
+    assert result.exit_code == 0, result.stderr
+    count = sum("accuracy" in row for row in FileRows(copied / "evaluations.sqlite3"))
+    said = " ".join(result.stderr.split())
+    assert f"{count} evaluations taken over from {copied}. {count} of them are of this network" in said
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_the_knee_weighs_all_objectives_alike_and_dense_is_never_chosen() -> Non
     )
     front = made().model_copy(update={"points": points})
     assert front.knee().number == 2
-    assert front.spread(3) == []
+    assert made(1).spread(3) == []
 
 
 def test_everything_that_is_drawn_lies_inside_the_chart() -> None:

@@ -207,9 +207,6 @@ def _run(
             sources = [str(folder.absolute()) for folder in known]
             job = {**identity, "options": given, "known": sources, "command": shlex.join(["secateurs", *sys.argv[1:]])}
             folder = RunFolder.resume(output, identity) if resume else RunFolder.create(output, job)
-            # Taken over once: a search that was killed before that still needs them, a later one does not.
-            before = [Path(source) for source in folder.job.get("known", ()) if (Path(source) / EVALUATIONS).is_file()]
-            known = tuple(dict.fromkeys([*before, *(folder.absolute() for folder in known)]))
             with holding(folder):
                 chosen = settings if wish.pick is None else replace(settings, points=0)
                 chosen = chosen if wish.epochs is None else replace(chosen, epochs=wish.epochs)
@@ -221,7 +218,8 @@ def _run(
                 if wish.pick is not None:
                     result = front_job.pick(front, wish.pick)
     except KeyboardInterrupt:
-        complain(f"Interrupted. Continue with: {again}")
+        picking = "" if wish.pick is None else f" --pick {shlex.quote(wish.pick)}"
+        complain(f"Interrupted. Continue with: {again}{picking}")
         raise typer.Exit(INTERRUPTED) from None
     if result is None:
         emit(front.model_dump(by_alias=True, mode="json"), lambda c: _show(front, output, c), as_json=as_json)
