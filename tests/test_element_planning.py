@@ -168,6 +168,8 @@ def test_the_plan_holds_patterns_for_the_weights_as_channels_leave_them() -> Non
         assert int(mask.sum()) == counts[name] * mask.shape[0] * mask.shape[1]
         assert not dict(small.named_parameters())[name][~mask].any()
     assert {name for name, count in counts.items() if count < 9} == set(plan.elements)
+    told = sorted(f"{count} of 9 in" for count in counts.values())
+    assert all(text in space.note(plan) for text in told)
     assert plan.provenance["elements"]["counts"] == counts
     bare = plan.model_copy(update={"elements": {}})
     less = sum(
@@ -310,6 +312,7 @@ def test_the_main_job_prunes_channels_and_elements_to_the_budget(
     result = run(network, data, settings, Place(tmp_path / "run", store=tmp_path / "store.sqlite3"))
     record = Record.load(tmp_path / "run" / "result.json")
     assert record.pruned_within_budget
+    assert any(note.startswith("Kernel elements (scope block) that stay: ") for note in record.notes)
     assert result.plan.elements or channels
     assert bool(result.plan.removed()) == channels
     weights = load_file(tmp_path / "run" / "model.safetensors")

@@ -14,7 +14,7 @@ import secateurs as sc
 from secateurs import break_even as module
 from secateurs.break_even import break_evens
 from secateurs.elements import native
-from secateurs.errors import DataError
+from secateurs.errors import DataError, PlanError
 from secateurs.kernel_times import ConvShape, KernelTimes, LayerTimes, Point, break_even
 from secateurs.latency.store import Store
 from secateurs.report.break_even_figure import Curve, save
@@ -74,8 +74,14 @@ def test_break_even_of_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     [one] = break_evens(graph, KernelTimes(store))
     assert (one.count, one.channels, one.filters) == (3, 16, 16)
     assert one.density == pytest.approx(7.2 / 9)
+    pointwise = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 48, 1)).eval()
+    [other] = break_evens(sc.trace(pointwise, torch.randn(1, 3, 16, 16)), KernelTimes(store))
+    assert (other.layer, other.positions, other.density) == ("1", 8, 1.0)
+    assert other.sparse_ms[4] == pytest.approx(1.25 * 0.5)
     monkeypatch.setattr(module, "_dense_ms", lambda *args: 1 / 0)
     assert break_evens(graph, KernelTimes(store)) == [one]
+    with pytest.raises(PlanError, match="No convolution of this network has kernel elements to lose"):
+        break_evens(sc.trace(nn.Sequential(nn.Conv2d(3, 8, 3)).eval(), torch.randn(1, 3, 9, 9)), KernelTimes(store))
 
 
 @needs_kernels

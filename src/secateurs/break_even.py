@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from secateurs.elements.operator import channels_last
-from secateurs.elements.selection import eligible
+from secateurs.elements.selection import SHARES, eligible
+from secateurs.errors import PlanError
 from secateurs.kernel_times import ConvShape, KernelTimes, Point, break_even
 from secateurs.latency.lock import measuring
 from secateurs.structure import Graph
@@ -22,8 +23,9 @@ _ROUNDS, _RUNS = 9, 3
 class BreakEven:
     """One layer shape: ``count`` layers of the network have it.
 
-    ``dense_ms``: oneDNN through PyTorch, weight packed ahead; ``sparse_ms``: by number of kept positions, the last one
-    all; ``density``: the largest share of kept elements at which the sparse kernel is still the faster one (1: always).
+    ``positions``: of the kernel, of a 1×1 the steps in which its input channels may go; ``dense_ms``: oneDNN through
+    PyTorch, weight packed ahead; ``sparse_ms``: by number of kept positions, the last one all; ``density``: the largest
+    share of kept elements at which the sparse kernel is still the faster one (1: always).
     """
 
     layer: str
@@ -41,33 +43,46 @@ def break_evens(graph: Graph, times: KernelTimes) -> list[BreakEven]:
     """Every layer shape of the network that can lose elements; kept in the store of ``times``.
 
     Raises:
+        PlanError: no layer can lose elements.
         TargetUnavailableError: the compiled kernels are missing.
     """
     shapes: dict[tuple[ConvShape, int, int], list[str]] = {}
-    widths, can = graph.spec.dense_widths, set(eligible(graph.model))
+    widths, can = graph.spec.dense_widths, set(eligible(graph.model, pointwise=True))
     for layer in graph.spec.layers:
         module = graph.model.get_submodule(layer.parameter.rpartition(".")[0])
         if layer.parameter in can and getattr(module, "groups", 1) == 1:
             sides = int(layer.inputs.length(widths)), int(layer.outputs.length(widths))
             shapes.setdefault((ConvShape.of(layer, module), *sides), []).append(layer.name)
+    if not shapes:
+        raise PlanError(
+            "No convolution of this network has kernel elements to lose: all are grouped, depthwise, or read the image."
+        )
     times.ms([point for key in shapes for point in _points(*key)])  # all in one go, so that they take turns
     return [_measured(*key, names, times) for key, names in shapes.items()]
 
 
 def _points(shape: ConvShape, channels: int, filters: int) -> list[Point]:
-    counts = np.unique(np.linspace(1, shape.positions, min(shape.positions, 9)).round().astype(int))
-    return [Point(shape, channels, filters, int(count)) for count in counts]
+    return [Point(shape, channels, filters, int(n) * shape.positions / _steps(shape)) for n in _counts(shape)]
+
+
+def _counts(shape: ConvShape) -> np.ndarray:
+    """Kept positions, or steps, that are timed."""
+    return np.unique(np.linspace(1, _steps(shape), min(_steps(shape), 9)).round().astype(int))
+
+
+def _steps(shape: ConvShape) -> int:
+    return shape.positions if shape.positions > 1 else SHARES
 
 
 def _measured(shape: ConvShape, channels: int, filters: int, names: Sequence[str], times: KernelTimes) -> BreakEven:
     points, signature = _points(shape, channels, filters), f"break-even/1/{shape}/c{channels}-f{filters}"
-    sparse = {int(point.count): float(ms) for point, ms in zip(points, times.ms(points), strict=True)}
+    sparse = {int(count): float(ms) for count, ms in zip(_counts(shape), times.ms(points), strict=True)}
     held = None if times.store is None else times.store.get(times.fingerprint, signature)
     if held is None:
         dense_ms = _dense_ms(shape, channels, filters, times)
         found = BreakEven(
-            names[0], str(shape), channels, filters, shape.positions, len(names), dense_ms, sparse,
-            break_even(sparse, dense_ms, shape.positions),
+            names[0], str(shape), channels, filters, _steps(shape), len(names), dense_ms, sparse,
+            break_even(sparse, dense_ms, _steps(shape)),
         )  # fmt: skip
         if times.store is not None:
             times.store.put(times.fingerprint, {signature: asdict(found)})

@@ -91,6 +91,19 @@ class ElementSpace:
         weight = dict(self.graph.model.named_parameters(remove_duplicate=False))[name]
         return width if weight[0, 0].numel() > 1 else width / SHARES
 
+    def note(self, plan: Plan) -> str:
+        """How many layers of a plan keep how many of their kernel positions, in one sentence."""
+        weights = dict(self.graph.model.named_parameters(remove_duplicate=False))
+        kept: dict[str, int] = {}
+        for name in self.layers:
+            count = plan.provenance["elements"]["counts"].get(name)
+            if count is not None:
+                positions = weights[name][0, 0].numel()
+                text = f"{count} of {positions}" if positions > 1 else f"{count:.0%} of the channels of a 1×1"
+                kept[text] = kept.get(text, 0) + 1
+        layers = (f"{text} in {found} layer{'s' if found > 1 else ''}" for text, found in sorted(kept.items()))
+        return f"Kernel elements (scope {self.scope}) that stay: {', '.join(layers)}."
+
     def patterned(self, plan: Plan, widths: np.ndarray) -> Plan:
         """The plan of channels with patterns for the weights as it leaves them."""
         narrow = apply(self.graph.model, plan, (self.graph.args, self.graph.kwargs), check=False)

@@ -220,7 +220,11 @@ class Job:
             "dense_macs": spec.macs(spec.dense_widths),
             "macs": macs_left(graph, apply(self.loaded.module, plan, self.example, check=False), plan),
             "structure_check_rel_error": error,
-            "plan_notes": [*self._plan_notes(graph, costs), *schedule_notes],
+            "plan_notes": [
+                *self._plan_notes(graph, costs),
+                *([found.note(plan)] if isinstance(found, ElementSpace) else []),
+                *schedule_notes,
+            ],
         }
 
     def _profile(self, graph: Graph, bench: Bench, store: Store) -> LatencyModel | ElementSpace | None:

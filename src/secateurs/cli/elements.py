@@ -67,7 +67,7 @@ def verb(
 def _show(found: list[BreakEven], console: Console) -> None:
     table = Table(header_style="dim", box=None, pad_edge=False)
     table.add_column("first layer of its shape", no_wrap=True)
-    for name in ("layers", "channels", "filters", "dense", "all kept", "4/9 kept", "pays up to"):
+    for name in ("layers", "channels", "filters", "dense", "all kept", "≈ 4/9 kept", "pays up to"):
         table.add_column(name, justify="right")
     for one in found:
         near = min(one.sparse_ms, key=lambda count: abs(count / one.positions - 4 / 9))

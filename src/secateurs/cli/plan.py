@@ -117,6 +117,9 @@ def verb(
     made = made.model_copy(update={"provenance": {**made.provenance, "source": dict(loaded.source)}})
     made.save(output)
     found = summary(graph, made, next((one.dense_ms for one in (costs, space) if one is not None), None))
+    if space is not None:
+        found["elements"] = made.provenance["elements"]["counts"]
+        found["elements_note"] = space.note(made)
     emit({**found, "plan": str(output)}, lambda console: _show(found, output, console), as_json=as_json)
 
 
@@ -124,9 +127,16 @@ def summary(graph: Graph, plan: Plan, dense_ms: float | None) -> dict[str, Any]:
     """Widths, blocks and what is left, as JSON values."""
     import numpy as np
 
+    from secateurs.structure import apply
+    from secateurs.structure.kernel_elements import elements_pruned, macs_left
+
     spec = graph.spec
     removed = frozenset(index for index, block in enumerate(spec.blocks) if block.name in plan.blocks_removed)
     widths = np.array([max(len(plan.groups[group.name]), 1) for group in spec.groups], dtype=np.int64)
+    macs, params = spec.macs(widths, removed), spec.parameter_count(widths, removed)
+    if plan.elements:
+        small = apply(graph.model, plan, (graph.args, graph.kwargs), check=False)
+        macs, params = macs_left(graph, small, plan), params - elements_pruned(small, plan)
     return {
         "strategy": plan.provenance.get("strategy"),
         "criterion": plan.provenance.get("criterion"),
@@ -137,9 +147,9 @@ def summary(graph: Graph, plan: Plan, dense_ms: float | None) -> dict[str, Any]:
         "widths": plan.widths(),
         "units": dict(plan.group_sizes),
         "blocks_removed": list(plan.blocks_removed),
-        "macs": spec.macs(widths, removed),
+        "macs": macs,
         "dense_macs": spec.macs(spec.dense_widths),
-        "params": spec.parameter_count(widths, removed),
+        "params": params,
         "dense_params": spec.parameter_count(spec.dense_widths),
     }
 
@@ -152,6 +162,8 @@ def _show(found: dict[str, Any], output: Path, console: Console) -> None:
         console.print(f"{escape(name):40} [green]{bar:24}[/] {shown_width}", no_wrap=True)
     if found["blocks_removed"]:
         console.print(f"Blocks removed: {escape(', '.join(found['blocks_removed']))}")
+    if "elements_note" in found:
+        console.print(found["elements_note"], highlight=False)
     kept = (
         f"{wording.percent(found['macs'] / found['dense_macs'], 1)} of the multiply-adds and "
         f"{wording.percent(found['params'] / found['dense_params'], 1)} of the parameters are kept"
