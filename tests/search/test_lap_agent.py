@@ -16,6 +16,7 @@ from secateurs.search.knapsack import Knapsack
 from secateurs.search.lap.agent import Learner, Transition
 from secateurs.search.lap.choices import Choices
 from secateurs.search.lap.environment import FEATURES, Game, PruningEnv
+from secateurs.search.lap.exploration import block_sensitivity
 from secateurs.search.lap.learning import AGENT_FILE, HISTORY_FILE
 from secateurs.search.lap.rewards import within_budget
 from secateurs.search.lap.sensitivity import modelled
@@ -270,3 +271,30 @@ def test_more_episodes_find_better_networks_than_the_first_ones() -> None:
     assert [row["evaluations"] for row in found.details["episodes"]] == sorted(
         row["evaluations"] for row in found.details["episodes"]
     )
+
+
+def test_the_prior_takes_blocks_away_in_proportion_to_their_latency() -> None:
+    problem = judged(resnet50_like(most=8, latency_ratio=0.6, removable=True))
+    choices = Choices(problem, 0.8)
+    weights = block_sensitivity(choices)
+    assert np.all(weights[[g for g in range(len(weights)) if g not in choices.heads]] == 0.0)
+    heads = sorted(choices.heads)
+    assert weights[heads].mean() == pytest.approx(1.0)
+    dense = problem.spec.dense_widths
+    saved = [float(problem.costs(dense)[0] - problem.costs(dense, {choices.heads[head]})[0]) for head in heads]
+    assert weights[heads] == pytest.approx(np.array(saved) / np.mean(saved))
+
+    settings = replace(SHORT, episodes=40, warmup=40)
+    counts = []
+    for prior in (Prior(), Prior(exploration=False)):
+        lap = Lap(replace(settings, prior=prior))
+        lap.solve(problem)
+        (session,) = lap.sessions.values()
+        counts.append(np.array([len(episode.removed) for episode in session.episodes]))
+    assert counts[0].mean() > 1.5 * counts[1].mean()
+    assert counts[0].std() > 2.0
+
+
+def test_a_network_without_removable_blocks_has_no_block_sensitivity() -> None:
+    problem = chain()
+    assert not block_sensitivity(Choices(problem, 0.8)).any()

@@ -44,6 +44,23 @@ def prior_ratios(curves: Sensitivity, mean_ratio: float, most: float) -> np.ndar
     return np.clip(mean_ratio * curves.relative / mean, 0.0, most)
 
 
+def block_sensitivity(choices: Choices) -> np.ndarray:
+    """Latency that goes with the block which each group heads, over the mean of such blocks; else 0: float64 [groups].
+
+    Ours: the latency sensitivity of a whole block. A block is worth removing by no width of its groups, so ratios alone
+    would hardly ever take one.
+    """
+    problem, found = choices.problem, np.zeros(len(choices.problem.spec.groups))
+    if not choices.heads:
+        return found
+    heads, blocks = list(choices.heads), list(choices.heads.values())
+    dense = np.tile(problem.spec.dense_widths, (len(blocks), 1))
+    gone = np.stack([problem.gone({block}, ()) for block in blocks])
+    saved = (problem.costs(dense, np.zeros_like(gone)) - problem.costs(dense, gone))[:, 0]
+    found[heads] = np.maximum(saved, 0.0) / max(float(saved.mean()), 1e-12)
+    return found
+
+
 def balanced(choices: Choices, ratios: np.ndarray) -> np.ndarray:
     """The ratios moved by one common amount so that the network just fits the limits, float64 [groups].
 

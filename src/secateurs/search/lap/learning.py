@@ -26,6 +26,9 @@ SAVE_SECONDS = 10.0
 AGAIN_SIGMA = 0.2
 """Share of the first exploration with which a search for a further limit starts."""
 
+MOST_GONE = 0.6
+"""Share of the blocks that a warm-up episode removes, drawn anew from 0 up to this, where the prior guides it."""
+
 CHANGED, LEAST_SIGMA = 2.0, 0.1
 """Groups that an episode changes on average where a search starts from a plan, and by how much at least."""
 
@@ -169,7 +172,9 @@ class Session:
         if start.centre is None:
             return "warm-up", lambda group, seen: float(rng.uniform())
         centre = start.centre
-        return "warm-up", lambda group, seen: truncated_normal(rng, centre[group], sigma)
+        blocks = np.zeros_like(centre) if start.blocks is None else start.blocks
+        gone = rng.random(len(blocks)) < blocks * rng.uniform(0.0, MOST_GONE)
+        return "warm-up", lambda group, seen: 1.0 if gone[group] else truncated_normal(rng, centre[group], sigma)
 
     def _sparse(
         self, warm: bool, held: tuple[float, ...], sigma: float, rng: np.random.Generator
@@ -232,7 +237,8 @@ class Table:
 class Start:
     """How a search begins and explores.
 
-    ``centre``: ratios around which the warm-up acts [groups], None for uniform actions; ``sigma``: of the truncated
+    ``centre``: ratios around which the warm-up acts [groups], None for uniform actions; ``blocks``: sensitivity of the
+    block that each group heads [groups], in proportion to which the warm-up removes blocks; ``sigma``: of the truncated
     normals; ``forced``: ratios of the first episode; ``sparse``: change some groups of the best network at a time,
     after the actor has learnt the forced ones; ``balance``: moves ratios so that they fit the limits, None leaves that
     to the wall.
@@ -243,6 +249,7 @@ class Start:
     forced: np.ndarray | None = None
     sparse: bool = False
     balance: Balance | None = None
+    blocks: np.ndarray | None = None
 
 
 def _episode(raw: dict[str, Any]) -> Episode:

@@ -22,7 +22,14 @@ from secateurs.progress import Progress, silent
 from secateurs.registry import load
 from secateurs.search.lap.choices import Choices
 from secateurs.search.lap.environment import Game, PruningEnv
-from secateurs.search.lap.exploration import FREE_RATIO, balanced, prior_ratios, refitted, uniform_ratio
+from secateurs.search.lap.exploration import (
+    FREE_RATIO,
+    balanced,
+    block_sensitivity,
+    prior_ratios,
+    refitted,
+    uniform_ratio,
+)
 from secateurs.search.lap.learning import Balance, Episode, Session, Start, Table
 from secateurs.search.lap.rewards import REWARDS
 from secateurs.search.lap.sensitivity import Sensitivity, modelled
@@ -148,7 +155,8 @@ class Lap:
         if not settings.prior.exploration:
             return Start(None, settings.agent.sigma, forced)
         mean = uniform_ratio(problem, choices.most) if settings.budget else min(FREE_RATIO, choices.most)
-        return Start(prior_ratios(curves, mean, choices.most), settings.agent.sigma, forced, balance=balance)
+        centre, blocks = prior_ratios(curves, mean, choices.most), block_sensitivity(choices)
+        return Start(centre, settings.agent.sigma, forced, balance=balance, blocks=blocks)
 
     def _solution(
         self,
