@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from secateurs.cli.app import app
 from secateurs.front_job import FrontJob
+from secateurs.front_settings import Pick
 from secateurs.latency import model
 from secateurs.report.front_record import Front, FrontPoint
 from secateurs.search.rows import FileRows
@@ -121,17 +122,31 @@ def test_a_picked_point_is_that_point_however_slow_it_turns_out(copied: Path) ->
     front = Front.load(copied / "front.json")
     wrong = tuple(p.model_copy(update={"costs": {"latency": p.costs["latency"] / 3}}) for p in front.points)
     (copied / "front.json").write_text(front.model_copy(update={"points": wrong}).to_json())
-    result = call("front", "--resume", "-o", copied, "--pick", "knee", "--epochs", "1")
+    result = call("front", "--resume", "-o", copied, "--pick", "knee")
     assert result.exit_code == 0, result.stderr
-    picked, name = copied / "picked" / "knee, epochs=1", f"point {front.knee().number} of the front"
+    picked, name = copied / "picked" / "knee", f"point {front.knee().number} of the front"
     record = json.loads((picked / "result.json").read_text())
     assert kept_of(picked / "plan.json") == kept_by(front.knee())
-    assert record["epochs"] == 1
     assert record["budget"] == name
     assert record["budgets"] == []
     assert "budget" not in " ".join(record["notes"])
     assert re.search(rf"P{name[1:]}: [\d.]+ ms measured", " ".join(result.stdout.split()))
-    assert json.loads((copied / "job.json").read_text())["epochs"] == 0
+
+
+def test_a_pick_may_be_trained_longer_in_a_folder_of_its_own(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def carry(job: FrontJob, front: Front, pick: Pick, folder: str) -> None:
+        asked.append((pick.number, folder, job.settings.epochs))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FrontJob, "carry", carry)
+    for words in ((), ("--epochs", "0"), ("--epochs", "30")):
+        result = call("front", "--resume", "-o", copied, "--pick", "knee", *words)
+        assert result.exit_code == 130
+        assert f"-o {copied} --pick knee" in result.stderr
+    knee = Front.load(copied / "front.json").knee().number
+    assert asked == [(knee, "picked/knee", 0), (knee, "picked/knee", 0), (knee, "picked/knee, epochs=30", 30)]
 
 
 def test_a_budget_below_the_front_is_refused_and_nothing_outside_it_is_made(copied: Path) -> None:
@@ -197,7 +212,7 @@ def interrupted(_: FrontJob) -> Front:
 
 def test_known_fronts_are_remembered_for_the_sitting_after_a_kill(copied: Path, tmp_path: Path) -> None:
     folder = tmp_path / "second"
-    words = ["front", "digits-resnet", "--data", "digits", "--target", "fake", "-o", folder, "--criterion", "l2"]
+    words = ["front", "digits-resnet", "--data", "digits", "--objectives", "macs", "-o", folder, "--criterion", "l2"]
     words += ["--evaluations", "4", "--population", "4", "--images", "64", "--points", "0", "--known", copied]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FrontJob, "run", interrupted)
@@ -208,6 +223,23 @@ def test_known_fronts_are_remembered_for_the_sitting_after_a_kill(copied: Path, 
     count = sum("accuracy" in row for row in FileRows(copied / "evaluations.sqlite3"))
     said = " ".join(result.stderr.split())
     assert f"{count} evaluations taken over from {copied}. {count} of them are of this network" in said
+
+
+def test_a_known_front_is_searched_on_with_another_seed_on_its_own_images(copied: Path, tmp_path: Path) -> None:
+    labels = []
+
+    def stopped(job: FrontJob) -> Front:
+        labels.append(job.data.validation.labels.tolist())
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FrontJob, "run", stopped)
+        start = ("front", "digits-resnet", "--data", "digits")
+        for number, words in enumerate(((), ("--seed", "1"), ("--seed", "1", "--known", copied))):
+            assert call(*start, "-o", tmp_path / str(number), *words).exit_code == 130
+        assert call("front", "--resume", "-o", tmp_path / "2").exit_code == 130
+    assert labels[0] != labels[1]
+    assert labels[0] == labels[2] == labels[3]
 
 
 @pytest.mark.parametrize(

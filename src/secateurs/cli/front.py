@@ -135,9 +135,22 @@ def verb(
     for folder in known or ():
         if not (folder / EVALUATIONS).is_file():
             raise DataError(f"There are no evaluations to start from in {folder}. Give --known the folder of a front.")
+    if not resume:
+        given["split"] = _split(known or [], seed)
     wish = Wish(pick, longer)
     crew = Crew(workers, ray, threads_per_worker)
     _run(settings, given, output, crew, tuple(known or ()), resume=resume, wish=wish, store=store, as_json=as_json)
+
+
+def _split(known: list[Path], seed: int) -> int:
+    """Seed by which calibration and validation images are drawn: that of the first known front, since evaluations on
+    other images are of no use; without one the front's own."""
+    from secateurs.run_folder import RunFolder
+
+    if not known:
+        return seed
+    held = RunFolder.resume(known[0]).job
+    return int(held.get("options", {}).get("split", held.get("seed", seed)))
 
 
 @dataclass(frozen=True)
@@ -202,7 +215,8 @@ def _run(
                 seed=settings.seed,
                 progress=progress,
             )
-            data = open_data(given["data"], loaded, seed=settings.seed, classes=given["classes"], progress=progress)
+            split = given.get("split", settings.seed)
+            data = open_data(given["data"], loaded, seed=split, classes=given["classes"], progress=progress)
             identity = {**settings.to_dict(), "source": dict(loaded.source), "data": data.name}
             sources = [str(folder.absolute()) for folder in known]
             job = {**identity, "options": given, "known": sources, "command": shlex.join(["secateurs", *sys.argv[1:]])}
