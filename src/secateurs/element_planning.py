@@ -207,7 +207,7 @@ def measured_space(
         bench.export(graph.model, bench.dense)
         if skips_pruned_elements(target):
             times = KernelTimes(store, threads=threads, progress=progress)
-            return element_space(graph, times, bench.measure_dense().latency_ms, scope=scope, legal=legal)
+            return element_space(graph, times, _dense_ms(graph, bench, store), scope=scope, legal=legal)
         costs = profile(graph, target, threads=threads, batch=batch, store=store, seed=seed, progress=progress)
         return rectangle_space(graph, costs, _rectangle_ratios(graph, bench, store or Store(), progress), legal=legal)
 
@@ -321,6 +321,17 @@ def _rectangle_ratios(graph: Graph, bench: Bench, store: Store, progress: Progre
         held = {name: one.ratio for name, one in measured.items() if name != "dense"}
         store.put(fingerprint, {signature: held})
     return {float(share): float(ratio) for share, ratio in held.items()}
+
+
+def _dense_ms(graph: Graph, bench: Bench, store: Store | None) -> float:
+    """Latency of the dense network; the one that is stored, so that a resumed run makes the same plan."""
+    fingerprint, signature = bench.target.fingerprint(bench.threads), f"elements-dense/1/{graph.spec.fingerprint}"
+    held = None if store is None else store.get(fingerprint, signature)
+    if held is None:
+        held = {"ms": bench.measure_dense().latency_ms}
+        if store is not None:
+            store.put(fingerprint, {signature: held})
+    return float(held["ms"])
 
 
 def _layers(graph: Graph, scope: str, runs: Callable[[torch.nn.Module], bool] = lambda module: True) -> tuple[str, ...]:

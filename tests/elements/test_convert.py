@@ -9,11 +9,13 @@ from secateurs.elements import native
 from secateurs.elements.convert import convert
 from secateurs.elements.module import SparseConv2d
 from secateurs.elements.patterns import Choice, choose
+from secateurs.elements.rectangles import deployable
 from secateurs.elements.runner import Runner
 from secateurs.elements.selection import patterns
 from secateurs.errors import PlanError, StructureError
 from secateurs.models.cifar_resnet import CifarResNet
 from secateurs.models.resnet import ResNet
+from secateurs.structure import apply, trace
 from secateurs.structure.kernel_elements import masks_of
 
 
@@ -95,6 +97,45 @@ def test_a_pointwise_convolution_of_blocks_reads_only_their_channels() -> None:
     assert layers(converted)[0].density == 1 / 4
 
 
+class Line(nn.Module):
+    """1-D convolutions, as of sound: stride, dilation, a residual, names of padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv1d(8, 16, 5, stride=2, padding=3), nn.BatchNorm1d(16)
+        self.second = nn.Conv1d(16, 16, 3, padding="same", dilation=2)
+        self.last = nn.Conv1d(16, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(x)))
+        return self.last(F.relu(self.second(x) + x))
+
+
+def test_convolutions_of_one_dimension() -> None:
+    torch.manual_seed(0)
+    model = Line().eval()
+    model.norm.running_var.uniform_(0.5, 1.5)
+    found = patterns(model, {"first.weight": 2, "second.weight": 1, "last.weight": 2}, block=8)
+    with torch.no_grad():
+        for name, mask in masks_of(model, found).items():
+            model.get_parameter(name).mul_(mask)
+    x = torch.randn(2, 8, 37)
+    converted = convert(model, x, block=8)
+    assert [round(layer.density, 2) for layer in layers(converted)] == [0.4, 0.33, 0.67]
+    with torch.inference_mode():
+        torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
+        if native.missing() is None:
+            torch.testing.assert_close(Runner(converted, x)(x), model(x), rtol=1e-4, atol=1e-5)
+    plan = trace(model, x).plan({})
+    plan = plan.model_copy(update={"elements": patterns(model, {"first.weight": 2, "last.weight": 2}, scope="layer")})
+    small = apply(model, plan)
+    smaller = deployable(small, plan)
+    shorter = {name for name, weight in smaller.named_parameters() if weight.dim() == 3 and weight.shape[2] == 2}
+    assert shorter == {"first.1.weight", "last.1.weight"}
+    with torch.inference_mode():
+        torch.testing.assert_close(smaller(x), small(x), rtol=1e-4, atol=1e-5)
+
+
 class Trap(nn.Module):
     """What must not be fused, or only with care."""
 
@@ -133,7 +174,7 @@ def test_masks_decide_and_are_checked() -> None:
     converted = convert(model, x, {"layer1.0.conv1.weight": mask}, dense_too=False)
     assert len(layers(converted)) == 1
     assert layers(converted)[0].density == pytest.approx(2 / 9)
-    with pytest.raises(PlanError, match="not a 2-D convolution"):
+    with pytest.raises(PlanError, match="not a convolution's weight"):
         convert(model, x, {"linear.weight": mask})
     with pytest.raises(PlanError, match="one truth value"):
         convert(model, x, {"layer1.0.conv1.weight": mask[:8]})

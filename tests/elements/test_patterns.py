@@ -222,7 +222,7 @@ def test_rectangles() -> None:
     assert isinstance(small[0], torch.nn.Conv2d)  # the padding stays even
     assert small[0].padding == (1, 0)
     assert model[0].weight.shape == (3, 2, 3, 3)
-    with pytest.raises(StructureError, match="not a Conv2d"):
+    with pytest.raises(StructureError, match="not a Conv1d or Conv2d"):
         crop_network(model, {"1": (slice(0, 1), slice(0, 1))})
     with pytest.raises(StructureError, match="do not lie"):
         crop(model[0], slice(0, 4), slice(0, 1))

@@ -14,7 +14,7 @@ from secateurs.elements.operator import geometry
 from secateurs.elements.packing import pack
 from secateurs.errors import PlanError, StructureError
 
-_CONVOLUTIONS = ("aten.conv2d.default", "aten.conv2d.padding")
+_CONVOLUTIONS = tuple(f"aten.conv{n}d.{kind}" for n in (1, 2) for kind in ("default", "padding"))
 _PADS = ("aten.pad.default", "aten.constant_pad_nd.default")
 _NORM = "aten._native_batch_norm_legit_no_training.default"
 _ACTIVATIONS = {"aten.relu.default": "relu", "aten.silu.default": "silu"}
@@ -32,7 +32,7 @@ def convert(
 
     Batch normalisation is folded into the convolution before it, and zeros padded ahead of it into its padding; a
     residual addition and a ReLU, ReLU6 or SiLU that alone read its result are computed in the same pass. The batch size
-    stays free where the network allows it.
+    stays free where the network allows it. A 1-D convolution becomes one of height 1.
 
     Args:
         model: the trained network.
@@ -52,7 +52,7 @@ def convert(
     unknown = sorted(set(kept) - names)
     if unknown:
         raise PlanError(
-            f"{unknown[0]!r} is not a 2-D convolution's weight of this network. "
+            f"{unknown[0]!r} is not a convolution's weight of this network. "
             f"Its convolutions are {', '.join(sorted(names)[:6])}{' …' if len(names) > 6 else ''}."
         )
     with torch.no_grad():
@@ -110,9 +110,10 @@ def _argument(node: fx.Node, index: int, name: str, default: Any) -> Any:
     return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _pair(value: Any, height: int | None) -> tuple[int, int]:
+    """Of both axes; ``height``: what stands for the first of a 1-D convolution, None for a 2-D one."""
     values = [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
-    return (values[0], values[-1])
+    return (values[0] if height is None else height, values[-1])
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -135,18 +136,24 @@ def _replace(module: fx.GraphModule, conv: fx.Node, kept: Tensor | None, block: 
     last, weight, bias = _fold_norm(module, conv, weight, bias)
     last, residual = _fuse_addition(last)
     last, activation = _fuse_activation(last)
-    stride, dilation = _pair(_argument(conv, 3, "stride", 1)), _pair(_argument(conv, 5, "dilation", 1))
-    kernel = (weight.shape[2], weight.shape[3])
+    flat = weight.dim() == 3
+    one, none = (1, 0) if flat else (None, None)
+    stride, dilation = _pair(_argument(conv, 3, "stride", 1), one), _pair(_argument(conv, 5, "dilation", 1), one)
+    kernel = _pair(list(weight.shape[2:]), one)
     source, ahead = _padded_ahead(conv.args[0])
-    padding = _padding(_argument(conv, 4, "padding", 0), kernel, dilation)
+    padding = _padding(_argument(conv, 4, "padding", 0), kernel, dilation, none)
     top, left, bottom, right = (a + b for a, b in zip(ahead, padding, strict=True))
     call = geometry(kernel, stride, (top, left, bottom, right), dilation, groups)
     layer = SparseConv2d(pack(weight, groups=groups, block=block, kept=stays), bias, tuple(call), activation)
     name = f"sparse_{conv.name}"
     module.add_submodule(name, layer)
-    with module.graph.inserting_after(last):
-        arguments = (source,) if residual is None else (source, residual)
+    arguments: tuple[Any, ...] = (source,) if residual is None else (source, residual)
+    with module.graph.inserting_before(last.next):
+        if flat:
+            arguments = tuple(module.graph.call_function(torch.ops.aten.unsqueeze.default, (a, 2)) for a in arguments)
         new = module.graph.call_module(name, arguments)
+        if flat:
+            new = module.graph.call_function(torch.ops.aten.squeeze.dim, (new, 2))
         new.meta = dict(last.meta)
     last.replace_all_uses_with(new)
 
@@ -164,11 +171,13 @@ def _padded_ahead(source: Any) -> tuple[Any, tuple[int, int, int, int]]:
     return source.args[0], (top, left, bottom, right)
 
 
-def _padding(value: Any, kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int, int, int]:
+def _padding(
+    value: Any, kernel: tuple[int, int], dilation: tuple[int, int], height: int | None
+) -> tuple[int, int, int, int]:
     if isinstance(value, str):
         total = [d * (k - 1) if value == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
         return (total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2)
-    top, left = _pair(value)
+    top, left = _pair(value, height)
     return (top, left, top, left)
 
 
@@ -190,7 +199,8 @@ def _fold_norm(
     scale = (variance.double() + epsilon).rsqrt() * (1.0 if gain is None else gain.double())
     start = -mean.double() if bias is None else bias.double() - mean.double()
     folded = start * scale + (0.0 if shift is None else shift.double())
-    return result, (weight.double() * scale.view(-1, 1, 1, 1)).to(weight.dtype), folded.to(weight.dtype)
+    scaled = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
+    return result, scaled.to(weight.dtype), folded.to(weight.dtype)
 
 
 def _shape(node: Any) -> Any:

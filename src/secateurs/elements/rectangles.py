@@ -49,16 +49,17 @@ def rectangle_curve(score: Tensor) -> np.ndarray:
     return np.array([0.0, *inside]) / max(float(plane.sum()), 1e-300)
 
 
-def crop(conv: nn.Conv2d, rows: slice, columns: slice) -> nn.Module:
+def crop(conv: nn.Conv2d | nn.Conv1d, rows: slice, columns: slice) -> nn.Module:
     """``conv`` with everything outside the rectangle pruned, as a smaller convolution.
 
     Uneven padding, which is negative where the rectangle leaves a border of the input unused, becomes a
-    ``ZeroPad2d`` in front; where it is even and not negative, the convolution pads itself.
+    ``ZeroPad2d`` (``ZeroPad1d``) in front; where it is even and not negative, the convolution pads itself. The only row
+    of a 1-D kernel is ``slice(0, 1)``.
 
     Raises:
         StructureError: padding given by name or not with zeros, or a rectangle outside the kernel.
     """
-    height, width = conv.kernel_size
+    height, width = (1, *conv.kernel_size)[-2:]
     if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
         raise StructureError(
             f"A convolution with padding {conv.padding!r} ({conv.padding_mode}) cannot be cropped. "
@@ -66,34 +67,39 @@ def crop(conv: nn.Conv2d, rows: slice, columns: slice) -> nn.Module:
         )
     if not (0 <= rows.start < rows.stop <= height and 0 <= columns.start < columns.stop <= width):
         raise StructureError(f"Rows {rows} and columns {columns} do not lie in a {height}×{width} kernel.")
-    (sh, sw), (dh, dw), (ph, pw) = conv.stride, conv.dilation, conv.padding
-    top, bottom = ph - rows.start * dh, ph - (height - rows.stop) * dh
-    left, right = pw - columns.start * dw, pw - (width - columns.stop) * dw
-    even = top == bottom >= 0 and left == right >= 0
-    small = nn.Conv2d(
+    axes = len(conv.kernel_size)
+    spans = (rows, columns)[-axes:]
+    sizes = zip(spans, conv.kernel_size, conv.dilation, conv.padding, strict=True)
+    pads = [(p - span.start * d, p - (k - span.stop) * d) for span, k, d, p in sizes]
+    even = all(before == after >= 0 for before, after in pads)
+    kind: Any = nn.Conv1d if axes == 1 else nn.Conv2d
+    small: nn.Conv2d = kind(
         conv.in_channels,
         conv.out_channels,
-        (rows.stop - rows.start, columns.stop - columns.start),
-        stride=(sh, sw),
-        padding=(top, left) if even else 0,
-        dilation=(dh, dw),
+        tuple(span.stop - span.start for span in spans),
+        stride=conv.stride,
+        padding=tuple(before for before, _ in pads) if even else 0,
+        dilation=conv.dilation,
         groups=conv.groups,
         bias=conv.bias is not None,
         device=conv.weight.device,
         dtype=conv.weight.dtype,
     )
     with torch.no_grad():
-        small.weight.copy_(conv.weight[:, :, rows, columns])
+        small.weight.copy_(conv.weight[(slice(None), slice(None), *spans)])
         if conv.bias is not None and small.bias is not None:
             small.bias.copy_(conv.bias)
-    return small if even else nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), small)
+    if even:
+        return small
+    ahead: Any = nn.ZeroPad1d if axes == 1 else nn.ZeroPad2d
+    return nn.Sequential(ahead(tuple(side for pair in reversed(pads) for side in pair)), small)
 
 
 def crop_network(model: nn.Module, rectangles: Mapping[str, tuple[slice, slice]]) -> nn.Module:
     """A copy of ``model`` whose convolutions named in ``rectangles`` are cropped to theirs; exports anywhere.
 
     Raises:
-        StructureError: a name is no ``Conv2d`` of the model.
+        StructureError: a name is no ``Conv1d`` or ``Conv2d`` of the model.
     """
     small = copy.deepcopy(model)
     for name, (rows, columns) in rectangles.items():
@@ -101,8 +107,10 @@ def crop_network(model: nn.Module, rectangles: Mapping[str, tuple[slice, slice]]
             conv = small.get_submodule(name)
         except AttributeError:
             conv = nn.Identity()
-        if not isinstance(conv, nn.Conv2d):
-            raise StructureError(f"{name!r} is not a Conv2d of this network. Name the module, without '.weight'.")
+        if not isinstance(conv, (nn.Conv1d, nn.Conv2d)):
+            raise StructureError(
+                f"{name!r} is not a Conv1d or Conv2d of this network. Name the module, without '.weight'."
+            )
         parent, _, leaf = name.rpartition(".")
         setattr(small.get_submodule(parent), leaf, crop(conv, rows, columns))
     return small
@@ -129,9 +137,9 @@ def deployable(small: nn.Module, plan: Plan, example: Any = None, *, skips: bool
     whole = {name: pattern for name, pattern in plan.elements.items() if pattern.scope == "layer"}
     rectangles = {}
     for name, mask in masks_of(small, whole).items():
-        plane = mask.flatten(0, 1)[0]
+        plane = mask[0, 0].reshape(-1, mask.shape[-1])
         rows, columns = plane.any(1).nonzero().flatten(), plane.any(0).nonzero().flatten()
-        if plane.dim() == 2 and len(rows) * len(columns) == int(plane.sum()):
+        if len(rows) * len(columns) == int(plane.sum()):
             module, _, _ = name.rpartition(".")
             rectangles[module] = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
     return crop_network(small, rectangles) if rectangles else small

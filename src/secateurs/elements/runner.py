@@ -70,7 +70,7 @@ class Runner:
         self._input, self._output = inputs[0], results[0]
         self.shape = tuple(example.shape)
         with torch.inference_mode():
-            self._values = _Record(module).record(channels_last(example))
+            self._values = _Record(module).record(channels_last(example) if example.dim() == 4 else example)
         self._plan_memory()
         self._plan_steps()
 
