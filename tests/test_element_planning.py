@@ -28,8 +28,9 @@ from secateurs.bench import Bench
 from secateurs.cli.app import app
 from secateurs.cost import CostModel, CostTerm
 from secateurs.data import Data, open_data
+from secateurs.element_choices import ElementSpace
 from secateurs.element_losses import measured_losses
-from secateurs.element_planning import ElementSpace, check_elements, element_space, rectangle_space
+from secateurs.element_planning import check_elements, element_space, rectangle_space
 from secateurs.elements.rectangles import deployable
 from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.kernel_times import KernelTimes, Point

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from secateurs.element_planning import SUFFIX, ElementSpace
+from secateurs.element_choices import SUFFIX, ElementSpace
 from secateurs.elements.selection import patterns
 from secateurs.evaluation import make_evaluator
 from secateurs.importance.values import keep

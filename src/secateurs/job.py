@@ -24,7 +24,8 @@ from secateurs.bench import Bench, out_of_reach
 from secateurs.closed_loop import Attempt, Limits, close, goal_for
 from secateurs.data import Data, accuracy
 from secateurs.data.images import BatchesOf
-from secateurs.element_planning import ElementSpace, measured_space
+from secateurs.element_choices import ElementSpace
+from secateurs.element_planning import measured_space
 from secateurs.element_refinement import aligned, refined
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.footprint import dense_figures, memory_seen

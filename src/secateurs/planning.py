@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from secateurs.cost import CostModel
     from secateurs.data import Data
-    from secateurs.element_planning import ElementSpace
+    from secateurs.element_choices import ElementSpace
     from secateurs.evaluation import Evaluator
     from secateurs.importance.context import Criterion
     from secateurs.latency.model import LatencyModel

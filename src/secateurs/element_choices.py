@@ -1,0 +1,126 @@
+"""What a search over widths and kernel elements chooses from, what its choices are worth, and the plans they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from secateurs.cost import CostModel
+from secateurs.elements.patterns import Choice, value_curve
+from secateurs.elements.rectangles import rectangle_curve
+from secateurs.elements.selection import DEFAULT_BLOCK, SHARES, patterns, square, steps
+from secateurs.importance.values import curve
+from secateurs.network import NetworkSpec
+from secateurs.plan import Plan
+from secateurs.structure import apply
+from secateurs.structure.kernel_elements import groups_of
+
+if TYPE_CHECKING:
+    from secateurs.structure import Graph
+
+SUFFIX = ":elements"
+"""Behind a weight's name: the name of its group of kernel positions."""
+_ANCHOR = 4 / 9
+"""Share of positions (and half of the units) at which the loss is measured."""
+
+
+@dataclass(frozen=True)
+class ElementSpace:
+    """What a joint search chooses from.
+
+    ``layers``: weight names, in the order of their groups behind the network's own; ``options``: legal widths and
+    counts of all groups; ``model``: latency in ms over both; ``dense_ms``: of the dense network, measured;
+    ``target``: shown in messages.
+    """
+
+    graph: Graph
+    scope: str
+    spec: NetworkSpec
+    layers: tuple[str, ...]
+    options: tuple[np.ndarray, ...]
+    model: CostModel
+    dense_ms: float
+    target: str
+
+    def counts(self, widths: np.ndarray) -> dict[str, float]:
+        """Kernel positions that stay, on average, per weight name, of a solution's widths."""
+        own = len(self.graph.spec.groups)
+        return {name: self.positions(name, int(width)) for name, width in zip(self.layers, widths[own:], strict=True)}
+
+    def positions(self, name: str, width: int) -> float:
+        """Kernel positions that stay, on average, in a layer whose group of elements has this width."""
+        weight = dict(self.graph.model.named_parameters(remove_duplicate=False))[name]
+        return width if weight[0, 0].numel() > 1 else width / SHARES
+
+    def note(self, plan: Plan) -> str:
+        """How many layers of a plan keep how many of their kernel positions, in one sentence."""
+        weights = dict(self.graph.model.named_parameters(remove_duplicate=False))
+        kept: dict[str, int] = {}
+        for name in self.layers:
+            count = plan.provenance["elements"]["counts"].get(name)
+            if count is not None:
+                positions = weights[name][0, 0].numel()
+                text = f"{count} of {positions}" if positions > 1 else f"{count:.0%} of the channels of a 1×1"
+                kept[text] = kept.get(text, 0) + 1
+        layers = (f"{text} in {found} layer{'s' if found > 1 else ''}" for text, found in sorted(kept.items()))
+        return f"Kernel elements (scope {self.scope}) that stay: {', '.join(layers)}."
+
+    def patterned(self, plan: Plan, widths: np.ndarray) -> Plan:
+        """The plan of channels with patterns for the weights as it leaves them."""
+        narrow = apply(self.graph.model, plan, (self.graph.args, self.graph.kwargs), check=False)
+        left = {name for name, _ in narrow.named_parameters(remove_duplicate=False)}
+        counts = {name: count for name, count in self.counts(widths).items() if name in left}
+        found = patterns(narrow, counts, scope=self.scope)
+        facts = {"scope": self.scope, "counts": counts}
+        return plan.model_copy(update={"elements": found, "provenance": {**plan.provenance, "elements": facts}})
+
+    def values(
+        self, scores: Mapping[str, np.ndarray], losses: Mapping[str, float] | None = None
+    ) -> tuple[np.ndarray, ...]:
+        """Per group minus the expected increase of the loss when 0, 1 … units stay.
+
+        Of elements, what goes counts by its share of the layer's energy; of units by its share of the scores.
+        ``losses``: measured increases by group name at :meth:`anchors`, and by block name; without them every group's
+        and every layer's loss as a whole counts the same.
+        """
+        parameters = dict(self.graph.model.named_parameters(remove_duplicate=False))
+        found: list[np.ndarray] = []
+        for group, anchor in zip(self.spec.groups, self.anchors(), strict=True):
+            weight = parameters.get(group.name.removesuffix(SUFFIX)) if group.name.endswith(SUFFIX) else None
+            if weight is None:
+                total = curve(scores[group.name])
+                share = total / total[-1] if total[-1] > 0 else np.linspace(0.0, 1.0, len(total))
+            else:
+                share = self._retained(group.name.removesuffix(SUFFIX), weight)
+            lost = 1.0 - share
+            whole = 1.0 if losses is None else losses[group.name] / max(float(lost[anchor]), 1e-9)
+            found.append(-whole * lost)
+        return tuple(found) if losses is None else self._with_blocks(found, losses)
+
+    def _retained(self, name: str, weight: torch.Tensor) -> np.ndarray:
+        """Share of a weight's energy that stays when 0, 1 … of its positions do."""
+        energy = square(name, weight)
+        if self.scope == "layer":
+            return rectangle_curve(energy)
+        choice = Choice(self.scope, 1, DEFAULT_BLOCK, pool="block" if self.scope == "block" else "unit")
+        return value_curve(energy, choice, groups=groups_of(self.graph.model, name), steps=steps(weight))
+
+    def _with_blocks(self, found: list[np.ndarray], losses: Mapping[str, float]) -> tuple[np.ndarray, ...]:
+        """The same, with values of keeping nothing that add up to what the loss of a whole block was measured to be."""
+        for block in self.spec.blocks:
+            whole = sum(-float(found[group][0]) for group in block.groups)
+            for group in block.groups:
+                part = losses[block.name] * -float(found[group][0]) / max(whole, 1e-12)
+                least = float(found[group][self.options[group][0]])
+                found[group] = np.concatenate([[min(-part, least)], found[group][1:]])
+        return tuple(found)
+
+    def anchors(self) -> tuple[int, ...]:
+        """Units or positions per group at which :func:`measured_losses` measures."""
+        own = len(self.graph.spec.groups)
+        share = [0.5] * own + [_ANCHOR] * len(self.layers)
+        return tuple(max(g.min_units, round(part * g.units)) for g, part in zip(self.spec.groups, share, strict=True))
