@@ -50,8 +50,7 @@ def memory_seen(module: nn.Module, graph: Graph, legal: Legal, bench: Bench, sto
         TargetError: the target does not tell it.
     """
     spec = graph.spec
-    widths = np.maximum(spec.min_widths, np.minimum(legal.min_width, spec.dense_widths))
-    removed = frozenset(range(len(spec.blocks))) if legal.blocks else frozenset()
+    widths, removed = smallest(spec, legal)
     inside = {group for block in removed for group in spec.blocks[block].groups}
     kept = {group.name: tuple(range(widths[i])) for i, group in enumerate(spec.groups) if i not in inside}
     plan = graph.plan(kept, [spec.blocks[block].name for block in sorted(removed)], {})
@@ -60,3 +59,9 @@ def memory_seen(module: nn.Module, graph: Graph, legal: Legal, bench: Bench, sto
     if measured.memory_bytes is None:
         raise untold("memory")
     return [Seen(spec.dense_widths, frozenset(), dense), Seen(widths, removed, float(measured.memory_bytes))]
+
+
+def smallest(spec: NetworkSpec, legal: Legal) -> tuple[np.ndarray, frozenset[int]]:
+    """Widths [groups] and removed blocks of the smallest legal network."""
+    widths = np.maximum(spec.min_widths, np.minimum(legal.min_width, spec.dense_widths))
+    return widths, frozenset(range(len(spec.blocks))) if legal.blocks else frozenset()

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.stats import spearmanr
 
 from secateurs.data import Data
 from secateurs.errors import PlanError, SecateursError
 from secateurs.evaluation import Evaluator, make_evaluator
+from secateurs.export.artifacts import variants
+from secateurs.footprint import smallest
 from secateurs.front_settings import Crew, FrontSettings, Pick
 from secateurs.job import Job, Result, calibration_batches
 from secateurs.latency.store import Store
-from secateurs.measured_networks import measured_latencies
+from secateurs.measured_networks import measured_latencies, measured_memory
 from secateurs.models import Loaded
 from secateurs.planning import Planner
 from secateurs.profiling import open_target, profile
@@ -30,6 +33,7 @@ from secateurs.progress import Progress, silent
 from secateurs.provenance import target_label, versions
 from secateurs.report.front_page import render_front
 from secateurs.report.front_record import Front, FrontPoint, Tuned
+from secateurs.resources import Seen
 from secateurs.run_folder import RunFolder
 from secateurs.scoring import name_of
 from secateurs.search.hamp.encoding import Encoding
@@ -210,10 +214,11 @@ class FrontJob:
         return list(dict.fromkeys([*there, *(folder.absolute() for folder in self.known)]))
 
     def _points(self, planner: Planner, problem: Problem, solution: Solution) -> tuple[FrontPoint, ...]:
-        """The networks found, slowest first, measured on the target where latency is an objective."""
+        """The networks found, slowest first; latency and memory, where objectives, measured on the target."""
         spec, main = problem.spec, self.settings.objectives[0]
         candidates = sorted(solution.candidates, key=lambda c: (-c.predicted[main], -(c.accuracy or 0.0)))
         measured = self._measured(planner, candidates)
+        memory = self._memory(planner.graph, [(candidate.widths, candidate.removed) for candidate in candidates])
         points = []
         for number, candidate in enumerate(candidates):
             inside = {g for block in candidate.removed for g in spec.blocks[block].groups}
@@ -223,6 +228,7 @@ class FrontJob:
                     error=1.0 - (candidate.accuracy or 0.0),
                     costs=dict(candidate.predicted),
                     measured_ms=measured[number],
+                    measured_memory_bytes=memory[number],
                     widths={
                         group.name: 0 if g in inside else int(candidate.widths[g])
                         for g, group in enumerate(spec.groups)
@@ -248,6 +254,38 @@ class FrontJob:
         )
         return list(found.tolist())
 
+    def _memory(self, graph: Graph, networks: Sequence[tuple[np.ndarray, Collection[int]]]) -> list[int | None]:
+        """Measured peak memory of networks (widths, removed blocks); None where memory is no objective."""
+        settings = self.settings
+        if "memory" not in settings.objectives:
+            return [None] * len(networks)
+        return measured_memory(
+            graph,
+            networks,
+            settings.target,
+            threads=settings.threads,
+            batch=settings.batch,
+            store=Store(self.store, progress=self.progress),
+            progress=self.progress,
+        )
+
+    def _file_size(self, graph: Graph) -> dict[str, float]:
+        """Bytes of the dense network's file, where they are an objective."""
+        if "file_size" not in self.settings.objectives:
+            return {}
+        artifact = open_target(self.settings.target).artifact
+        return {"file_size": float(len(variants(artifact, graph, self.settings.batch).dense_bytes))}
+
+    def _weighed(self, graph: Graph, legal: Legal) -> tuple[Seen, ...]:
+        """The dense and the smallest network with their measured memory, which the memory model is fitted to."""
+        networks = [(graph.spec.dense_widths, frozenset[int]()), smallest(graph.spec, legal)]
+        found = self._memory(graph, networks)
+        if "memory" in self.settings.objectives and None in found:
+            self.progress.say(
+                f"{self.settings.target} does not tell memory; the model's figures are the tensors' alone."
+            )
+        return tuple(Seen(*one, float(size)) for one, size in zip(networks, found, strict=True) if size and all(found))
+
     def _planner(self, graph: Graph) -> Planner:
         settings, target, costs = self.settings, open_target(self.settings.target), None
         if "latency" in settings.objectives:
@@ -260,13 +298,16 @@ class FrontJob:
                 seed=settings.seed,
                 progress=self.progress,
             )
+        legal = Legal(min_width=settings.min_width, blocks=settings.blocks)
         return Planner(
             graph,
             costs,
             Hamp(settings.search()),
             settings.criterion,
             seed=settings.seed,
-            legal=Legal(min_width=settings.min_width, blocks=settings.blocks),
+            legal=legal,
+            seen=self._weighed(graph, legal),
+            dense=self._file_size(graph),
             target=target_label(target.fingerprint(settings.threads)),
             data=calibration_batches(self.data),
             resources=settings.objectives,

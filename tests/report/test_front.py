@@ -164,10 +164,16 @@ def test_what_was_measured_stands_beside_the_models(tmp_path: Path) -> None:
         for p in front.points
     )
     changes = {"points": points, "units": {"latency": "ms", "memory": "bytes"}}
-    page = render_front(front.model_copy(update={**changes, "dense_costs": {"latency": 2.0, "memory": 5e6}}))
+    changes |= {"dense_costs": {"latency": 2.0, "memory": 5e6}}
+    page = render_front(front.model_copy(update=changes))
     assert page.count("<td>1.50 ms</td>") == 20
     assert "<th>memory by the model</th><th>measured</th>" in page
     assert "<td>4 MB</td><td>3 MB</td>" in page
+    assert "memory, measured" not in page
+    weighed = tuple(p.model_copy(update={"measured_memory_bytes": 3_500_000}) for p in points)
+    page = render_front(front.model_copy(update={**changes, "points": weighed}))
+    assert "<th>memory, measured</th>" in page
+    assert page.count("<td>3.5 MB</td>") == 20
 
 
 def test_nothing_in_a_front_ends_the_script_or_opens_an_element() -> None:

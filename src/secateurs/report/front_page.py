@@ -87,13 +87,18 @@ def _figures(front: Front, point: FrontPoint) -> str:
 def _table(front: Front) -> str:
     knee = front.knee().number
     timed = any(point.measured_ms is not None for point in front.points)
-    names = [*front.dense_costs, *(["latency, measured"] if timed else []), "blocks removed"]
+    weighed = any(point.measured_memory_bytes is not None for point in front.points)
+    measured = [*(["latency, measured"] if timed else []), *(["memory, measured"] if weighed else [])]
+    names = [*front.dense_costs, *measured, "blocks removed"]
     rows = []
     for point in front.points:
         cells = [f"{point.number}{' (knee)' if point.number == knee else ''}", wording.percent(point.error, 1)]
         cells += [quantity(point.costs[name], front.units[name]) for name in front.dense_costs]
         if timed:
             cells.append("" if point.measured_ms is None else wording.milliseconds(point.measured_ms))
+        if weighed:
+            seen = point.measured_memory_bytes
+            cells.append("" if seen is None else quantity(seen, front.units["memory"]))
         rows.append([*cells, str(len(point.removed))])
     return _grid(["point", "error", *names], rows, "scroll tall")
 

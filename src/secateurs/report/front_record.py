@@ -33,14 +33,15 @@ class Tuned(BaseModel):
 
 class FrontPoint(BaseModel):
     """One network. ``error``: on the validation images before fine-tuning; ``costs``: by the models, per resource;
-    ``measured_ms``: latency when the front was run on the target (None: latency is no objective); ``widths``: units
-    kept per group (0 in a removed block)."""
+    ``measured_ms`` and ``measured_memory_bytes``: of the network when the front was run on the target (None: no
+    objective); ``widths``: units kept per group (0 in a removed block)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     number: int
     error: float
     costs: dict[str, float]
     measured_ms: float | None = None
+    measured_memory_bytes: int | None = None
     widths: dict[str, int]
     removed: tuple[str, ...] = ()
     tuned: Tuned | None = None
