@@ -30,7 +30,7 @@ from secateurs.cost import CostModel, CostTerm
 from secateurs.data import Data, open_data
 from secateurs.element_choices import ElementSpace
 from secateurs.element_losses import measured_losses
-from secateurs.element_planning import check_elements, element_space, rectangle_space
+from secateurs.element_planning import check_elements, element_space, measured_space, rectangle_space
 from secateurs.elements.rectangles import deployable
 from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.kernel_times import KernelTimes, Point
@@ -235,6 +235,9 @@ def test_networks_and_targets_without_elements_to_lose_say_so() -> None:
     stem = sc.trace(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval(), torch.randn(1, 3, 8, 8))
     with pytest.raises(PlanError, match=r"in scope block: all are grouped.* kept whole. Leave --elements out"):
         element_space(sc.trace(stem.model, stem.args, keep=("2",)), KernelTimes(), 1.0, legal=Legal())
+    # What cannot be is refused before the network is exported.
+    with pytest.raises(PlanError, match="in scope layer: all are 1×1"):
+        measured_space(pointed_space().graph, FakeSparse(kept_costs), "layer", Legal())
     with pytest.raises(PlanError, match=r"onnxruntime-cpu multiplies by pruned kernel elements.*torch-sparse-cpu"):
         check_elements(open_target("onnxruntime-cpu"), "block")
     with pytest.raises(PlanError, match="scope 'kernel' runs fast nowhere"):
@@ -368,15 +371,14 @@ def test_rectangles_run_as_smaller_convolutions_on_any_runtime(tmp_path: Path) -
     assert plan.elements
     small = sc.apply(graph.model, plan)
 
-    def exported(target: FakeTarget) -> list[np.ndarray]:
-        Bench(target, tmp_path, example).export(small, tmp_path / "small.onnx", plan)
-        held = onnx.load(tmp_path / "small.onnx").graph.initializer
-        return [numpy_helper.to_array(tensor) for tensor in held if len(tensor.dims) == 4]
-
     # Kernels that skip zeros take them as they are, everything else takes smaller convolutions.
-    zeros = exported(FakeSparse(lambda content: {}))
+    Bench(FakeSparse(kept_costs, artifact="pt2"), tmp_path, example).export(small, tmp_path / "zeros.pt2", plan)
+    held = torch.export.load(tmp_path / "zeros.pt2").state_dict.values()
+    zeros = [tensor.detach().numpy() for tensor in held if tensor.dim() == 4]
     assert all(weight.shape[2:] == (3, 3) for weight in zeros)
-    smaller = exported(FakeTarget(lambda content: {}))
+    Bench(FakeTarget(kept_costs), tmp_path, example).export(small, tmp_path / "small.onnx", plan)
+    initial = onnx.load(tmp_path / "small.onnx").graph.initializer
+    smaller = [numpy_helper.to_array(tensor) for tensor in initial if len(tensor.dims) == 4]
     assert min(weight.shape[2:] for weight in smaller) < (3, 3)
     assert sum(np.count_nonzero(weight) for weight in zeros) == sum(weight.size for weight in smaller)
     session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])

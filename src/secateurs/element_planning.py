@@ -95,6 +95,7 @@ def measured_space(
         TargetError: the runtime failed, or the machine is too disturbed to measure.
     """
     check_elements(target, scope, batch)
+    _layers(graph, scope, skips_pruned_elements(target))  # refuses before anything is measured
     with tempfile.TemporaryDirectory(prefix="secateurs-dense-") as folder:
         bench = Bench(target, Path(folder), (graph.args, graph.kwargs), threads, batch, seed, progress)
         bench.export(graph.model, bench.dense)
@@ -123,7 +124,7 @@ def element_space(
     Raises:
         PlanError: no layer can lose elements.
     """
-    own, layers = graph.spec, _layers(graph, scope, runs=_runs)
+    own, layers = graph.spec, _layers(graph, scope, True)
     widths, spec = _widths(own, legal), _extended(graph, layers)
     terms, counts = [], dict[str, np.ndarray]()
     for layer in own.layers:
@@ -157,7 +158,7 @@ def rectangle_space(graph: Graph, costs: LatencyModel, ratios: Mapping[float, fl
     Raises:
         PlanError: no layer can lose elements.
     """
-    own, layers = graph.spec, _layers(graph, "layer")
+    own, layers = graph.spec, _layers(graph, "layer", False)
     widths, spec = _widths(own, legal), _extended(graph, layers)
     by_name = {layer.name: layer for layer in own.layers if layer.parameter in layers}
     model = costs.cost_model()
@@ -201,10 +202,9 @@ def _rectangle_ratios(graph: Graph, bench: Bench, store: Store, progress: Progre
     if held is None:
         empty, files = graph.plan({}, ()), {"dense": bench.dense}
         parameters = dict(graph.model.named_parameters(remove_duplicate=False))
+        sizes = {name: parameters[name][0, 0].numel() for name in _layers(graph, "layer", False)}
         for share in _RECTANGLES:
-            counts = {
-                name: max(1, int(share * parameters[name][0, 0].numel() + 1e-9)) for name in _layers(graph, "layer")
-            }
+            counts = {name: max(1, int(share * size + 1e-9)) for name, size in sizes.items()}
             plan = empty.model_copy(update={"elements": patterns(graph.model, counts, scope="layer")})
             files[str(share)] = bench.folder / f"{share:.2f}.{bench.target.artifact}"
             bench.export(apply(graph.model, plan, check=False), files[str(share)], plan)
@@ -227,8 +227,8 @@ def _dense_ms(graph: Graph, bench: Bench, store: Store | None) -> float:
     return float(held["ms"])
 
 
-def _layers(graph: Graph, scope: str, runs: Callable[[torch.nn.Module], bool] = lambda module: True) -> tuple[str, ...]:
-    """Weights that can lose elements, of modules that ``runs`` is true of.
+def _layers(graph: Graph, scope: str, skips: bool) -> tuple[str, ...]:
+    """Weights that can lose elements; ``skips``: on the sparse kernels.
 
     Raises:
         PlanError: there are none.
@@ -236,7 +236,7 @@ def _layers(graph: Graph, scope: str, runs: Callable[[torch.nn.Module], bool] = 
     can = {
         name
         for name in eligible(graph.model, pointwise=scope == "block")
-        if not _kept_whole(graph, name) and runs(_module(graph, name))
+        if not _kept_whole(graph, name) and (not skips or _runs(_module(graph, name)))
     }
     layers = tuple(dict.fromkeys(layer.parameter for layer in graph.spec.layers if layer.parameter in can))
     if not layers:
