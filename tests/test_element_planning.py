@@ -242,6 +242,8 @@ def test_networks_and_targets_without_elements_to_lose_say_so() -> None:
         check_elements(open_target("onnxruntime-cpu"), "block")
     with pytest.raises(PlanError, match="scope 'kernel' runs fast nowhere"):
         check_elements(open_target("onnxruntime-cpu"), "kernel")
+    with pytest.raises(PlanError, match="scope 'kernels' is unknown"):
+        check_elements(open_target("onnxruntime-cpu"), "kernels")
 
 
 def test_budgets_that_elements_cannot_serve_are_refused() -> None:

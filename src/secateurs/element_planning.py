@@ -22,6 +22,7 @@ import torch
 from secateurs.bench import QUICK, Bench
 from secateurs.cost import CostModel, CostTerm
 from secateurs.element_choices import SUFFIX, ElementSpace
+from secateurs.elements.patterns import SCOPES as PATTERN_SCOPES
 from secateurs.elements.selection import eligible, patterns, steps
 from secateurs.errors import PlanError
 from secateurs.kernel_times import ConvShape, KernelTimes, LayerTimes
@@ -61,7 +62,8 @@ def check_elements(target: Target, scope: str, batch: int = 1) -> None:
         PlanError: unknown scope, or a target that runs pruned elements as multiplications by zero.
     """
     if scope not in SCOPES:
-        raise PlanError(f"Element scope {scope!r} runs fast nowhere. Choose one of {', '.join(SCOPES)}.")
+        known = "runs fast nowhere" if scope in PATTERN_SCOPES else "is unknown"
+        raise PlanError(f"Element scope {scope!r} {known}. Choose one of {', '.join(SCOPES)}.")
     skips = skips_pruned_elements(target)
     if not skips and scope != "layer":
         raise PlanError(

@@ -10,6 +10,7 @@ from secateurs.data.images import Data
 from secateurs.elements.alignment import align
 from secateurs.elements.patterns import Choice, to_pattern
 from secateurs.elements.selection import patterns
+from secateurs.errors import StructureError
 from secateurs.plan import ElementPattern, Plan
 from secateurs.progress import Progress, silent
 from secateurs.recover.element_choice import ElementCount
@@ -47,7 +48,11 @@ def aligned(dense: nn.Module, plan: Plan, example: Any = None, *, progress: Prog
     choices = {name: choice for name, choice in choices.items() if len(parameters[name]) > choice.block}
     if not choices:
         return plan
-    _, orders = align(trace(small, example), choices, progress=progress)
+    try:
+        _, orders = align(trace(small, example), choices, progress=progress)
+    except StructureError as error:
+        progress.say(f"Filters keep their order: {error}")
+        return plan
     found = dict(plan.elements)
     for name, order in orders.items():
         one = {name: choices[name].keep}
