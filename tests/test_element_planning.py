@@ -236,7 +236,7 @@ def test_networks_and_targets_without_elements_to_lose_say_so() -> None:
     with pytest.raises(PlanError, match=r"in scope block: all are grouped.* kept whole. Leave --elements out"):
         element_space(sc.trace(stem.model, stem.args, keep=("2",)), KernelTimes(), 1.0, legal=Legal())
     # What cannot be is refused before the network is exported.
-    with pytest.raises(PlanError, match="in scope layer: all are 1×1"):
+    with pytest.raises(PlanError, match=r"in scope layer: all are 1×1.*or give --elements block"):
         measured_space(pointed_space().graph, FakeSparse(kept_costs), "layer", Legal())
     with pytest.raises(PlanError, match=r"onnxruntime-cpu multiplies by pruned kernel elements.*torch-sparse-cpu"):
         check_elements(open_target("onnxruntime-cpu"), "block")

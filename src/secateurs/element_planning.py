@@ -242,10 +242,14 @@ def _layers(graph: Graph, scope: str, skips: bool) -> tuple[str, ...]:
     }
     layers = tuple(dict.fromkeys(layer.parameter for layer in graph.spec.layers if layer.parameter in can))
     if not layers:
-        small = "grouped" if scope == "block" else "1×1, grouped"
+        small, remedy = "1×1, grouped", "Leave --elements out"
+        if scope == "block":
+            small = "grouped"
+        elif skips:
+            remedy += ", or give --elements block, which 1×1 convolutions can take part in"
         raise PlanError(
             f"No convolution of this network has kernel elements to lose in scope {scope}: all are {small}, depthwise, "
-            f"read the image, or are kept whole. Leave --elements out."
+            f"read the image, or are kept whole. {remedy}."
         )
     return layers
 

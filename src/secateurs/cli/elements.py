@@ -42,11 +42,11 @@ def verb(
     from secateurs.break_even import break_evens
     from secateurs.kernel_times import KernelTimes
     from secateurs.latency.store import Store
-    from secateurs.report.break_even_figure import Curve, save
+    from secateurs.report.break_even_figure import Curve, drawable, save
     from secateurs.structure import trace
 
     if plot is not None:
-        writable(plot)
+        drawable(writable(plot))
     with shown(talk()) as progress:
         loaded = open_model(model, weights, shape, normalize, seed=seed, progress=progress)
         with progress.task("trace"):

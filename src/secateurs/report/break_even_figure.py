@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from secateurs.errors import DataError
@@ -23,22 +24,31 @@ class Curve:
     density: float
 
 
-def save(curves: Sequence[Curve], title: str, path: Path) -> None:
-    """Write the figure as ``.png``, ``.svg`` or ``.pdf``: speed-up over dense against the share of kept elements.
+def drawable(path: Path) -> None:
+    """Nothing, if the figure can be drawn there: to be asked before anything is measured.
 
     Raises:
         DataError: another ending, or Matplotlib is missing.
     """
     if path.suffix.lower() not in FORMATS:
         raise DataError(f"{path} ends in {path.suffix!r}. The break-even is drawn as {', '.join(FORMATS)}.")
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import PercentFormatter
-    except ImportError:
+    if find_spec("matplotlib") is None:
         raise DataError(
             "Drawing the break-even needs Matplotlib, which is not installed. Run: pip install 'secateurs[plots]'."
-        ) from None
+        )
+
+
+def save(curves: Sequence[Curve], title: str, path: Path) -> None:
+    """Write the figure as ``.png``, ``.svg`` or ``.pdf``: speed-up over dense against the share of kept elements.
+
+    Raises:
+        DataError: as :func:`drawable`.
+    """
+    drawable(path)
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(1.0, color=_SOFT, linewidth=0.8, linestyle="--")
