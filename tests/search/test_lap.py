@@ -365,3 +365,20 @@ def test_refitted_ratios_fit_and_touch_little() -> None:
         assert float(problem.costs(network.widths, network.removed)[0]) > 0.93 * problem.constraints[0].limit
     again = refitted(choices, changed, base, np.random.default_rng(1))
     assert np.array_equal(again, found)
+
+
+def test_a_block_that_goes_counts_with_all_its_groups_in_the_sensitivity_reward() -> None:
+    pytest.importorskip("gymnasium")
+    problem = resnet50_like(most=8, removable=True)
+    env = env_of(problem, budget=False)
+    totals: list[float] = []
+    game = replace(env.game, reward=lambda error, latency, saved: totals.append(saved) or -error)
+    env = type(env)(game)
+    head, block = next(iter(game.choices.heads.items()))
+    env.reset()
+    last = False
+    while not last:
+        *_, last, _, _ = env.step(np.array([1.0 if env.group == head else 0.0], dtype=np.float32))
+    inside = problem.spec.blocks[block].groups
+    assert len(inside) == 2
+    assert totals == [pytest.approx(sum(game.curves.at(group, 0) for group in inside))]

@@ -116,6 +116,7 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._saved += game.curves.at(group, self._network.widths[group] * (self._previous < 1))
         self._group += 1
         while self._group < self._groups and self._vanished(self._group):
+            self._saved += game.curves.at(self._group, 0)
             self._group += 1
         info: dict[str, Any] = {"group": group, "action": self._previous}
         if self._group < self._groups:

@@ -56,8 +56,8 @@ def block_sensitivity(choices: Choices) -> np.ndarray:
     heads, blocks = list(choices.heads), list(choices.heads.values())
     dense = np.tile(problem.spec.dense_widths, (len(blocks), 1))
     gone = np.stack([problem.gone({block}, ()) for block in blocks])
-    saved = (problem.costs(dense, np.zeros_like(gone)) - problem.costs(dense, gone))[:, 0]
-    found[heads] = np.maximum(saved, 0.0) / max(float(saved.mean()), 1e-12)
+    saved = np.maximum((problem.costs(dense, np.zeros_like(gone)) - problem.costs(dense, gone))[:, 0], 0.0)
+    found[heads] = saved / max(float(saved.mean()), 1e-12)
     return found
 
 
