@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
+from secateurs.cost import CostFunction
 from secateurs.errors import PlanError
 from secateurs.registry import load
 from secateurs.search.knapsack import Knapsack
@@ -22,7 +23,7 @@ from secateurs.search.lap.rewards import within_budget
 from secateurs.search.lap.sensitivity import modelled
 from secateurs.search.lap.settings import Agent, LapSettings, Prior
 from secateurs.search.lap.strategy import Lap
-from secateurs.search.problem import Evaluation, Problem
+from secateurs.search.problem import Constraint, Evaluation, Problem
 from secateurs.search.rows import FileRows
 from secateurs.testing.problems import resnet50_like, staircase_problem
 
@@ -298,3 +299,158 @@ def test_the_prior_takes_blocks_away_in_proportion_to_their_latency() -> None:
 def test_a_network_without_removable_blocks_has_no_block_sensitivity() -> None:
     problem = chain()
     assert not block_sensitivity(Choices(problem, 0.8)).any()
+
+
+def test_a_first_plan_comes_from_strategies_that_plan_by_scores() -> None:
+    for name in ("lap", "hamp", "front"):
+        with pytest.raises(PlanError, match="first plan"):
+            Lap.tuned({"warm_start": name}, None)
+        with pytest.raises(PlanError, match="first plan"):
+            Lap(replace(SHORT, warm_start=name)).solve(chain())
+    with pytest.raises(PlanError, match="Unknown strategy"):
+        Lap.tuned({"warm_start": "nothing"}, None)
+    assert Lap.tuned({"warm_start": "splamp"}, None).criterion == "splamp", "its values are those of one criterion"
+    assert Lap.tuned({"warm_start": "knapsack"}, None).criterion is None
+
+
+def test_other_legal_networks_are_another_search(tmp_path: Path) -> None:
+    problem = judged(resnet50_like(most=8, latency_ratio=0.6, removable=True))
+    settings = replace(SHORT, episodes=6, warmup=6)
+    assert Lap(settings, tmp_path).solve(problem).removed, "blocks go"
+    without = replace(problem, removable=frozenset())
+    assert Lap(settings, tmp_path).solve(without).removed == frozenset()
+
+
+def test_checkpoints_in_an_earlier_form_are_not_taken_up(tmp_path: Path) -> None:
+    (tmp_path / HISTORY_FILE).write_text('{"identity": "of then", "number": 1, "episodes": [{"limit": 3.0}]}')
+    settings = replace(SHORT, episodes=2)
+    assert len(Lap(settings, tmp_path).solve(chain()).details["episodes"]) == 2
+
+
+def with_second_cost(problem: Problem, share: float) -> Problem:
+    """A further limit on the cost of the first group's layers, between the least and the dense one."""
+    latency = problem.constraints[0]
+    model = replace(latency.model, terms=latency.model.terms[:1])
+    low, high = (float(model.evaluate(widths)) for widths in (problem.narrowest, problem.widest))
+    second = Constraint("second", model, low + share * (high - low))
+    return replace(problem, constraints=(latency, second))
+
+
+def test_a_further_limit_of_a_second_cost_is_searched_too() -> None:
+    strategy = Lap(SHORT)
+    loose, tight = with_second_cost(chain(), 1.0), with_second_cost(chain(), 0.0)
+    first = strategy.solve(loose)
+    assert first.widths[0] > tight.narrowest[0], "the second limit did not bind before"
+    second = strategy.solve(tight)
+    assert bool(tight.fits(second.widths, second.removed))
+    assert len(second.details["episodes"]) == 14 + 3
+
+
+class Counting:
+    """A progress that remembers totals, steps and notes."""
+
+    def __init__(self) -> None:
+        self.totals: list[int | None] = []
+        self.steps: list[int] = []
+        self.notes: list[str] = []
+
+    def task(self, name: str, total: int | None = None) -> Counting:
+        self.totals.append(total)
+        self.steps.append(0)
+        return self
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.steps[-1] += steps
+        self.notes.append(note)
+
+    def say(self, message: str) -> None:
+        self.notes.append(message)
+
+    def __enter__(self) -> Counting:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        pass
+
+
+def test_progress_counts_the_episodes_of_the_limit_at_hand_in_its_unit() -> None:
+    strategy, seen = Lap(SHORT), Counting()
+    for ratio in (1.0, 0.9):
+        problem = chain(ratio)
+        (latency,) = problem.constraints
+        bytes_of = replace(latency, model=replace(latency.model, unit="bytes"))
+        strategy.solve(replace(problem, constraints=(bytes_of,)), progress=seen)
+    assert seen.totals == seen.steps == [14, 3]
+    assert all(" bytes of " in note and " ms" not in note for note in seen.notes if note)
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A cost that is saved where a layer stays."""
+
+    cost: CostFunction
+
+    def __call__(self, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        return -self.cost(inputs, outputs)
+
+
+def test_blocks_that_make_the_network_faster_have_no_sensitivity() -> None:
+    problem = judged(resnet50_like(most=8, latency_ratio=0.6, removable=True))
+    (latency,) = problem.constraints
+    terms = tuple(replace(t, cost=Turned(t.cost)) if set(t.blocks) - {11} else t for t in latency.model.terms)
+    model = replace(latency.model, terms=terms, offset=1e3)
+    choices = Choices(replace(problem, constraints=(replace(latency, model=model, limit=1e6),)), 0.8)
+    weights = block_sensitivity(choices)
+    heads = {block: head for head, block in choices.heads.items()}
+    assert all(weights[heads[block]] == 0.0 for block in range(11))
+    assert weights[heads[11]] == pytest.approx(12.0), "the only one, over the mean of all twelve"
+
+
+@dataclass
+class Depth:
+    """Accuracy falls with the worst cuts, to chance where much is cut: most random networks are worth nothing."""
+
+    problem: Problem
+    identity: str = "depth"
+
+    def __call__(self, widths: np.ndarray, removed: frozenset[int]) -> Evaluation:
+        weights = np.random.default_rng(7).lognormal(0, 1, len(widths))
+        loss = weights @ (self.problem.spec.dense_widths / widths - 1) / weights.sum()
+        return Evaluation(0.1 + 0.85 * float(np.exp(-1.5 * loss**1.3)), 0.01)
+
+
+def test_after_a_guided_warm_up_the_best_network_is_varied(monkeypatch: pytest.MonkeyPatch) -> None:
+    taught: list[list[float]] = []
+    imitate = Learner.imitate
+
+    def noted(learner: Learner, steps: list[Transition]) -> None:
+        taught.append([step.ratio for step in steps])
+        imitate(learner, steps)
+
+    monkeypatch.setattr(Learner, "imitate", noted)
+    settings = replace(SHORT, episodes=32, warmup=10)
+    means: dict[bool, list[float]] = {True: [], False: []}
+    for seed, local in [(seed, local) for seed in (2, 3) for local in (True, False)]:
+        problem = staircase_problem(seed, groups=8)
+        lap, begin = Lap(settings), Lap._start
+        with monkeypatch.context() as patch:
+            if not local:
+                patch.setattr(Lap, "_start", lambda *given, begin=begin: replace(begin(*given), local=None))
+            lap.solve(replace(problem, evaluator=Depth(problem)), seed=seed)
+        (session,) = lap.sessions.values()
+        means[local].append(float(np.mean([episode.accuracy for episode in session.episodes[10:]])))
+        if local:
+            best = max(session.episodes[:10], key=lambda episode: episode.reward)
+            assert taught.pop() == pytest.approx(best.ratios)
+            assert len({episode.network for episode in session.episodes}) >= 31, "hardly any was drawn twice"
+        assert not taught
+    assert all(with_it > without + 0.03 for with_it, without in zip(means[True], means[False], strict=True)), means
+
+
+def test_without_the_priors_exploration_the_agent_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a search without prior is AMC's: no imitation, no second draw, noise around the actor alone."""
+    monkeypatch.setattr(Learner, "imitate", lambda *given: pytest.fail("nothing is imitated"))
+    monkeypatch.setattr("secateurs.search.lap.learning.rehearse", lambda *given: pytest.fail("nothing is balanced"))
+    settings = replace(SHORT, prior=Prior(state=False, exploration=False, reward=False))
+    found = Lap(settings).solve(chain())
+    assert [row["phase"] for row in found.details["episodes"]] == ["warm-up"] * 6 + ["agent"] * 8

@@ -15,7 +15,9 @@ from secateurs.errors import PlanError
 from secateurs.plan import write_atomic
 from secateurs.progress import Task
 from secateurs.search.lap.exploration import truncated_normal
+from secateurs.search.lap.playing import Action, Table, fixed, rehearse, walk
 from secateurs.search.lap.settings import LapSettings
+from secateurs.search.problem import SLACK
 
 if TYPE_CHECKING:
     from secateurs.search.lap.agent import Learner, Transition
@@ -30,11 +32,16 @@ MOST_GONE = 0.6
 """Share of the blocks that a warm-up episode removes, drawn anew from 0 up to this, where the prior guides it."""
 
 CHANGED, LEAST_SIGMA = 2.0, 0.1
-"""Groups that an episode changes on average where a search starts from a plan, and by how much at least."""
+"""Groups that an episode changes on average where a search varies its best network, and by how much at least."""
 
-Action = Callable[[int, np.ndarray], float]
-"""(group, state) to the pruning ratio to try."""
+DRAWS, WIDER = 5, 1.5
+"""Draws of an episode at most until it is a network that was not looked at yet, and growth of their deviation."""
 
+ASKED = 0.5
+"""Share of these changes that the actor proposes after the warm-up; the others lie around the best network."""
+
+Limits = tuple[float, ...]
+"""Of the costs of a problem, the main one first."""
 
 Balance = Callable[[np.ndarray, "np.ndarray | None", np.random.Generator], np.ndarray]
 """(ratios, those of the network they were made from, generator) to ratios that fit the limits."""
@@ -44,11 +51,12 @@ Balance = Callable[[np.ndarray, "np.ndarray | None", np.random.Generator], np.nd
 class Episode:
     """One network that was looked at.
 
-    ``limit``: cost limit it was found under (None: resource-free); ``phase``: ``start``, ``warm-up`` or ``agent``;
-    ``evaluations``: different networks judged so far, this one included.
+    ``limits``: it was found under (None: resource-free); ``phase``: ``start``, ``warm-up`` or ``agent``; ``costs``: all
+    that are limited, by the models, the first of which is ``latency_ms``; ``evaluations``: different networks judged so
+    far, this one included.
     """
 
-    limit: float | None
+    limits: Limits | None
     phase: str
     reward: float
     accuracy: float
@@ -56,12 +64,17 @@ class Episode:
     widths: tuple[int, ...]
     removed: tuple[int, ...]
     ratios: tuple[float, ...]
+    costs: tuple[float, ...]
     evaluations: int
 
     @property
     def network(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Equal for equal networks."""
         return self.widths, self.removed
+
+    def within(self, limits: Limits | None) -> bool:
+        """Whether all costs are within such limits."""
+        return limits is None or all(c <= most * (1 + SLACK) for c, most in zip(self.costs, limits, strict=True))
 
 
 @dataclass
@@ -90,6 +103,8 @@ class Session:
             return
         try:
             held = json.loads((self.folder / HISTORY_FILE).read_text(encoding="utf-8"))
+            if held["identity"] != self.identity:
+                return
             content = (self.folder / AGENT_FILE.replace(".", f"-{held['number']}.")).read_bytes()
             found = [_episode(raw) for raw in held["episodes"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -97,9 +112,8 @@ class Session:
                 f"The search's checkpoint in {self.folder} is damaged ({error}). Delete that folder to start the "
                 "search again; evaluations that are already stored are not lost."
             ) from error
-        if held["identity"] == self.identity:
-            self.learner.restore(content)
-            self.episodes = found
+        self.learner.restore(content)
+        self.episodes = found
 
     def save(self) -> None:
         """Write a checkpoint: the agent under a new name first, then the episodes that point to it."""
@@ -116,57 +130,81 @@ class Session:
                 old.unlink(missing_ok=True)
         self.saved = time.monotonic()
 
-    def under(self, limit: float | None) -> list[Episode]:
-        """Episodes up to the last one that searched under ``limit``."""
-        last = max((i for i, episode in enumerate(self.episodes) if episode.limit == limit), default=-1)
+    def under(self, limits: Limits | None) -> list[Episode]:
+        """Episodes up to the last one that searched under ``limits``."""
+        last = max((i for i, episode in enumerate(self.episodes) if episode.limits == limits), default=-1)
         return self.episodes[: last + 1]
 
-    def run(self, table: Table, limit: float | None, start: Start, task: Task) -> list[Episode]:
-        """Episodes until this limit has had its share; what was known before included."""
-        first = not self.episodes or self.episodes[0].limit == limit
-        wanted = self.settings.episodes if first else self.settings.again
-        done = sum(episode.limit == limit for episode in self.episodes)
+    def is_first(self, limits: Limits | None) -> bool:
+        """Whether these are the limits that the search began with, so that all episodes are theirs."""
+        return not self.episodes or self.episodes[0].limits == limits
+
+    def wanted(self, limits: Limits | None) -> int:
+        """Episodes that such limits get."""
+        return self.settings.episodes if self.is_first(limits) else self.settings.again
+
+    def run(self, table: Table, limits: Limits | None, start: Start, task: Task) -> list[Episode]:
+        """Episodes until these limits have had their share; what was known before included."""
+        first, wanted = self.is_first(limits), self.wanted(limits)
+        done = sum(episode.limits == limits for episode in self.episodes)
         task.advance(done)
         for index in range(done, wanted):
             number = len(self.episodes)
             rng = np.random.default_rng([self.seed, number])
-            phase, action = self._phase(index, first, start, limit, rng)
-            if start.balance is not None and phase != "start":
-                base = np.array(self.best(limit).ratios) if start.sparse else None
-                action = _fixed(start.balance(_rehearse(table.rehearsal, action), base, rng))
-            episode, steps = self._play(table.env, limit, phase, action)
+            if start.local is not None and index == max(1, start.local):
+                self.learner.imitate(walk(table.replay, fixed(np.array(self.best(limits).ratios)))[0])
+            phase, action = self._draw(table, index, first, start, limits, rng)
+            episode, steps = self._play(table.env, limits, phase, action)
             self.learner.remember(steps, episode.reward)
-            if phase == "start" and start.sparse:
-                self.learner.imitate(steps)
             self.episodes.append(episode)
             if phase == "agent" or number + 1 >= self.settings.warm_episodes:
                 self.learner.learn(len(steps), number)
             if time.monotonic() - self.saved > SAVE_SECONDS:
                 self.save()
-            best = self.best(limit).accuracy
-            note = f"accuracy {episode.accuracy:.2%}  best {best:.2%}  {episode.latency_ms:.3g} ms"
-            task.advance(1, f"reward {episode.reward:.3f}  {note}" + (f" of {limit:.3g}" if limit else ""))
+            task.advance(1, self._note(episode, limits, table.unit))
         if done < wanted:
             self.save()
-        return self.under(limit)
+        return self.under(limits)
 
-    def best(self, limit: float | None) -> Episode:
-        """The episode of highest reward that is within ``limit``, the first one of equals."""
-        inside = [e for e in self.under(limit) if limit is None or e.latency_ms <= limit * (1 + 1e-9)]
+    def _note(self, episode: Episode, limits: Limits | None, unit: str) -> str:
+        """An episode in a line."""
+        share = f" of {limits[0]:.3g}" if limits else ""
+        found = f"reward {episode.reward:.3f}  accuracy {episode.accuracy:.2%}  best {self.best(limits).accuracy:.2%}"
+        return f"{found}  {episode.latency_ms:.3g} {unit}{share}"
+
+    def best(self, limits: Limits | None) -> Episode:
+        """The episode of highest reward that is within ``limits``, the first one of equals."""
+        inside = [episode for episode in self.under(limits) if episode.within(limits)]
         return max(inside, key=lambda episode: episode.reward)
 
-    def _phase(
-        self, index: int, first: bool, start: Start, limit: float | None, rng: np.random.Generator
+    def _draw(
+        self, table: Table, index: int, first: bool, start: Start, limits: Limits | None, rng: np.random.Generator
     ) -> tuple[str, Action]:
-        """What an episode is for, and how it acts; ``index``: its number under the present limit."""
+        """What the next episode is for, and how it acts; balanced ones are drawn again until the network is new."""
+        known = {episode.network for episode in self.under(limits)}
+        for draw in range(DRAWS):
+            phase, action = self._phase(index, first, start, limits, WIDER**draw, rng)
+            if start.balance is None or phase == "start":
+                break
+            base = np.array(self.best(limits).ratios) if start.is_local(index) else None
+            ratios = start.balance(rehearse(table.rehearsal, action), base, rng)
+            action = fixed(ratios)
+            if table.network(ratios) not in known:
+                break
+        return phase, action
+
+    def _phase(
+        self, index: int, first: bool, start: Start, limits: Limits | None, wider: float, rng: np.random.Generator
+    ) -> tuple[str, Action]:
+        """The same before balancing; ``index``: its number under the present limits, ``wider``: times the deviation."""
         agent = self.settings.agent
         if index == 0 and start.forced is not None:
-            return "start", _fixed(start.forced)
+            return "start", fixed(start.forced)
         warm = first and index < self.settings.warm_episodes
         late = index - self.settings.warm_episodes if first else index
         sigma = start.sigma if warm else start.sigma * agent.decay ** max(0, late) * (1.0 if first else AGAIN_SIGMA)
-        if start.sparse:
-            return self._sparse(warm, self.best(limit).ratios, sigma, rng)
+        if start.is_local(index):
+            return self._local(warm, self.best(limits).ratios, max(sigma, LEAST_SIGMA) * wider, rng)
         if not warm:
             return "agent", lambda group, seen: truncated_normal(rng, self.learner.ratio(seen), sigma)
         if start.centre is None:
@@ -176,61 +214,28 @@ class Session:
         gone = rng.random(len(blocks)) < blocks * rng.uniform(0.0, MOST_GONE)
         return "warm-up", lambda group, seen: 1.0 if gone[group] else truncated_normal(rng, centre[group], sigma)
 
-    def _sparse(
-        self, warm: bool, held: tuple[float, ...], sigma: float, rng: np.random.Generator
-    ) -> tuple[str, Action]:
+    def _local(self, warm: bool, held: tuple[float, ...], sigma: float, rng: np.random.Generator) -> tuple[str, Action]:
         """Some groups around the best network so far, later around the actor; the others as they were."""
         changed = rng.random(len(held)) < CHANGED / len(held)
         changed[rng.integers(len(held))] = True
-        sigma = max(sigma, LEAST_SIGMA)
 
         def act(group: int, seen: np.ndarray) -> float:
             if not changed[group]:
                 return held[group]
-            return truncated_normal(rng, held[group] if warm else self.learner.ratio(seen), sigma)
+            asked = not warm and rng.random() < ASKED
+            return truncated_normal(rng, self.learner.ratio(seen) if asked else held[group], sigma)
 
         return "warm-up" if warm else "agent", act
 
     def _play(
-        self, env: PruningEnv, limit: float | None, phase: str, action: Action
+        self, env: PruningEnv, limits: Limits | None, phase: str, action: Action
     ) -> tuple[Episode, list[Transition]]:
-        from secateurs.search.lap.agent import Transition
-
-        seen, _ = env.reset()
-        steps, ratios, last = [], np.ones(len(env.game.choices.options)), False
-        while not last:
-            wanted = action(env.group, seen)
-            after, reward, last, _, info = env.step(np.array([wanted]))
-            steps.append(Transition(seen, float(info["action"]), after, last))
-            ratios[info["group"]] = info["action"]
-            seen = after
+        steps, ratios, info = walk(env, action)
         widths, removed = tuple(info["widths"].tolist()), tuple(sorted(info["removed"]))
         known = {episode.network for episode in self.episodes} | {(widths, removed)}
-        figures = (float(reward), float(info["accuracy"]), float(info["latency_ms"]))
-        return Episode(limit, phase, *figures, widths, removed, tuple(ratios.tolist()), len(known)), steps
-
-
-def _fixed(ratios: np.ndarray) -> Action:
-    return lambda group, seen: float(ratios[group])
-
-
-def _rehearse(env: PruningEnv, action: Action) -> np.ndarray:
-    """The ratios that actions ask for, played where nothing is judged; 1 for groups that are not asked about."""
-    seen, _ = env.reset()
-    ratios, last = np.ones(len(env.game.choices.options)), False
-    while not last:
-        group = env.group
-        ratios[group] = action(group, seen)
-        seen, _, last, _, _ = env.step(ratios[[group]])
-    return ratios
-
-
-@dataclass(frozen=True)
-class Table:
-    """Where the game is played: ``env``, and ``rehearsal`` without wall and judge."""
-
-    env: PruningEnv
-    rehearsal: PruningEnv
+        figures = (float(info["reward"]), float(info["accuracy"]), float(info["latency_ms"]))
+        costs = tuple(env.game.choices.problem.costs(info["widths"], info["removed"]).tolist())
+        return Episode(limits, phase, *figures, widths, removed, tuple(ratios.tolist()), costs, len(known)), steps
 
 
 @dataclass(frozen=True)
@@ -239,19 +244,23 @@ class Start:
 
     ``centre``: ratios around which the warm-up acts [groups], None for uniform actions; ``blocks``: sensitivity of the
     block that each group heads [groups], in proportion to which the warm-up removes blocks; ``sigma``: of the truncated
-    normals; ``forced``: ratios of the first episode; ``sparse``: change some groups of the best network at a time,
-    after the actor has learnt the forced ones; ``balance``: moves ratios so that they fit the limits, None leaves that
-    to the wall.
+    normals; ``forced``: ratios of the first episode; ``local``: number of the episode from which some groups of the
+    best network so far are changed at a time, after the actor has learnt that network, None for never; ``balance``:
+    moves ratios so that they fit the limits, None leaves that to the wall.
     """
 
     centre: np.ndarray | None
     sigma: float
     forced: np.ndarray | None = None
-    sparse: bool = False
+    local: int | None = None
     balance: Balance | None = None
     blocks: np.ndarray | None = None
 
+    def is_local(self, index: int) -> bool:
+        """Whether the ``index``-th episode changes the best network."""
+        return self.local is not None and index >= max(1, self.local)
+
 
 def _episode(raw: dict[str, Any]) -> Episode:
-    lists = {name: tuple(raw[name]) for name in ("widths", "removed", "ratios")}
-    return Episode(**{**raw, **lists})
+    lists = {name: tuple(raw[name]) for name in ("widths", "removed", "ratios", "costs")}
+    return Episode(**{**raw, **lists, "limits": None if raw["limits"] is None else tuple(raw["limits"])})

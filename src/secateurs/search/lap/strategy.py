@@ -30,15 +30,19 @@ from secateurs.search.lap.exploration import (
     refitted,
     uniform_ratio,
 )
-from secateurs.search.lap.learning import Balance, Episode, Session, Start, Table
+from secateurs.search.lap.learning import Balance, Episode, Limits, Session, Start
+from secateurs.search.lap.playing import Table
 from secateurs.search.lap.rewards import REWARDS
 from secateurs.search.lap.sensitivity import Sensitivity, modelled
 from secateurs.search.lap.settings import Agent, LapSettings
 from secateurs.search.lap.wall import Wall
-from secateurs.search.problem import Candidate, Problem, Solution
+from secateurs.search.problem import Candidate, Problem, Solution, Strategy
 
 if TYPE_CHECKING:
     from secateurs.search.lap.agent import Learner
+
+COURSE = 2
+"""Changes with the course of searches, so that a checkpoint of an earlier one is not taken up."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,8 @@ class Lap:
             **{name: options[name] for name in ("episodes", "warm_start") if name in options},
             agent=Agent(kind=options.get("agent", Agent().kind)),
         )
-        if settings.warm_start:
-            load("strategies", settings.warm_start)
-        return cls(settings, folder)
+        first = _warm(settings)
+        return cls(settings, folder, criterion=None if first is None else first.criterion)
 
     def solve(self, problem: Problem, *, seed: int = 0, progress: Progress = silent) -> Solution:
         """The most accurate network found within the limits (resource-free: the one of highest reward).
@@ -92,19 +95,18 @@ class Lap:
         curves = modelled(problem.spec, problem.constraints[0].model)
         reward = REWARDS[settings.reward_name]
         game = Game(choices, wall, curves, reward, _judge(problem), settings.prior.state)
-        table = Table(PruningEnv(game), PruningEnv(replace(game, wall=None, judge=lambda widths, removed: 0.0)))
+        blind = replace(game, judge=lambda widths, removed: 0.0)
+        table = Table(PruningEnv(game), PruningEnv(replace(blind, wall=None)), PruningEnv(blind))
         session = self._session(problem, table.env, seed)
-        limit = problem.constraints[0].limit if settings.budget else None
-        start = self._start(problem, choices, curves, warm, session, limit)
-        with progress.task("lap", settings.episodes) as task:
-            episodes = session.run(table, limit, start, task)
-        return self._solution(problem, curves, start, episodes, limit, time.perf_counter() - began)
+        limits = tuple(problem.limits.tolist()) if settings.budget else None
+        start = self._start(problem, choices, curves, warm, session, limits)
+        with progress.task("lap", session.wanted(limits)) as task:
+            episodes = session.run(table, limits, start, task)
+        return self._solution(problem, curves, start, episodes, limits, time.perf_counter() - began)
 
     def _warm_start(self, problem: Problem, seed: int, progress: Progress) -> Solution | None:
-        if not self.settings.warm_start:
-            return None
-        found: Solution = load("strategies", self.settings.warm_start)().solve(problem, seed=seed, progress=progress)
-        return found
+        first = _warm(self.settings)
+        return None if first is None else first.solve(problem, seed=seed, progress=progress)
 
     def _choices(self, problem: Problem, warm: Solution | None, progress: Progress) -> tuple[Choices, Wall | None]:
         """The decisions and their wall; where the budget needs more pruning than ``most``, all legal widths."""
@@ -125,8 +127,10 @@ class Lap:
     def _session(self, problem: Problem, env: PruningEnv, seed: int) -> Session:
         """The search so far: from earlier limits, from the folder, or a new one."""
         assert problem.evaluator is not None
-        model = problem.constraints[0].model.evaluate(np.stack([problem.spec.dense_widths, problem.narrowest]))
-        facts = (self.settings, seed, problem.spec.fingerprint, problem.evaluator.identity, model.tolist())
+        ends = np.stack([problem.spec.dense_widths, problem.narrowest])
+        costs = [constraint.model.evaluate(ends).tolist() for constraint in problem.constraints]
+        legal = ([widths.tolist() for widths in problem.options], sorted(problem.removable))
+        facts = (COURSE, self.settings, seed, problem.spec.fingerprint, problem.evaluator.identity, costs, legal)
         identity = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
         if identity not in self.sessions:
             learner = _learner(env, self.settings, len(problem.spec.groups), seed)
@@ -142,21 +146,22 @@ class Lap:
         curves: Sensitivity,
         warm: Solution | None,
         session: Session,
-        limit: float | None,
+        limits: Limits | None,
     ) -> Start:
         settings = self.settings
         balance = _balance(choices) if settings.budget else None
         if warm is not None:
             ratios = choices.ratios_of(warm.widths, warm.removed)
-            return Start(ratios, settings.warm_sigma, ratios, sparse=True, balance=balance)
+            return Start(ratios, settings.warm_sigma, ratios, local=0, balance=balance)
         forced = None
-        if session.episodes and session.episodes[0].limit != limit:
+        if session.episodes and not session.is_first(limits):
             forced = np.array(max(session.episodes, key=lambda episode: episode.reward).ratios)
         if not settings.prior.exploration:
             return Start(None, settings.agent.sigma, forced)
         mean = uniform_ratio(problem, choices.most) if settings.budget else min(FREE_RATIO, choices.most)
         centre, blocks = prior_ratios(curves, mean, choices.most), block_sensitivity(choices)
-        return Start(centre, settings.agent.sigma, forced, balance=balance, blocks=blocks)
+        local = 0 if forced is not None else settings.warm_episodes
+        return Start(centre, settings.agent.sigma, forced, local, balance, blocks)
 
     def _solution(
         self,
@@ -164,13 +169,11 @@ class Lap:
         curves: Sensitivity,
         start: Start,
         episodes: Sequence[Episode],
-        limit: float | None,
+        limits: Limits | None,
         seconds: float,
     ) -> Solution:
         unique = list({episode.network: episode for episode in episodes}.values())
-        inside = [
-            e for e in unique if limit is None or bool(problem.fits(np.array(e.widths), np.array(_gone(problem, e))))
-        ]
+        inside = [episode for episode in unique if episode.within(limits)]
         ranked = sorted(inside, key=lambda e: (-e.reward, -e.accuracy, e.latency_ms))
         best = [_candidate(problem, episode) for episode in ranked[: self.settings.keep]]
         evaluator: Any = problem.evaluator
@@ -189,10 +192,28 @@ class Lap:
             "relative_sensitivity": curves.relative.tolist(),
             "prior": None if start.centre is None else [float(ratio) for ratio in start.centre],
             "policy": list(ranked[0].ratios),
-            "limit_ms": limit,
+            "limit_ms": None if limits is None else limits[0],
         }
         first = best[0]
         return Solution(first.widths, first.removed, first.value, first.predicted, None, seconds, tuple(best), details)
+
+
+def _warm(settings: LapSettings) -> Strategy | None:
+    """The strategy whose plan comes first.
+
+    Raises:
+        PlanError: it is unknown, or does not plan by scores.
+    """
+    if not settings.warm_start:
+        return None
+    kind = load("strategies", settings.warm_start)
+    if getattr(kind, "evaluates", False) or hasattr(kind, "tuned"):
+        raise PlanError(
+            f"Strategy {settings.warm_start!r} cannot give lap its first plan: it judges networks itself, or reads a "
+            "stored front. Give one that plans by scores, such as --warm-start knapsack."
+        )
+    found: Strategy = kind()
+    return found
 
 
 def _no_limit(problem: Problem) -> float:
@@ -220,10 +241,6 @@ def _learner(env: PruningEnv, settings: LapSettings, groups: int, seed: int) -> 
             "pip install 'secateurs[lap]'."
         ) from error
     return Learner(env, settings.agent, groups, seed)
-
-
-def _gone(problem: Problem, episode: Episode) -> list[bool]:
-    return [block in episode.removed for block in range(len(problem.spec.blocks))]
 
 
 def _candidate(problem: Problem, episode: Episode) -> Candidate:
