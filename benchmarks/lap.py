@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 from secateurs.bench import Bench as Files
 from secateurs.cost import CostModel
 from secateurs.data import Data, Images, accuracy, open_data
-from secateurs.evaluation import make_evaluator
+from secateurs.evaluation import CALIBRATED, make_evaluator
 from secateurs.importance.context import Context
 from secateurs.importance.dynamic import Dynamics, watch_training
 from secateurs.importance.statistics import cross_entropy, gather
@@ -71,8 +71,9 @@ WATCHED, WATCHED_BATCH = 12_800, 64
 """Training images that filters are watched on."""
 SHALLOW = 0.75
 """Share of the dense latency at which criteria are compared."""
-REPAIRS = {"mobilenet-v1": "least-squares"}
-"""How candidates are repaired before they are judged: without batch norm, corrected means alone leave all at chance."""
+JUDGED = {"mobilenet-v1": ("least-squares", 24)}
+"""How candidates are repaired before they are judged, and on how many images: without batch norm, corrected means alone
+leave all at chance. The others: ``statistics`` on as many as the evaluator takes."""
 NO_PRIOR = Prior(state=False, exploration=False, reward=False)
 CIFAR, IMAGENETTE = "cifar10_jpeg_{}.parquet", "imagenette224_{}.parquet"
 NETWORKS = {
@@ -221,13 +222,14 @@ class Bench:
         spec = self.graph.spec
         model = CostModel("ms", self.costs.offset_ms, tuple(self.costs.terms()))
         found = self.scores(criterion)
+        how, images = JUDGED.get(self.name, ("statistics", CALIBRATED))
         evaluator = make_evaluator(
             self.graph,
             found,
-            self.data.calibration,
+            self.data.calibration.take(images),
             self.data.validation.take(VALIDATED),
             classes=self.data.classes,
-            repair=REPAIRS.get(self.name, "statistics"),
+            repair=how,
             rows=rows,
         )
         return Problem(
