@@ -79,19 +79,19 @@ def load(kind: str, name: str) -> Any:
         PlanError: the name is unknown (the message lists the known ones).
         SecateursError: the plug-in behind the name cannot be imported.
     """
+    singular = {"strategies": "strategy", "criteria": "criterion"}.get(kind, kind[:-1])
     path = _BUILT_IN[kind].get(name)
     if path is None:
         for point in metadata.entry_points(group=f"secateurs.{kind}"):
             if point.name == name:
                 path = point.value
     if path is None:
-        singular = {"strategies": "strategy", "criteria": "criterion"}.get(kind, kind[:-1])
         raise PlanError(f"Unknown {singular} {name!r}. Known: {', '.join(names(kind))}. See 'secateurs ls {kind}'.")
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise SecateursError(
-            f"{kind[:-1]} {name!r} needs {error.name or module}, which cannot be imported ({error}). "
+            f"{singular.capitalize()} {name!r} needs {error.name or module}, which cannot be imported ({error}). "
             f"Install the extra that provides it, see the README's table of extras."
         ) from error

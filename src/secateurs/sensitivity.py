@@ -76,7 +76,8 @@ def with_measured_sample(
     Spearman's rank correlation of measured and modelled, None for fewer than three groups.
 
     Args:
-        details: of a solution; empty ones, and those without a summary, give an empty result.
+        details: of a solution; empty ones, and those without a summary, give an empty result; nothing is measured
+            where the sensitivities are of another cost than latency.
         graph: the traced network.
         target: where to measure.
         threads: of the runtime.
@@ -87,7 +88,7 @@ def with_measured_sample(
     Raises:
         TargetError: the runtime failed, or the machine is too disturbed to measure.
     """
-    if "summary" not in details or "sensitivity" not in details:
+    if "summary" not in details or "sensitivity" not in details or details["unit"] != "ms":
         return dict(details) if "summary" in details else {}
     from secateurs.search.lap.sensitivity import Sensitivity, agreement, spread_sample
 

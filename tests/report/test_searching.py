@@ -50,6 +50,9 @@ def test_measured_curves_lie_beside_the_modelled() -> None:
     lines = list(ElementTree.fromstring(policy_chart(seen)).iter("polyline"))
     assert [line.get("class") for line in lines] == ["line", "line seen", "line"]
     assert "0.88" in sections(seen)[1][1]
+    assert "rough guide" in sections(seen)[1][1], "METHODS asks for 0.9"
+    good = {**seen, "measured": {**seen["measured"], "agreement": 0.93}}
+    assert "rough guide" not in sections(good)[1][1]
     assert "measured" not in sections(SEARCH)[1][1]
 
 
@@ -61,3 +64,10 @@ def test_sections_only_where_something_was_learnt() -> None:
     content = sections(SEARCH)[0][1]
     assert "3 different networks judged" in content
     assert "started from knapsack" in content
+
+
+def test_sensitivities_of_another_cost_are_not_called_latency() -> None:
+    of_macs = {**SEARCH, "unit": "macs"}
+    heading, content = sections(of_macs)[1]
+    assert heading == "Policy per group beside multiply-add sensitivity"
+    assert "latency" not in content

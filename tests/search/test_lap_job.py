@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,3 +130,11 @@ def test_the_main_job_by_lap_resumes_and_reports(
     assert measured["agreement"] >= 0.7, "the target's times follow a formula"
     assert "the rank correlation of both is" in page
     assert not (folder / "search").exists()
+
+
+def test_without_a_latency_budget_no_latency_is_measured_beside_the_sensitivities() -> None:
+    from secateurs.sensitivity import with_measured_sample
+
+    details = {"summary": {}, "sensitivity": {}, "groups": ["a", "b", "c"], "unit": "macs"}
+    nothing: Any = None
+    assert with_measured_sample(details, nothing, nothing, 1, 1, None) == details

@@ -11,6 +11,8 @@ from secateurs.report.wording import percent
 
 PHASES = {"start": "final", "warm-up": "held-out", "agent": "candidate"}
 """Marks of the learning curve by phase."""
+TRUSTED = 0.9
+"""Rank correlation from which modelled sensitivities count as the measured ones (METHODS §2.3(a))."""
 ROW, LABEL, CELL = 20, 220, 200
 
 
@@ -21,8 +23,16 @@ def sections(search: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         return ()
     found = [("How the search learnt", f"{_summary(search)}{learning_curve(episodes)}")]
     if search.get("policy") and search.get("groups"):
-        found.append(("Policy per group beside latency sensitivity", _agreement(search) + policy_chart(search)))
+        found.append(
+            (f"Policy per group beside {_cost(search)} sensitivity", _agreement(search) + policy_chart(search))
+        )
     return tuple(found)
+
+
+def _cost(search: Mapping[str, Any]) -> str:
+    """What the sensitivities are about: the cost that was limited first."""
+    unit = search.get("unit", "ms")
+    return {"ms": "latency", "macs": "multiply-add", "bytes": "byte"}.get(unit, str(unit))
 
 
 def _summary(search: Mapping[str, Any]) -> str:
@@ -44,6 +54,8 @@ def _agreement(search: Mapping[str, Any]) -> str:
         return ""
     rank = measured["agreement"]
     told = "" if rank is None else f"; the rank correlation of both is {float(rank):.2f}"
+    if rank is not None and float(rank) < TRUSTED:
+        told += f", below {TRUSTED}: the model's sensitivities were a rough guide on this network"
     return (
         "<p class='key'><i style='background:var(--kept)'></i>by the latency model"
         f"<i style='background:var(--accent)'></i>measured, {len(measured['groups'])} groups{told}</p>"
@@ -94,7 +106,11 @@ def policy_chart(search: Mapping[str, Any]) -> str:
     highest = max(1e-9, max(max(map(abs, curve)) for curve in (*curves, *measured.values())))
     height = ROW * len(groups) + 30
     starts = [LABEL + (CELL + 20) * column for column in range(3)]
-    heads = ("pruned", "sensitivity (latency saved per share pruned)", f"its curve, up to {percent(highest, 1)} saved")
+    heads = (
+        "pruned",
+        f"sensitivity ({_cost(search)} saved per share pruned)",
+        f"its curve, up to {percent(highest, 1)} saved",
+    )
     parts = [f"<svg class='chart' viewBox='0 0 900 {height}' role='img' aria-label='Policy and sensitivity per group'>"]
     parts += [
         f"<text x='{x}' y='14' class='value'>{escape(head)}</text>" for x, head in zip(starts, heads, strict=True)

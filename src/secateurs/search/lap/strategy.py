@@ -192,6 +192,7 @@ class Lap:
             "relative_sensitivity": curves.relative.tolist(),
             "prior": None if start.centre is None else [float(ratio) for ratio in start.centre],
             "policy": list(ranked[0].ratios),
+            "unit": problem.constraints[0].model.unit,
             "limit_ms": None if limits is None else limits[0],
         }
         first = best[0]
