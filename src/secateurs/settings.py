@@ -81,8 +81,8 @@ class Settings:
             raise PlanError(f"Schedule {self.schedule!r} is unknown. Known: {', '.join(SCHEDULES)}.")
         if self.schedule != "once" and self.strategy == "lap":
             raise PlanError(
-                f"Schedule {self.schedule!r} plans anew while it trains, but strategy lap judges hundreds of networks "
-                "for every plan. Give --schedule once, or another --strategy."
+                f"Schedule {self.schedule!r} plans more than once, but strategy lap judges hundreds of networks for "
+                "every plan. Give --schedule once, or another --strategy."
             )
         if self.schedule != "once" and self.epochs == 0:
             raise PlanError(f"Schedule {self.schedule!r} trains before it cuts, but --epochs is 0. Give at least 1.")
