@@ -87,7 +87,7 @@ class Dynamics:
                 self.gram[group.name] = torch.zeros(len(now), len(now), dtype=torch.float64)
                 self._own[group.name] = torch.zeros(len(now), dtype=torch.float64)
             else:
-                before = self._last[group.name]
+                before = self._last[group.name].to(now.device)
                 moved = centred(now - before)
                 self.gram[group.name] += (moved @ moved.T).cpu()
                 self._own[group.name] += nn.functional.cosine_similarity(centred(before), centred(now), dim=1).cpu()
