@@ -285,7 +285,7 @@ def test_the_prior_takes_blocks_away_in_proportion_to_their_latency() -> None:
     saved = [float(problem.costs(dense)[0] - problem.costs(dense, {choices.heads[head]})[0]) for head in heads]
     assert weights[heads] == pytest.approx(np.array(saved) / np.mean(saved))
 
-    settings = replace(SHORT, episodes=40, warmup=40)
+    settings = replace(SHORT, episodes=16, warmup=16)
     counts = []
     for prior in (Prior(), Prior(exploration=False)):
         lap = Lap(replace(settings, prior=prior))
@@ -293,7 +293,7 @@ def test_the_prior_takes_blocks_away_in_proportion_to_their_latency() -> None:
         (session,) = lap.sessions.values()
         counts.append(np.array([len(episode.removed) for episode in session.episodes]))
     assert counts[0].mean() > 1.5 * counts[1].mean()
-    assert counts[0].std() > 2.0
+    assert counts[0].std() > 1.5
 
 
 def test_a_network_without_removable_blocks_has_no_block_sensitivity() -> None:
