@@ -167,6 +167,31 @@ def test_fusions_are_careful() -> None:
     assert any("aten.conv2d" in str(n.target) for n in converted.graph.nodes)  # the depthwise one, nothing pruned
 
 
+class Spread(nn.Module):
+    """Additions that spread what a convolution gives, which must not be fused into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context, self.own, self.first = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3)
+        self.counted = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.context(F.adaptive_avg_pool2d(x, 1))  # over pixels
+        x = self.own(x) + self.context(F.adaptive_avg_pool2d(x, 1))
+        x = self.counted(x) + (x > 0).to(torch.int32)  # of another type
+        return F.relu(x[:, :, 1:-1, 1:-1] + self.first(x[:1]))  # over images
+
+
+def test_additions_that_spread_are_not_fused() -> None:
+    torch.manual_seed(0)
+    model, x = Spread().eval(), torch.randn(2, 8, 9, 7)
+    converted = convert(model, x)
+    runs = [converted] if native.missing() is not None else [converted, Runner(converted, x)]
+    with torch.inference_mode():
+        for run in runs:
+            torch.testing.assert_close(run(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 def test_masks_decide_and_are_checked() -> None:
     model = settle(CifarResNet(8))
     x = torch.randn(1, 3, 32, 32)

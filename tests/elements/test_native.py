@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +65,31 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(TargetUnavailableError, match=r"do not compile: .*\(false\)"):
         native.build(tmp_path)
+
+
+_FORKS = """
+import ctypes, os, sys, torch
+from secateurs.elements.module import SparseConv2d
+torch.set_num_threads(2)
+layer, x = SparseConv2d.from_dense(torch.nn.Conv2d(32, 64, 3)), torch.randn(1, 32, 20, 20)
+with torch.inference_mode():
+    layer(x)
+    child = os.fork()
+    if not child:
+        if sys.argv[1] == "calls":
+            layer(x)
+        ctypes.CDLL(None).exit(0)  # runs destructors, and only those
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(native.missing() is not None or sys.platform == "win32", reason="needs the kernels and fork")
+@pytest.mark.parametrize("child", ["calls", "does not call"])
+def test_a_forked_process_ends(child: str) -> None:
+    """The threads of its parent are not there: who waits for them waits for ever."""
+    process = subprocess.Popen([sys.executable, "-c", _FORKS, child], start_new_session=True)
+    try:
+        assert process.wait(timeout=60) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)

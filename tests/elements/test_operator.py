@@ -39,6 +39,30 @@ def test_one_dimension() -> None:
     torch.testing.assert_close(sparse(x.unsqueeze(2)).squeeze(2), conv(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_the_kernels_would_read_past_is_refused(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "kernels", lambda: None)
+    _, sparse = layer()
+    x = torch.randn(2, 12, 9, 10)
+    for wrong in (torch.randn(2, 24, 1, 1), torch.randn(1, 24, 9, 10), torch.randn(2, 24, 9, 10).double()):
+        with pytest.raises(PlanError, match="residual of"):
+            sparse(x, wrong)
+    with pytest.raises(PlanError, match="takes images"):
+        sparse(x[0])
+    sparse.bias = nn.Parameter(torch.zeros(23))
+    with pytest.raises(PlanError, match="bias of"):
+        sparse(x)
+
+
+def test_no_images_give_no_images() -> None:
+    conv, sparse = layer(stride=2)
+    x = torch.randn(0, 12, 9, 10, requires_grad=True)
+    assert sparse(x).shape == conv(x).shape
+    sparse(x).sum().backward()
+    assert float(sparse.weights.grad.abs().max()) == 0.0
+
+
 def test_state_dict_round_trip() -> None:
     _, first = layer()
     second = SparseConv2d(

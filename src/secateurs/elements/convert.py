@@ -203,13 +203,14 @@ def _fold_norm(
     return result, scaled.to(weight.dtype), folded.to(weight.dtype)
 
 
-def _shape(node: Any) -> Any:
+def _kind(node: Any) -> Any:
+    """Shape and type of a node's tensor, None where it has none."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return tuple(value.shape) if isinstance(value, Tensor) else None
+    return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else None
 
 
 def _fuse_addition(last: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-    """An addition of two tensors of one shape that alone reads ``last``, and the other operand.
+    """An addition of two tensors of one shape and type that alone reads ``last``, and the other operand.
 
     The other operand must stand before: where both come from convolutions, the later one takes the addition.
     """
@@ -218,7 +219,9 @@ def _fuse_addition(last: fx.Node) -> tuple[fx.Node, fx.Node | None]:
         return last, None
     left, right = add.args[0], add.args[1]
     other = right if left is last else left
-    if not isinstance(other, fx.Node) or other is last or _shape(other) is None or _shape(other) != _shape(add):
+    if not isinstance(other, fx.Node) or other is last or _kind(other) is None:
+        return last, None
+    if _kind(other) != _kind(last):  # one of them is spread over the other's pixels or images
         return last, None
     return (add, other)
 

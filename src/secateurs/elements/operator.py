@@ -17,7 +17,7 @@ from torch import Tensor
 from secateurs.elements import native
 from secateurs.elements.packing import gather, unpack
 from secateurs.elements.reference import activate
-from secateurs.errors import SecateursError
+from secateurs.errors import PlanError, SecateursError
 
 _LIBRARY = torch.library.Library("secateurs", "FRAGMENT")
 _LIBRARY.define(
@@ -91,6 +91,8 @@ def _run(
     geometry: list[int],
     activation: int,
 ) -> Tensor:
+    if x.dim() != 4:
+        raise PlanError(f"A sparse convolution takes images [n, channels, h, w], not {tuple(x.shape)}. Unsqueeze it.")
     found = native.kernels()
     if found is None or x.dtype is not torch.float32 or weights.dtype is not torch.float32:
         return _run_dense(x, weights, masks, starts, bias, residual, filters, geometry, activation)
@@ -100,7 +102,10 @@ def _run(
         tuple(x.shape), x.stride(), None if residual is None else residual.stride(), filters, weights.shape[1],
         tuple(geometry), native.ACTIVATIONS[activation], torch.get_num_threads(),
     )  # fmt: skip
+    _refuse_unfit(x, bias, residual, shape)
     out = torch.empty(shape, memory_format=torch.channels_last)
+    if not x.shape[0]:
+        return out
     status = found.conv(
         ctypes.addressof(arguments), x.data_ptr(), weights.data_ptr() or arguments_address(arguments), masks.data_ptr(),
         starts.data_ptr(), None if bias is None else bias.data_ptr(),
@@ -112,6 +117,20 @@ def _run(
             f"{native.STATUS.get(status, status)}. Pack the weight again, and check the input's shape."
         )
     return out
+
+
+def _refuse_unfit(x: Tensor, bias: Tensor | None, residual: Tensor | None, shape: tuple[int, ...]) -> None:
+    """The kernels read as many numbers as the output ``shape`` needs, whatever is there."""
+    if residual is not None and (residual.shape != shape or residual.dtype is not x.dtype):
+        raise PlanError(
+            f"A residual of {residual.dtype} {tuple(residual.shape)} cannot be added to an output of {x.dtype} {shape} "
+            f"in one pass. Expand and convert it first, or add it afterwards."
+        )
+    if bias is not None and (bias.shape != shape[1:2] or bias.dtype is not x.dtype):
+        raise PlanError(
+            f"A bias of {bias.dtype} {tuple(bias.shape)} does not fit {shape[1]} filters of {x.dtype}. "
+            f"Give one number per filter, of the input's type."
+        )
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -140,6 +159,7 @@ def _run_dense(
     activation: int,
 ) -> Tensor:
     """The same by ``F.conv2d`` on the unpacked weight: for other devices and types, and where nothing is compiled."""
+    _refuse_unfit(x, bias, residual, (x.shape[0], filters, *_output_size(x, geometry)))
     value = _dense_preactivation(x, weights, masks, bias, residual, filters, geometry)
     return activate(value, native.ACTIVATIONS[activation]).contiguous(memory_format=torch.channels_last)
 

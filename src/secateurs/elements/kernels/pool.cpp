@@ -109,9 +109,19 @@ std::mutex pool_mutex;
 std::unique_ptr<Pool> the_pool;
 long pool_process = 0;
 
+// After a fork the pool's threads are gone, and waiting for them would never end: the husk stays as it is.
+void leave_husk() {
+  if (the_pool && pool_process != process_id()) the_pool.release();
+}
+
+// Destroyed before the pool, so that a forked process that never calls ends as well.
+struct AtExit {
+  ~AtExit() { leave_husk(); }
+} at_exit;
+
 Pool& pool() {
   std::lock_guard<std::mutex> lock(pool_mutex);
-  if (the_pool && pool_process != process_id()) the_pool.release();  // after a fork the threads are gone: leave the husk
+  leave_husk();
   if (!the_pool) {
     the_pool.reset(new Pool);
     pool_process = process_id();
