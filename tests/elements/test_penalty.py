@@ -24,10 +24,11 @@ def test_the_sizing_rule() -> None:
     assert strength_for(1e-3, 0.01, 10_000) == pytest.approx(0.069, abs=1e-3)
 
 
+@pytest.mark.parametrize("steps", [24, 57, 500])
 @pytest.mark.parametrize("falling", [False, True])
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
-def test_t11_doomed_weights_shrink_by_epsilon_and_kept_ones_do_not(make: type, falling: bool) -> None:
-    model, epsilon, steps = network(), 1e-3, 500
+def test_t11_doomed_weights_shrink_by_epsilon_and_kept_ones_do_not(make: type, falling: bool, steps: int) -> None:
+    model, epsilon = network(), 1e-3
     penalty = Penalty(model, {"0.weight": CHOICE}, Schedule(steps, epsilon, refresh_share=0.0))
     optimizer = make([model[0].weight], lr=0.01)
     before, mask = model[0].weight.detach().clone(), penalty.masks["0.weight"]
@@ -44,7 +45,7 @@ def test_t11_doomed_weights_shrink_by_epsilon_and_kept_ones_do_not(make: type, f
     factor = (after[~mask] / before[~mask]).double()
     assert float(factor.log().mean()) == pytest.approx(math.log(epsilon), rel=0.1)
     assert strengths == sorted(strengths)
-    if not falling:
+    if not falling and steps >= 500:
         assert strengths[-1] == pytest.approx(2 * strength_for(epsilon, 0.01, steps), rel=0.1)
         assert strengths[0] < strengths[-1] / 40
 

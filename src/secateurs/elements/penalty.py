@@ -32,6 +32,9 @@ from secateurs.structure.kernel_elements import groups_of
 _FASTEST_DECAY = 0.5
 """At most this share of a doomed weight goes in one step, however small the rate has become."""
 
+_INCREMENTS = 10
+"""At least this many increments of λ, however short the schedule."""
+
 ScoreFunction = Callable[[str, Tensor], Tensor]
 """(parameter name, weight) to the importance of every weight."""
 
@@ -140,7 +143,8 @@ class Penalty:
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         rates = {id(w): rates[id(w)] for w in self._weights.values() if id(w) in rates}
         # Towards the end rates often fall to nothing: then every step counts.
-        every = self.schedule.update_every if self.steps_done < 0.9 * self.schedule.steps else 1
+        few = max(1, min(self.schedule.update_every, self.schedule.steps // _INCREMENTS))
+        every = few if self.steps_done < 0.9 * self.schedule.steps else 1
         if self.steps_done % every == 0:
             self._grow(max(rates.values(), default=0.0), every)
         with torch.no_grad():
