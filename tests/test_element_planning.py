@@ -31,7 +31,10 @@ from secateurs.data import Data, open_data
 from secateurs.element_choices import ElementSpace
 from secateurs.element_losses import measured_losses
 from secateurs.element_planning import check_elements, element_space, measured_space, rectangle_space
+from secateurs.element_refinement import refined
+from secateurs.elements.patterns import SCOPES as PATTERN_SCOPES
 from secateurs.elements.rectangles import deployable
+from secateurs.elements.selection import eligible, patterns
 from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.kernel_times import KernelTimes, Point
 from secateurs.latency.targets import open_target
@@ -42,6 +45,7 @@ from secateurs.report import Record
 from secateurs.search.rows import MemoryRows
 from secateurs.search_options import Legal
 from secateurs.settings import Settings
+from secateurs.structure import apply
 from secateurs.structure.kernel_elements import macs_left, masks_of
 from secateurs.testing.latency import FakeTarget
 
@@ -305,6 +309,22 @@ def test_losses_are_measured_once_and_blocks_count_as_measured(network: Loaded, 
         legal = curve[[0, *options]]
         assert legal[-1] == 0
         assert np.all(np.diff(legal) >= -1e-12)
+
+
+@pytest.mark.parametrize("scope", PATTERN_SCOPES)
+def test_images_refine_patterns_of_every_scope(network: Loaded, data: Data, scope: str) -> None:
+    model = network.module
+    found = patterns(model, dict.fromkeys(eligible(model), 4), scope=scope)
+    plan = sc.trace(model, network.example()).plan({}, ()).model_copy(update={"elements": found})
+    done = refined(model, plan, data, network.example())
+    assert done.elements.keys() == found.keys()
+    small = apply(model, plan, network.example(), check=False)
+    before, after = masks_of(small, found), masks_of(small, done.elements)
+    for name, pattern in done.elements.items():
+        assert pattern.scope == scope
+        assert int(after[name].sum()) == int(before[name].sum())
+    same = [torch.equal(before[name], after[name]) for name in found]
+    assert all(same) if scope in ("layer", "filter", "kernel") else not all(same)
 
 
 def test_values_go_through_the_measured_losses_and_grow_at_least_with_the_square(network: Loaded) -> None:

@@ -21,7 +21,7 @@ from secateurs.structure.kernel_elements import groups_of, masks_of
 
 IMAGES = 512
 """Calibration images that patterns are chosen on."""
-_SCOPES = ("block", "in_channel", "filter")
+_SCOPES = ("block", "in_channel")
 
 
 def aligned(dense: nn.Module, plan: Plan, example: Any = None, *, progress: Progress = silent) -> Plan:
@@ -63,8 +63,8 @@ def aligned(dense: nn.Module, plan: Plan, example: Any = None, *, progress: Prog
 def refined(dense: nn.Module, plan: Plan, data: Data, example: Any = None, *, progress: Progress = silent) -> Plan:
     """The plan with as many elements per layer, chosen by :func:`secateurs.recover.element_choice.surgeon`.
 
-    Layer after layer, each on the inputs that the pruned layers in front of it give it. Patterns of scopes ``layer``
-    and ``kernel`` stay as they are: their constraint is of another kind.
+    Layer after layer, each on the inputs that the pruned layers in front of it give it. Patterns of other scopes than
+    ``block`` and ``in_channel`` stay as they are: their constraints are of another kind.
 
     Args:
         dense: the network before the cut.
@@ -80,7 +80,7 @@ def refined(dense: nn.Module, plan: Plan, data: Data, example: Any = None, *, pr
     small = apply(dense, bare, example, check=False).eval()
     counts = {}
     for name, mask in masks_of(small, found).items():
-        block = {"block": found[name].block, "in_channel": mask.shape[0], "filter": 1}[found[name].scope]
+        block = found[name].block if found[name].scope == "block" else mask.shape[0]
         counts[name] = ElementCount(float(mask.double().mean()), block, found[name].order)
     calibration = data.calibration.take(IMAGES)
     batches = [inputs for inputs, _ in calibration.batches(batch_size(calibration))]
