@@ -20,6 +20,7 @@ from secateurs.data.images import Data
 from secateurs.errors import PlanError
 from secateurs.progress import Progress, Task, silent
 from secateurs.recover import parallel
+from secateurs.recover.allocation import freed_memory_kept
 from secateurs.recover.averaging import MovingAverage
 from secateurs.recover.checkpoint import Checkpoint, digest
 from secateurs.recover.companion import Companion
@@ -96,7 +97,7 @@ def finetune(
     resumed_at = run.step
     shown = progress if parallel.rank() == 0 else silent
     steps = recipe.epochs * run.steps_per_epoch
-    with undisturbed(), _evaluating(run.teacher), shown.task("fine-tune", steps) as task:
+    with undisturbed(), freed_memory_kept(), _evaluating(run.teacher), shown.task("fine-tune", steps) as task:
         task.advance(run.step)
         run.settle_mode()
         with run.companion.attached(student, run.teacher):

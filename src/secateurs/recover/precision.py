@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from secateurs.recover.allocation import freed_memory_kept
+
 _MARGIN = 1.15
 _STEPS = 3
 
@@ -52,7 +54,8 @@ def fastest_mode(
     modes = [Mode(number, order) for number in precisions for order in layouts]
     if len(modes) == 1:
         return modes[0]
-    seconds = [_seconds(student, teacher, inputs, mode) for mode in modes]
+    with freed_memory_kept():
+        seconds = [_seconds(student, teacher, inputs, mode) for mode in modes]
     best = 0
     for place in range(1, len(modes)):
         if seconds[place] * (_MARGIN if modes[place].precision != modes[best].precision else 1.0) < seconds[best]:
