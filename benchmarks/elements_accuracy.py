@@ -37,7 +37,6 @@ from secateurs.element_training import ElementTraining
 from secateurs.elements.rectangles import deployable
 from secateurs.elements.selection import eligible, patterns
 from secateurs.export.program import export_program
-from secateurs.job import calibration_batches
 from secateurs.latency.store import Store
 from secateurs.latency.targets import open_target
 from secateurs.latency.targets._base import processor_name, skips_pruned_elements
@@ -45,6 +44,7 @@ from secateurs.latency.timing import Protocol, compare
 from secateurs.models import Loaded, load
 from secateurs.plan import Measurement, Plan
 from secateurs.planning import Planner
+from secateurs.planning_stage import calibration_batches
 from secateurs.progress import silent
 from secateurs.provenance import versions
 from secateurs.recover.finetune import finetune

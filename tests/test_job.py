@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import secateurs as sc
 from secateurs import job as job_module
-from secateurs import tuning
+from secateurs import planning_stage, tuning
 from secateurs.data import Data, open_data
 from secateurs.latency import model
 from secateurs.models import Loaded, load
@@ -152,7 +152,7 @@ def test_a_killed_run_resumes_to_the_same_result(
     before = (run_folder / "plan.json").read_bytes()
 
     monkeypatch.setattr(tuning, "finetune", real)
-    monkeypatch.setattr(job_module, "trace", None)  # a resumed run has a plan: it must not trace or plan again
+    monkeypatch.setattr(planning_stage, "trace", None)  # a resumed run has a plan: it must not trace or plan again
     first = run(network, data, settings, Place(run_folder, resume=True))
     shutil.rmtree(copy / "checkpoints")  # the copy trains from the start: the uninterrupted run
     second = run(network, data, settings, Place(copy, resume=True))
@@ -166,7 +166,7 @@ def test_a_finished_run_is_only_read_again(
     finished: sc.Result, network: Loaded, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "finetune", None)
-    monkeypatch.setattr(job_module, "trace", None)
+    monkeypatch.setattr(planning_stage, "trace", None)
     again = run(network, _digits(network), settings, Place(finished.folder, resume=True))
     assert again.record == finished.record
     for name, tensor in finished.module.state_dict().items():
@@ -221,7 +221,7 @@ def test_several_budgets_are_measured_and_hold_together(network: Loaded, setting
 def test_multiply_adds_alone_need_no_latency_model(
     network: Loaded, settings: Settings, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_module, "profile", None)
+    monkeypatch.setattr(planning_stage, "profile", None)
     only = replace(settings, latency=None, macs="50%", epochs=0)
     record = run(network, _digits(network), only, Place(run_folder)).record
     assert record.pruned.macs <= 0.5 * record.dense.macs

@@ -23,11 +23,12 @@ from secateurs.evaluation import Evaluator, make_evaluator
 from secateurs.export.artifacts import variants
 from secateurs.footprint import smallest
 from secateurs.front_settings import Crew, FrontSettings, Pick
-from secateurs.job import Job, Result, calibration_batches
+from secateurs.job import Job, Result
 from secateurs.latency.store import Store
 from secateurs.measured_networks import measured_latencies, measured_memory
 from secateurs.models import Loaded
 from secateurs.planning import Planner
+from secateurs.planning_stage import calibration_batches
 from secateurs.profiling import open_target, profile
 from secateurs.progress import Progress, silent
 from secateurs.provenance import target_label, versions

@@ -23,7 +23,7 @@ SCHEDULES = {
     "once": "one cut, then all epochs",
     "gradual": "up to three cuts, each planned anew, half of the epochs between them",
     "soft": "half of the epochs before the cut, while it is decided again and again what stays",
-    "regrow": "half of the epochs before the cut, with a surplus of units that shrinks and may return",
+    "regrow": "half of the epochs before the cut, down to the planned widths; a surplus that shrinks may return",
 }
 
 
@@ -39,7 +39,8 @@ class Settings:
     ``features``: weight of the distillation of inner activations (0: none); ``calibrate_values``: networks tried to
     make values of groups comparable (0: none); ``min_width``, ``blocks``, ``channels``: which networks are legal;
     ``elements``: scope in which kernel elements may go too (None: they stay), ``penalty``: share of the steps of
-    fine-tuning in which they decay before they are zero (0: they are cut at once);
+    fine-tuning in which they decay before they are zero (0: they are cut at once); ``finalists``: of strategy ``lap``,
+    networks that are trained for an epoch each to choose among them (1: the best untrained one is taken);
     ``keep``/``barrier``: patterns of what stays whole and of what is not pruned through.
     """
 
@@ -68,6 +69,7 @@ class Settings:
     episodes: int | None = None
     warm_start: str | None = None
     agent: str | None = None
+    finalists: int = 1
     channels: bool = True
     elements: str | None = None
     penalty: float = DEFAULT_PENALTY
@@ -79,10 +81,15 @@ class Settings:
             raise PlanError(f"Repair {self.repair!r} is unknown. Known: {', '.join(REPAIRS)}.")
         if self.schedule not in SCHEDULES:
             raise PlanError(f"Schedule {self.schedule!r} is unknown. Known: {', '.join(SCHEDULES)}.")
-        if self.schedule != "once" and self.strategy == "lap":
+        if self.schedule in ("gradual", "soft") and self.strategy == "lap":
             raise PlanError(
                 f"Schedule {self.schedule!r} plans more than once, but strategy lap judges hundreds of networks for "
-                "every plan. Give --schedule once, or another --strategy."
+                "every plan. Give --schedule once or regrow, or another --strategy."
+            )
+        if self.finalists > 1 and (self.strategy != "lap" or self.epochs == 0):
+            raise PlanError(
+                "finalists are the best networks of strategy lap, trained for an epoch each. Give --strategy lap and "
+                "at least one epoch, or leave --finalists out."
             )
         if self.schedule != "once" and self.epochs == 0:
             raise PlanError(f"Schedule {self.schedule!r} trains before it cuts, but --epochs is 0. Give at least 1.")
@@ -105,7 +112,14 @@ class Settings:
         for name in ("features", "calibrate_values"):
             if getattr(self, name) < 0:
                 raise PlanError(f"{name} is {getattr(self, name)}; it must be at least 0.")
-        for name, least in (("threads", 1), ("batch", 1), ("epochs", 0), ("train_batch", 1), ("min_width", 1)):
+        for name, least in (
+            ("threads", 1),
+            ("batch", 1),
+            ("epochs", 0),
+            ("train_batch", 1),
+            ("min_width", 1),
+            ("finalists", 1),
+        ):
             if getattr(self, name) < least:
                 raise PlanError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
 

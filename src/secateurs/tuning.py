@@ -24,6 +24,7 @@ from secateurs.plan import Plan
 from secateurs.planning import Planner
 from secateurs.progress import Progress, silent
 from secateurs.recover import parallel
+from secateurs.recover.batch_norm import reestimate
 from secateurs.recover.companion import Companion
 from secateurs.recover.features import Features
 from secateurs.recover.finetune import Finetuned, finetune
@@ -33,9 +34,10 @@ from secateurs.recover.regrow import PruneRegrow
 from secateurs.recover.repair import repair
 from secateurs.recover.soft import SoftMasks
 from secateurs.scoring import score
+from secateurs.search.problem import Solution
 from secateurs.search.rows import FileRows
 from secateurs.settings import Settings
-from secateurs.structure import apply, trace
+from secateurs.structure import Graph, apply, trace
 
 FROZEN_SHARE = 0.75
 """Share of soft training after which the choice stays, so that the statistics settle."""
@@ -103,14 +105,31 @@ class Trainer:
         while "message" not in (order := json.loads(parallel.same_text(""))):
             plan = None if order["plan"] is None else Plan.from_json(order["plan"])
             student = copy.deepcopy(self.dense) if plan is None else apply(self.dense, plan, self.example, check=False)
-            masks = None if order["masks"] is None else self._same_masks(order["masks"])
+            masks = None if order["masks"] is None else self._same_masks(student, order["masks"])
             recipe = Recipe(**order["recipe"])
             self._run(student, recipe, Path(order["folder"]), self._companion(plan, masks, recipe.epochs))
         return str(order["message"])
 
-    def _same_masks(self, settings: dict[str, Any]) -> SoftMasks:
+    def traced(self, module: nn.Module) -> Graph:
+        """The structure of the dense network, or of what is left of it: patterns that only name what is gone are left
+        out."""
+
+        def there(pattern: str) -> bool:
+            try:
+                trace(module, self.example, barriers=[pattern])
+            except PlanError:
+                return False
+            return True
+
+        barrier, keep = self.settings.barrier, self.settings.keep
+        try:
+            return trace(module, self.example, barriers=barrier, keep=keep)
+        except PlanError:
+            return trace(module, self.example, barriers=filter(there, barrier), keep=filter(there, keep))
+
+    def _same_masks(self, student: nn.Module, settings: dict[str, Any]) -> SoftMasks:
         """The masks of process 0, for a process that helps."""
-        graph = trace(self.dense, self.example, barriers=self.settings.barrier, keep=self.settings.keep)
+        graph = self.traced(student)
         if "widths" in settings:
             return PruneRegrow(graph, watcher=Dynamics(graph), **settings)
         return SoftMasks(graph, lambda scores: {}, **settings)
@@ -141,6 +160,29 @@ class Trainer:
             parallel.same_text(text)
 
 
+CALIBRATION_BATCH = 128
+
+
+def mend(trainer: Trainer, small: nn.Module, plan: Plan) -> tuple[bool, list[str]]:
+    """Repair a cut network (in place) as the settings say.
+
+    Returns:
+        Whether anything changed, and lines for the user.
+    """
+    changed, notes, settings, data = False, [], trainer.settings, trainer.data
+    if not (plan.removed() or plan.elements or plan.blocks_removed):
+        notes.append("Nothing was cut before the training: kernel elements go with it.")
+    elif settings.repair == "least-squares":
+        done = repair(trainer.dense, small, plan, data, progress=trainer.progress)
+        changed, notes = done.chosen != "nothing", list(done.notes)
+    elif settings.repair == "statistics":
+        batches = data.calibration.batches(CALIBRATION_BATCH)
+        changed = reestimate(small, batches, progress=trainer.progress).layers > 0
+    if not changed:
+        notes.append("The cut weights were not repaired.")
+    return changed, notes
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What the final cut starts from: the dense network's shape with trained weights (None: untouched), and what
@@ -158,7 +200,7 @@ def prepare(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) -> 
 
     Raises:
         PlanError: the network cannot be trained under this schedule.
-        InfeasibleBudgetError: soft training or regrowth finds no network within the limits without removing blocks.
+        InfeasibleBudgetError: soft training finds no network within the limits without removing blocks.
     """
     settings, notes = trainer.settings, []
     if settings.calibrate_values:
@@ -170,8 +212,6 @@ def prepare(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) -> 
         prepared = _gradual(trainer, planner, limits)
     if settings.schedule == "soft":
         prepared = _soft(trainer, planner, limits)
-    if settings.schedule == "regrow":
-        prepared = _regrow(trainer, planner, limits)
     return replace(prepared, notes=(*notes, *prepared.notes))
 
 
@@ -215,20 +255,45 @@ def _soft(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) -> Pr
     return Prepared(carrier, replace(planner, known=scores))
 
 
-def _regrow(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) -> Prepared:
-    """Trains the uncut network down to the plan's widths in rounds, chosen by how the filters change."""
-    graph = planner.graph
-    without_blocks = replace(planner, legal=replace(planner.legal, blocks=False))
-    chosen = without_blocks.solve(limits).solution.widths
-    epochs = epochs_before(trainer.settings)
-    steps = int(FROZEN_SHARE * epochs * max(1, len(trainer.data.train) // trainer.settings.train_batch))
+def regrow(trainer: Trainer, planner: Planner, solution: Solution) -> Prepared:
+    """Trains the network down to the widths of ``solution`` in rounds, chosen by how the filters change.
+
+    Blocks that it removes are gone from the beginning.
+
+    Raises:
+        PlanError: the network cannot be trained under this schedule.
+    """
+    graph, settings = planner.graph, trainer.settings
+    begin = graph.plan({}, [graph.spec.blocks[index].name for index in sorted(solution.removed)])
+    _can_be_cut_twice(begin)
+    student = apply(trainer.dense, begin, trainer.example, check=False)
+    left = trainer.traced(student)
+    names = _same_groups(graph, left)
+    widths = {inner: int(solution.widths[graph.group_index(outer)]) for inner, outer in names.items()}
+    epochs = epochs_before(settings)
+    steps = int(FROZEN_SHARE * epochs * max(1, len(trainer.data.train) // settings.train_batch))
     rounds = max(1, min(REGROWTHS, steps))
-    widths = {group.name: int(width) for group, width in zip(graph.groups, chosen, strict=True)}
-    masks = PruneRegrow(graph, widths, Dynamics(graph), rounds=rounds, interval=max(1, steps // rounds))
+    masks = PruneRegrow(left, widths, Dynamics(left), rounds=rounds, interval=max(1, steps // rounds))
+    trainer.train(student, "regrow", epochs, begin, masks=masks)
     carrier = copy.deepcopy(trainer.dense)
-    trainer.train(carrier, "regrow", epochs, masks=masks)
-    known = {name: _reordered(found, masks, name) for name, found in planner.scores.items()}
+    scatter(carrier, student, begin)
+    known = dict(planner.scores)
+    known.update({outer: _reordered(known[outer], masks, inner) for inner, outer in names.items()})
     return Prepared(carrier, replace(planner, known=known))
+
+
+def _same_groups(graph: Graph, left: Graph) -> dict[str, str]:
+    """Groups of a network without some blocks to the same groups of the whole one: those with the same weights."""
+    whole = {
+        view.parameter: group.name for group in graph.groups for view in graph.views(group.name) if view.role == "out"
+    }
+    found = {}
+    for group in left.groups:
+        outer = {whole.get(view.parameter) for view in left.views(group.name) if view.role == "out"}
+        name = outer.pop() if len(outer) == 1 else None
+        if name is not None and graph.groups[graph.group_index(name)].units == group.units:
+            found[group.name] = name
+    return found
 
 
 def _reordered(scores: np.ndarray, masks: PruneRegrow, group: str) -> np.ndarray:
@@ -260,10 +325,7 @@ def _gradual(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) ->
         except InfeasibleBudgetError:
             notes.append(f"Cut {step} of {early + 1} was left out: it is out of reach without removing blocks.")
             continue
-        if plan.rebuild:
-            raise PlanError(
-                "This network has to be rebuilt for a cut, so it cannot be cut several times. Give --schedule once."
-            )
+        _can_be_cut_twice(plan)
         small = apply(carrier, plan, trainer.example, check=False).eval()
         repair(trainer.dense, small, plan, trainer.data, progress=trainer.progress)
         part = epochs * step // early - done
@@ -272,6 +334,13 @@ def _gradual(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) ->
         scatter(carrier, small, plan)
         planner = _rescored(trainer, planner, small, plan)
     return Prepared(carrier if done else None, planner, tuple(notes))
+
+
+def _can_be_cut_twice(plan: Plan) -> None:
+    if plan.rebuild:
+        raise PlanError(
+            "This network has to be rebuilt for a cut, so it cannot be cut several times. Give --schedule once."
+        )
 
 
 def _rescored(trainer: Trainer, planner: Planner, small: nn.Module, plan: Plan) -> Planner:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import tuning_job
@@ -21,10 +22,12 @@ from secateurs import job as job_module
 from secateurs.errors import PlanError
 from secateurs.latency import model
 from secateurs.models import Loaded
+from secateurs.planning import Planner
 from secateurs.pruning import Place, run
+from secateurs.search.problem import Solution
 from secateurs.settings import Settings
 from secateurs.structure import apply, trace
-from secateurs.tuning import epochs_before, scatter
+from secateurs.tuning import Trainer, epochs_before, regrow, scatter
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,27 @@ def test_a_schedule_ends_within_the_budget_and_resumes_to_the_same(
     assert resumed.plan.groups == whole.plan.groups
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(tensor, resumed.module.state_dict()[name]), name
+
+
+def test_regrowth_trains_the_network_without_the_blocks_that_go(network: Loaded, tmp_path: Path) -> None:
+    graph = trace(network.module, network.example())
+    spec = graph.spec
+    widths = np.array([max(1, units // 2) for units in spec.dense_widths])
+    solution = Solution(widths, frozenset({0}), 0.0, {}, None, 0.0)
+    settings = Settings(
+        latency="60%", schedule="regrow", epochs=2, train_batch=16, precision="fp32", lr=0.01, barrier=("layer1.0.*",)
+    )
+    trainer = Trainer(network.module, network.example(), tuning_job.images(), settings, tmp_path)
+    planner = Planner(graph, None, criterion="l1", resources=("macs",))
+    assert spec.blocks[0].name.startswith("layer1.0")
+    prepared = regrow(trainer, planner, solution)
+    assert prepared.carrier is not None
+    before, after = network.module.state_dict(), prepared.carrier.state_dict()
+    assert torch.equal(before["layer1.0.conv1.weight"], after["layer1.0.conv1.weight"]), "what goes is not trained"
+    assert not torch.equal(before["layer2.0.conv1.weight"], after["layer2.0.conv1.weight"])
+    for group in spec.groups:
+        found, given = prepared.planner.scores[group.name], planner.scores[group.name]
+        assert sorted(found) == pytest.approx(sorted(given)), "a group is worth what it was at every width"
 
 
 def test_all_epochs_before_the_cut_are_said(network: Loaded, fake_target: str, tmp_path: Path) -> None:

@@ -88,6 +88,75 @@ def test_schedules_that_plan_anew_refuse_lap() -> None:
         Settings(latency="60%", strategy="lap", schedule="soft", epochs=2)
 
 
+def test_finalists_need_a_search_that_judges_and_an_epoch() -> None:
+    with pytest.raises(PlanError, match="Give --strategy lap"):
+        Settings(latency="60%", finalists=3)
+    with pytest.raises(PlanError, match="at least one epoch"):
+        Settings(latency="60%", strategy="lap", finalists=3, epochs=0)
+    with pytest.raises(PlanError, match="at least 1"):
+        Settings(latency="60%", finalists=0)
+
+
+def test_the_whole_procedure_trains_finalists_then_regrows_to_the_best_ones_widths(
+    network: Loaded, data: Data, fake_target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """METHODS 2.3(h): search, re-ranking, prune and regrow, fine-tuning; each goes on after a kill."""
+    from secateurs import finalists
+    from secateurs.recover.regrow import PruneRegrow
+
+    settings = Settings(
+        latency="60%",
+        target=fake_target,
+        strategy="lap",
+        criterion="splamp",
+        epochs=2,
+        train_batch=16,
+        precision="fp32",
+        lr=0.01,
+        repair="statistics",
+        schedule="regrow",
+        episodes=6,
+        warm_start="knapsack",
+        finalists=3,
+    )
+    real, seen = finalists._trained, []
+
+    def worst_first(*args):  # type: ignore[no-untyped-def]
+        """The later a network comes, the better it seems; the second one is interrupted."""
+        real(*args)
+        seen.append(args[1].solution)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return 0.1 * len(seen)
+
+    monkeypatch.setattr(finalists, "_trained", worst_first)
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(network, data, settings, Place(folder))
+    trained: list[str] = []
+    original = PruneRegrow.after_backward
+
+    def watched(self, student, step):  # type: ignore[no-untyped-def]
+        trained.append(str(sorted(self.widths.items())))
+        return original(self, student, step)
+
+    monkeypatch.setattr(PruneRegrow, "after_backward", watched)
+    result = run(network, data, settings, Place(folder, resume=True))
+    chosen = seen[-1]
+    assert len(seen) >= 4
+    assert len({f"{s.widths.tolist()}{sorted(s.removed)}" for s in seen[2:]}) == len(seen[2:])
+    spec = trace(network.module, network.example()).spec
+    assert sorted(result.plan.blocks_removed) == sorted(spec.blocks[index].name for index in chosen.removed)
+    gone = {group for index in chosen.removed for group in spec.blocks[index].groups}
+    for number, group in enumerate(spec.groups):
+        if number not in gone:
+            kept = result.plan.groups.get(group.name, range(group.units))
+            assert len(kept) == chosen.widths[number], group.name
+    assert result.record.pruned_within_budget
+    assert len(set(trained)) == 1, "regrowth trained towards one set of widths, the chosen one"
+    assert any("goes on" in note for note in result.record.notes)
+
+
 def test_the_main_job_by_lap_resumes_and_reports(
     network: Loaded, data: Data, fake_target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

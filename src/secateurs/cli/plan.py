@@ -60,10 +60,10 @@ def verb(
     """
     from secateurs.data import open_data
     from secateurs.element_planning import check_elements, measured_space
-    from secateurs.job import calibration_batches
     from secateurs.latency.store import Store
     from secateurs.plan import parse_budgets
     from secateurs.planning import plan
+    from secateurs.planning_stage import calibration_batches
     from secateurs.profiling import open_target, profile
     from secateurs.registry import load
     from secateurs.search_options import Legal, SearchOptions

@@ -79,6 +79,15 @@ def verb(
     episodes: o.Episodes = None,
     warm_start: o.WarmStart = None,
     agent: o.AgentKind = None,
+    finalists: Annotated[
+        int,
+        typer.Option(
+            "--finalists",
+            min=1,
+            metavar="N",
+            help="Train the N best networks of --strategy lap an epoch each and choose.",
+        ),
+    ] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in RUN; everything else is taken from there.")
     ] = False,
@@ -128,6 +137,7 @@ def verb(
         "episodes": episodes,
         "warm_start": warm_start,
         "agent": agent,
+        "finalists": finalists,
     }
     if resume:
         given, chosen = _from_folder(context, output, given, chosen)

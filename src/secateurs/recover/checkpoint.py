@@ -95,3 +95,8 @@ def digest(module: nn.Module) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state as tensors that share no memory, for safetensors."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}

@@ -1,0 +1,101 @@
+"""The best networks of a search that judges them untrained are trained for an epoch each, and the best one goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from secateurs.closed_loop import Attempt
+from secateurs.planning import Choice, Planner
+from secateurs.structure import apply
+from secateurs.tuning import mend
+
+if TYPE_CHECKING:
+    from secateurs.run_folder import RunFolder
+    from secateurs.search.problem import Candidate, Solution
+    from secateurs.tuning import Trainer
+
+EPOCHS = 1
+
+
+def chosen_by_training(
+    planner: Planner,
+    accepted: Attempt[Choice],
+    measured: Callable[[Choice], Attempt[Choice]],
+    fits: Callable[[Attempt[Choice]], bool],
+    trainer: Trainer,
+    folder: RunFolder,
+    timed: Callable[[str], AbstractContextManager[None]],
+) -> tuple[Attempt[Choice], str]:
+    """The network of highest validation accuracy after one epoch, and a line for the user.
+
+    Candidates are the search's ``settings.finalists`` best ones; those that do not fit when measured are left out. Each
+    is cut, repaired and trained alike. Source: METHODS §2.3(h), step 4.
+
+    Args:
+        planner: names the units that stay.
+        accepted: what the closed loop ended with; its solution knows the others.
+        measured: measures a network.
+        fits: whether a measured network is within every budget.
+        trainer: trains; goes on where an earlier sitting stopped.
+        folder: accuracies are recorded there.
+        timed: counts seconds under a name.
+    """
+    solution = accepted.choice.solution
+    points = solution.candidates[: trainer.settings.finalists]
+    tried: list[tuple[float, Attempt[Choice]]] = []
+    for number, point in enumerate(points, 1):
+        attempt = measured(planner.choice(_as_solution(planner, solution, point)))
+        if not fits(attempt):
+            trainer.progress.say(f"Network {number} of {len(points)} is over a budget when measured: left out.")
+            continue
+        with timed("finetune"):
+            reached = _trained(planner, attempt.choice, trainer, folder)
+        trainer.progress.say(f"Network {number} of {len(points)}: {reached:.2%} on validation images after an epoch.")
+        tried.append((reached, attempt))
+    if len(tried) < 2:
+        return accepted, "The search ended with one network within the budgets, so none was trained to choose."
+    best = max(range(len(tried)), key=lambda place: tried[place][0])
+    ranked = [accuracy for accuracy, _ in tried]
+    line = (
+        f"The {len(tried)} best networks of the search within the budgets were trained for an epoch each: validation "
+        f"accuracy {min(ranked):.2%} to {max(ranked):.2%}. The one that was number {best + 1} before goes on."
+    )
+    return tried[best][1], line
+
+
+def _as_solution(planner: Planner, solution: Solution, point: Candidate) -> Solution:
+    """The search's result if this network had been its best."""
+    dense = planner.spec.dense_widths
+    ratios = 1 - point.widths / dense
+    for block in point.removed:
+        ratios[list(planner.spec.blocks[block].groups)] = 1.0
+    details = dict(solution.details)
+    if "policy" in details:
+        details["policy"] = [float(ratio) for ratio in ratios]
+    if "summary" in details:
+        details["summary"] = {**details["summary"], "accuracy": point.accuracy}
+    return replace(
+        solution,
+        widths=point.widths,
+        removed=point.removed,
+        value=point.value,
+        predicted=point.predicted,
+        details=details,
+    )
+
+
+def _trained(planner: Planner, choice: Choice, trainer: Trainer, folder: RunFolder) -> float:
+    """Validation accuracy of a network after an epoch, 0-1; from the folder where it was reached before."""
+    name = f"finalist-{hashlib.sha256(choice.key.encode()).hexdigest()[:12]}"
+    held = folder.done(name)
+    if held is None:
+        plan = planner.plan(choice)
+        small = apply(trainer.dense, plan, trainer.example, check=False).eval()
+        mend(trainer, small, plan)
+        tuned = trainer.train(small, name, EPOCHS, plan)
+        held = folder.record(name, {"accuracy": tuned.epochs[-1].validation_accuracy})
+    return float(held["accuracy"])
