@@ -368,7 +368,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="training images of every epoch (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.what == "table":
         print("\n".join(table()))
         return
