@@ -14,6 +14,7 @@ from secateurs.evaluation import make_evaluator
 from secateurs.importance.values import keep
 from secateurs.plan import Plan
 from secateurs.progress import Progress, silent
+from secateurs.search.rows import MemoryRows
 
 if TYPE_CHECKING:
     from secateurs.data import Data
@@ -52,14 +53,15 @@ def measured_losses(
     evaluator = make_evaluator(graph, scores, calibration.take(half), judged, classes=images.classes)
     empty = graph.plan({}, ())
 
+    kept: Rows = MemoryRows() if rows is None else rows
+
     def loss(name: str, make: Callable[[], Plan]) -> float:
         key = f"element-losses/{evaluator.identity}/{space.scope}/{name}"
-        held = None if rows is None else rows.get(key)
+        held = kept.get(key)
         if held is None:
             found = evaluator.judge(make())
             held = {"accuracy": found.accuracy, "seconds": found.seconds, "details": dict(found.details)}
-            if rows is not None:
-                rows.put(key, {**held, "widths": [], "removed": []})
+            kept.put(key, {**held, "widths": [], "removed": []})
         return float(held["details"]["loss"])
 
     base = loss("dense", lambda: empty)
@@ -68,7 +70,7 @@ def measured_losses(
     with progress.task("what layers are worth", sum(len(made) for made in plans.values())) as task:
         for name, made in plans.items():
             found = []
-            for key, make in made.items():
+            for key, make in made:
                 found.append(max(loss(key, make) - base, 1e-4 * max(base, 1e-3)))
                 task.advance(1, key)
             losses[name] = tuple(found)
@@ -77,8 +79,8 @@ def measured_losses(
 
 def _anchor_plans(
     space: ElementSpace, scores: Mapping[str, np.ndarray], empty: Plan, channels: bool
-) -> dict[str, dict[str, Callable[[], Plan]]]:
-    """What makes the plans of every candidate, by its name and by a name of their own."""
+) -> dict[str, list[tuple[str, Callable[[], Plan]]]]:
+    """What makes the plans of every candidate, each with a name of its own; two alike where few units are left."""
     graph = space.graph
 
     def elements(name: str, anchor: int) -> Plan:
@@ -91,7 +93,7 @@ def _anchor_plans(
     def block(name: str) -> Plan:
         return graph.plan({}, (name,))
 
-    plans: dict[str, dict[str, Callable[[], Plan]]] = {}
+    plans: dict[str, list[tuple[str, Callable[[], Plan]]]] = {}
     for group, anchors in zip(space.spec.groups, space.anchors(), strict=True):
         if group.name.endswith(SUFFIX):
             make, name = elements, group.name.removesuffix(SUFFIX)
@@ -99,8 +101,5 @@ def _anchor_plans(
             make, name = units, group.name
         else:
             continue
-        plans[group.name] = {f"{group.name}={anchor}": partial(make, name, anchor) for anchor in anchors}
-        if len(plans[group.name]) < len(anchors):  # so few units that both are one
-            (only,) = plans[group.name].values()
-            plans[group.name] = {f"{group.name}={anchors[0]}": only, f"{group.name}={anchors[0]} again": only}
-    return plans | {each.name: {each.name: partial(block, each.name)} for each in graph.spec.blocks}
+        plans[group.name] = [(f"{group.name}={anchor}", partial(make, name, anchor)) for anchor in anchors]
+    return plans | {each.name: [(each.name, partial(block, each.name))] for each in graph.spec.blocks}
