@@ -38,7 +38,7 @@ from secateurs.settings import Settings
 from secateurs.structure import Graph, apply, trace
 from secateurs.structure.kernel_elements import macs_left
 from secateurs.structure.verify import check_plan
-from secateurs.tuning import Prepared, Trainer, prepare, regrow
+from secateurs.tuning import Prepared, Trainer, check_regrow, prepare, regrow
 
 SCORED, SCORED_BATCH = 512, 64
 """Images that loss-aware criteria are gathered over, and how many at once."""
@@ -81,6 +81,8 @@ class PlanStage:
         limits = {name: budget.limit(self.dense[name]) / self.dense[name] for name, budget in self._budgets.items()}
         with self.timed("finetune"):
             prepared = prepare(self.trainer, planner, limits)
+        if settings.schedule == "regrow":
+            check_regrow(prepared.planner)
         accepted, attempts = self._close(prepared.planner)
         notes = list(prepared.notes)
         if settings.finalists > 1:

@@ -255,17 +255,28 @@ def _soft(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) -> Pr
     return Prepared(carrier, replace(planner, known=scores))
 
 
+def check_regrow(planner: Planner) -> None:
+    """Before the search: whether what it finds can be regrown.
+
+    Raises:
+        PlanError: the network has to be rebuilt to lose blocks, or has units that cannot be switched off.
+    """
+    graph = planner.graph
+    if planner.legal.blocks and graph.plan({}, [block.name for block in graph.spec.blocks]).rebuild:
+        raise PlanError(
+            "This network has to be rebuilt to lose blocks, so it cannot lose them before it is trained. Give "
+            "--no-blocks, or --schedule once."
+        )
+    PruneRegrow(graph, {}, Dynamics(graph))
+
+
 def regrow(trainer: Trainer, planner: Planner, solution: Solution) -> Prepared:
     """Trains the network down to the widths of ``solution`` in rounds, chosen by how the filters change.
 
     Blocks that it removes are gone from the beginning.
-
-    Raises:
-        PlanError: the network cannot be trained under this schedule.
     """
     graph, settings = planner.graph, trainer.settings
     begin = graph.plan({}, [graph.spec.blocks[index].name for index in sorted(solution.removed)])
-    _can_be_cut_twice(begin)
     student = apply(trainer.dense, begin, trainer.example, check=False)
     left = trainer.traced(student)
     names = _same_groups(graph, left)
@@ -325,7 +336,10 @@ def _gradual(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) ->
         except InfeasibleBudgetError:
             notes.append(f"Cut {step} of {early + 1} was left out: it is out of reach without removing blocks.")
             continue
-        _can_be_cut_twice(plan)
+        if plan.rebuild:
+            raise PlanError(
+                "This network has to be rebuilt for a cut, so it cannot be cut several times. Give --schedule once."
+            )
         small = apply(carrier, plan, trainer.example, check=False).eval()
         repair(trainer.dense, small, plan, trainer.data, progress=trainer.progress)
         part = epochs * step // early - done
@@ -334,13 +348,6 @@ def _gradual(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) ->
         scatter(carrier, small, plan)
         planner = _rescored(trainer, planner, small, plan)
     return Prepared(carrier if done else None, planner, tuple(notes))
-
-
-def _can_be_cut_twice(plan: Plan) -> None:
-    if plan.rebuild:
-        raise PlanError(
-            "This network has to be rebuilt for a cut, so it cannot be cut several times. Give --schedule once."
-        )
 
 
 def _rescored(trainer: Trainer, planner: Planner, small: nn.Module, plan: Plan) -> Planner:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import tuning_job
 from safetensors.torch import load_file
+from torch import nn
 
 import secateurs as sc
 from secateurs import job as job_module
@@ -25,9 +26,10 @@ from secateurs.models import Loaded
 from secateurs.planning import Planner
 from secateurs.pruning import Place, run
 from secateurs.search.problem import Solution
+from secateurs.search_options import Legal
 from secateurs.settings import Settings
 from secateurs.structure import apply, trace
-from secateurs.tuning import Trainer, epochs_before, regrow, scatter
+from secateurs.tuning import Trainer, check_regrow, epochs_before, regrow, scatter
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +127,27 @@ def test_regrowth_trains_the_network_without_the_blocks_that_go(network: Loaded,
     for group in spec.groups:
         found, given = prepared.planner.scores[group.name], planner.scores[group.name]
         assert sorted(found) == pytest.approx(sorted(given)), "a group is worth what it was at every width"
+
+
+class Added(nn.Module):
+    """A residual branch in one forward, which only a rebuilt graph can lose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x).relu()
+        return self.c((x + self.b(x)).mean((2, 3)))
+
+
+def test_regrowth_is_refused_before_the_search_where_it_cannot_work() -> None:
+    graph = trace(Added(), torch.randn(1, 3, 8, 8))
+    assert graph.spec.blocks
+    with pytest.raises(PlanError, match="--no-blocks"):
+        check_regrow(Planner(graph, None, resources=("macs",)))
+    check_regrow(Planner(graph, None, resources=("macs",), legal=Legal(blocks=False)))
+    assert epochs_before(Settings(latency="60%", schedule="regrow", epochs=1)) == 1
 
 
 def test_all_epochs_before_the_cut_are_said(network: Loaded, fake_target: str, tmp_path: Path) -> None:
