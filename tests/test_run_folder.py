@@ -47,8 +47,8 @@ def test_a_taken_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_before_its_plan_leaves_the_folder_free(tmp_path: Path) -> None:
-    def fail(name: str) -> None:
-        with RunFolder.create(tmp_path / "run", JOB) as run:
+    def fail(name: str, folder: str = "run") -> None:
+        with RunFolder.create(tmp_path / folder, JOB) as run:
             run.write(name, "{}")
             raise PlanError("out of reach")
 
@@ -58,6 +58,10 @@ def test_a_run_that_fails_before_its_plan_leaves_the_folder_free(tmp_path: Path)
     with pytest.raises(PlanError):
         fail("plan.json")
     assert (tmp_path / "run" / "job.json").exists()
+    for number, work in enumerate(("checkpoints", "evaluations.sqlite3", "search", "carrier.safetensors")):
+        with pytest.raises(PlanError):
+            fail(work, f"run{number}")
+        assert RunFolder.resume(tmp_path / f"run{number}").job == JOB, work
     with pytest.raises(KeyboardInterrupt), RunFolder.create(tmp_path / "other", JOB):
         raise KeyboardInterrupt
     assert RunFolder.resume(tmp_path / "other").job == JOB

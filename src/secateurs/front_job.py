@@ -6,9 +6,8 @@ job for every point that was carried further (``points/3``, ``picked/latency=3ms
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from secateurs.data import Data
-from secateurs.errors import PlanError, SecateursError
+from secateurs.errors import PlanError
 from secateurs.evaluation import Evaluator, make_evaluator
 from secateurs.export.artifacts import variants
 from secateurs.footprint import smallest
@@ -46,22 +45,6 @@ from secateurs.search.rows import FileRows
 from secateurs.search_options import EVALUATIONS, SEARCH, Legal
 from secateurs.settings import Settings
 from secateurs.structure import Graph, trace
-
-
-@contextlib.contextmanager
-def holding(folder: RunFolder) -> Iterator[RunFolder]:
-    """The folder, locked. A failure before the first evaluation leaves no trace; later ones leave everything, because
-    evaluations are what a front's time goes into; so does a failure beside a front that is there already."""
-    failure: SecateursError | None = None
-    with folder:
-        try:
-            yield folder
-        except SecateursError as error:
-            if not any((folder.path / name).exists() for name in (EVALUATIONS, FILE)):
-                raise
-            failure = error
-    if failure is not None:
-        raise failure
 
 
 @dataclass

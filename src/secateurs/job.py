@@ -31,6 +31,7 @@ from secateurs.planning_stage import CARRIER, PlanStage
 from secateurs.profiling import open_target
 from secateurs.progress import Progress, silent
 from secateurs.recover.checkpoint import digest, tensors
+from secateurs.recover.finetune import Finetuned
 from secateurs.recover.precision import Mode, fastest_mode
 from secateurs.report import Record, render
 from secateurs.run_folder import RunFolder
@@ -213,17 +214,32 @@ class Job:
             before = epochs_before(self.settings)
             notes = [f"All {before} epochs came before the cut." if before else "No fine-tuning was done (--epochs 0)."]
             return {"accuracy": facts["accuracy_recalibrated"], "tune_notes": notes}
+        repaired = copy.deepcopy(small)
         with self._timed("finetune"):
             tuned = self.trainer.train(small, "", epochs, plan)
-        return self._stage(
-            "finetune",
-            lambda: {
-                "accuracy": self._test_accuracy(small),
-                "tune_notes": [],
-                "train_mode": str(tuned.mode),
-                "history": [asdict(epoch) for epoch in tuned.epochs],
-            },
-        )
+        found = self._stage("finetune", lambda: self._tuned(small, repaired, plan, tuned))
+        if found.get("kept") == "repaired":
+            small.load_state_dict(repaired.state_dict())
+        return found
+
+    def _tuned(self, small: nn.Module, repaired: nn.Module, plan: Plan, tuned: Finetuned) -> Facts:
+        """What fine-tuning came to; where the repaired network did better on the validation images, that one stays."""
+        before, after = 0.0, tuned.epochs[-1].validation_accuracy
+        if not self.settings.penalty:  # under which elements go while the network is trained
+            before = accuracy(repaired, self.data.validation, classes=self.data.classes, progress=self.progress)
+        notes = []
+        if before > after:
+            notes.append(
+                f"Fine-tuning ended below the repaired network ({after:.2%} after {before:.2%} on the validation "
+                "images), so that one was kept. Give more --epochs, or another --lr."
+            )
+        return {
+            "accuracy": self._test_accuracy(repaired if before > after else small),
+            "kept": "repaired" if before > after else "tuned",
+            "tune_notes": notes,
+            "train_mode": str(tuned.mode),
+            "history": [asdict(epoch) for epoch in tuned.epochs],
+        }
 
     def _training_mode(self, small: nn.Module) -> Facts:
         """Number format and memory layout that train fastest here.

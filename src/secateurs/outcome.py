@@ -75,6 +75,7 @@ def make_record(
         search=facts.get("search", {}),
         gap=facts["gap"],
         rounds=facts["rounds"],
+        settings=settings.to_dict(),
         notes=_notes(facts, budgets),
         command=command,
         created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

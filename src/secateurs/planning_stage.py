@@ -30,6 +30,7 @@ from secateurs.profiling import profile
 from secateurs.progress import Progress
 from secateurs.provenance import target_label
 from secateurs.recover.checkpoint import tensors
+from secateurs.recover.features import spread
 from secateurs.resources import Seen
 from secateurs.run_folder import RunFolder
 from secateurs.scoring import Batches, name_of
@@ -77,6 +78,8 @@ class PlanStage:
             InfeasibleBudgetError: the budget is below the fastest legal network, measured.
             SecateursError: the network cannot be traced or exported, or the runtime failed.
         """
+        if self.settings.features > 0:
+            spread(self.loaded.module, self.loaded.module)
         settings, spec, planner = self.settings, self.graph.spec, self._planner()
         limits = {name: budget.limit(self.dense[name]) / self.dense[name] for name, budget in self._budgets.items()}
         with self.timed("finetune"):

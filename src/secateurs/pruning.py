@@ -15,7 +15,7 @@ from torch import nn
 
 from secateurs.data import Data, from_loaders, open_data
 from secateurs.element_planning import check_elements
-from secateurs.errors import DataError
+from secateurs.errors import DataError, PlanError
 from secateurs.job import Job, Result
 from secateurs.models import Loaded, Preprocessing
 from secateurs.plan import Plan
@@ -130,6 +130,11 @@ def run(
         inputs = loaded.example() if example is None else example
         if helps():
             return _assisted(Trainer(loaded.module, inputs, data, settings, Path(), progress=progress))
+        if settings.train_batch < parallel.size():
+            raise PlanError(
+                f"{parallel.size()} processes cannot share a training batch of {settings.train_batch} images. Give a "
+                f"larger --train-batch, or start fewer processes."
+            )
         job = {**identity, "options": dict(place.options), "command": place.command}
         folder = RunFolder.resume(path, identity) if place.resume else RunFolder.create(path, job)
         stack.enter_context(folder)

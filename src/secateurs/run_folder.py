@@ -21,6 +21,8 @@ from secateurs.plan import write_atomic
 
 SCHEMA = "secateurs.job/1"
 _ADVICE = "Choose another folder with -o"
+_WORK = ("plan.json", "front.json", "evaluations.sqlite3", "search", "checkpoints", "carrier.safetensors")
+"""What a run's time goes into: with any of them a failed run can be continued."""
 
 
 def check_free(folder: Path) -> None:
@@ -127,12 +129,12 @@ class RunFolder:
             self._lock = None
             with contextlib.suppress(OSError):
                 (self.path / ".lock").unlink()
-        if isinstance(error, SecateursError) and not (self.path / "plan.json").exists():
+        if isinstance(error, SecateursError) and not any((self.path / name).exists() for name in _WORK):
             self._discard()
 
     def _discard(self) -> None:
-        """Leave no trace of a run that failed before it had a plan: there is nothing to resume (measurements are in
-        the store), and the same folder should serve the next try."""
+        """Leave no trace of a run that failed before anything but measurements was done: those are in the store, and
+        the same folder should serve the next try."""
         for entry in list(self.path.iterdir()):
             self.remove(entry.name)
         if self.made_here:

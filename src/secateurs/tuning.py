@@ -252,7 +252,8 @@ def _soft(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) -> Pr
     carrier = copy.deepcopy(trainer.dense)
     trainer.train(carrier, "soft", epochs, masks=masks)
     scores = {name: found.numpy() for name, found in masks.scores.items()}
-    return Prepared(carrier, replace(planner, known=scores))
+    note = f"Before the cut, {epochs} epochs of soft pruning: what stays was decided every {masks.interval} steps."
+    return Prepared(carrier, replace(planner, known=scores), (note,))
 
 
 def check_regrow(planner: Planner) -> None:
@@ -290,7 +291,11 @@ def regrow(trainer: Trainer, planner: Planner, solution: Solution) -> Prepared:
     scatter(carrier, student, begin)
     known = dict(planner.scores)
     known.update({outer: _reordered(known[outer], masks, inner) for inner, outer in names.items()})
-    return Prepared(carrier, replace(planner, known=known))
+    note = (
+        f"Before the cut, {epochs} epochs of prune and regrow in {rounds} rounds, down to the plan's widths, without "
+        f"the {len(solution.removed)} blocks that go."
+    )
+    return Prepared(carrier, replace(planner, known=known), (note,))
 
 
 def _same_groups(graph: Graph, left: Graph) -> dict[str, str]:
@@ -315,8 +320,10 @@ def _reordered(scores: np.ndarray, masks: PruneRegrow, group: str) -> np.ndarray
     last = np.full(len(scores), True)
     last[list(masks.kept[group])] = False
     order = np.lexsort((-masks.scores[group].numpy(), last))
+    ranked = np.sort(scores)[::-1]
     given = np.empty_like(scores)
-    given[order] = np.sort(scores)[::-1]
+    # of equal ones those that regrowth kept come first, too
+    given[order] = ranked + max(float(np.abs(ranked).max()), 1e-30) * 1e-9 * np.linspace(1.0, 0.0, len(ranked))
     return given
 
 
@@ -341,7 +348,8 @@ def _gradual(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) ->
                 "This network has to be rebuilt for a cut, so it cannot be cut several times. Give --schedule once."
             )
         small = apply(carrier, plan, trainer.example, check=False).eval()
-        repair(trainer.dense, small, plan, trainer.data, progress=trainer.progress)
+        _, said = mend(trainer, small, plan)
+        notes.extend(f"Cut {step} of {early + 1}: {line}" for line in said)
         part = epochs * step // early - done
         trainer.train(small, f"cut{step}", part, plan)
         done += part

@@ -15,6 +15,7 @@ from secateurs.importance.splamp import layer_adaptive
 from secateurs.importance.statistics import Sensitivity, Statistics, context_for, gather
 from secateurs.importance.values import curve, keep, order, scores
 from secateurs.importance.weights import filters
+from secateurs.progress import silent
 from secateurs.registry import names
 from secateurs.structure.graph import Graph
 from secateurs.structure.trace import trace
@@ -206,3 +207,38 @@ def test_a_group_without_a_way_around_is_worth_as_much_as_others_like_it(graph: 
     assert found[inner] == pytest.approx(np.full(5, 0.0005))
     assert found[wide].sum() == pytest.approx((6.0 + 0.5) / 2)
     assert found[wide][-1] == pytest.approx(3 * found[wide][0])
+
+
+def test_scores_that_no_sum_can_be_made_of_are_refused() -> None:
+    graph = trace(randomised(), torch.randn(2, 3, 8, 8))
+    with pytest.raises(PlanError, match="at least 0"):
+        scores(graph, lambda graph, group, context: -np.ones(graph.groups[graph.group_index(group)].units))
+    with pytest.raises(PlanError, match="must return"):
+        scores(graph, lambda graph, group, context: np.array(["many"]))
+    weights = torch.ones(64, requires_grad=True)
+    found = scores(graph, lambda g, name, context: weights[: g.groups[g.group_index(name)].units])
+    assert all((values == 1).all() for values in found.values())
+    assert np.isnan(layer_adaptive(np.array([1.0, np.nan, 2.0]))).all()
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(silent), "say", lambda self, message: said.append(message))
+        scores(graph, lambda g, name, context: np.zeros(g.groups[g.group_index(name)].units))
+    assert any("every unit 0" in line for line in said)
+
+
+class Functional(nn.Module):
+    """Its hidden units are made outside of modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.head = nn.Parameter(torch.rand(8, 147) - 0.5), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(nn.functional.linear(x.flatten(1), self.w)))
+
+
+@pytest.mark.parametrize("criterion", ["fisher", "taylor", "taylor_bn"])
+def test_units_made_outside_of_modules_are_named(criterion: str) -> None:
+    graph = trace(Functional(), torch.randn(2, 3, 7, 7))
+    with pytest.raises(PlanError, match="none produces the units of group"):
+        scores(graph, criterion, context_for(graph, criterion, batches()))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateurs.errors import DataError, PlanError
+from secateurs.errors import DataError, PlanError, StructureError
 from secateurs.importance.context import Context
 from secateurs.importance.duplicates import removal_scores
 from secateurs.importance.dynamic import Dynamics, centred, watch_training
@@ -245,3 +245,33 @@ def test_nothing_to_see_is_said(graph: Graph) -> None:
         watch_training(graph, [], cross_entropy)
     with pytest.raises(DataError, match=r"smaller lr"):
         watch_training(graph, batches(), cross_entropy, lr=1e30, snapshots=3)
+
+
+class Two(nn.Module):
+    """Two inputs, and units that only one of them makes by a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x) + y.mean(1, keepdim=True)))
+
+
+def test_networks_with_several_inputs_are_watched() -> None:
+    graph = trace(Two(), (torch.randn(2, 6), torch.randn(2, 5)))
+    pairs = [((torch.randn(8, 6), torch.randn(8, 5)), torch.arange(8) % 4)]
+    found = watch_training(graph, pairs, cross_entropy, snapshots=2, interval=2)
+    assert found.scores("a:out").shape == (8,)
+
+
+def test_groups_that_no_weight_produces_are_not_watched() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 5), nn.ReLU())
+    model.append(nn.Linear(5, 4))
+    graph = trace(model.eval(), torch.randn(2, 6))
+    unseen = [g.name for g in graph.groups if not any(view.role == "out" for view in graph.views(g.name))]
+    if not unseen:
+        pytest.skip("every group has a weight that produces it")
+    found = watch_training(graph, [(torch.randn(8, 6), torch.arange(8) % 4)], cross_entropy, snapshots=2, interval=2)
+    with pytest.raises(StructureError, match="No weight produces"):
+        found.scores(unseen[0])

@@ -67,7 +67,7 @@ def test_plans_of_other_networks_do_not_compose() -> None:
 def test_steps_of_a_training_loop() -> None:
     module = _network().train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
-    gradual = Gradual(_replan, [(1, 0.75), (3, 0.5)])
+    gradual = Gradual(lambda network, share: _replan(network.eval(), share), [(1, 0.75), (3, 0.5)])
     dense = _network()
     widths = []
     for epoch in range(4):

@@ -391,3 +391,65 @@ def test_what_rounding_made_indefinite_is_damped_until_it_is_not() -> None:
     system.gram[0, 0, 0] = float("nan")
     step, shift = system.solve(1e-6, constant=True)
     assert float(step.abs().max()) == float(shift.abs().max()) == 0
+
+
+class Broadcast(nn.Module):
+    """Layers whose outputs are added to what is broadcast; and an input changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.tokens, self.head = nn.Linear(8, 6), nn.Linear(6, 4)
+        self.shift, self.place = nn.Parameter(torch.randn(1, 8, 1, 1)), nn.Parameter(torch.randn(1, 64, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x.sub_(0.5).div_(2.0))
+        x = self.b(x.relu()) + x.mean((2, 3), keepdim=True) + self.shift
+        x = self.tokens(x.relu().flatten(2).transpose(1, 2)) + self.place
+        return self.head(x.relu().mean(1))
+
+
+def test_broadcast_summands_and_inputs_changed_in_place() -> None:
+    torch.manual_seed(0)
+    dense = Broadcast().eval()
+    graph = trace(dense, torch.randn(1, 3, 8, 8))
+    plan = graph.plan({group.name: tuple(range(group.units - 2)) for group in graph.groups})
+    small, batches = apply(dense, plan), _batches(4, 16, (3, 8, 8))
+    kept = [batch.clone() for batch in batches]
+
+    def distance() -> float:
+        with torch.no_grad():
+            return float(sum((small(x.clone()) - dense(x.clone())).square().mean() for x in kept))
+
+    before = distance()
+    done = least_squares(dense, small, plan, batches)
+    assert all(torch.equal(batch, other) for batch, other in zip(batches, kept, strict=True))
+    assert {"b.weight", "tokens.weight", "head.weight"} <= set(done.errors)
+    assert distance() < 0.5 * before
+
+
+def test_layers_with_too_many_inputs_are_corrected_in_their_constants_only() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 16), nn.ReLU(), nn.Linear(16, 4)
+    )
+    graph = trace(dense.eval(), torch.randn(1, 3, 8, 8))
+    plan = graph.plan({graph.groups[0].name: tuple(range(4))})
+    small = apply(dense, plan)
+    bound = Settings(memory_bytes=7 * 8 * 100**2)
+    before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
+    done = least_squares(dense, small, plan, _batches(4, 16, (3, 8, 8)), settings=bound)
+    assert "too many" in done.skipped["3.weight"]
+    assert "such as 3" in done.note
+    assert torch.equal(before["3.weight"], small.state_dict()["3.weight"])
+    assert not torch.equal(before["3.bias"], small.state_dict()["3.bias"])
+    assert not torch.equal(before["5.weight"], small.state_dict()["5.weight"])
+
+
+def test_convolutions_of_other_kinds_are_named() -> None:
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding="same"), nn.Flatten(), nn.Linear(8 * 36, 4))
+    graph = trace(dense.eval(), torch.randn(1, 3, 8, 8))
+    plan = graph.plan({graph.groups[0].name: tuple(range(4))})
+    done = least_squares(dense, apply(dense, plan), plan, _batches(4, 16, (3, 8, 8)))
+    assert "this kind" in done.skipped["1.weight"]
+    assert "1 were not, such as 1" in done.note

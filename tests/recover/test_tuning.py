@@ -20,16 +20,21 @@ from torch import nn
 
 import secateurs as sc
 from secateurs import job as job_module
+from secateurs.data import Images
 from secateurs.errors import PlanError
+from secateurs.importance.dynamic import Dynamics
+from secateurs.importance.values import keep
 from secateurs.latency import model
 from secateurs.models import Loaded
 from secateurs.planning import Planner
 from secateurs.pruning import Place, run
+from secateurs.recover.features import spread
+from secateurs.recover.regrow import PruneRegrow
 from secateurs.search.problem import Solution
 from secateurs.search_options import Legal
 from secateurs.settings import Settings
 from secateurs.structure import apply, trace
-from secateurs.tuning import Trainer, check_regrow, epochs_before, regrow, scatter
+from secateurs.tuning import Trainer, _reordered, check_regrow, epochs_before, regrow, scatter
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +129,7 @@ def test_regrowth_trains_the_network_without_the_blocks_that_go(network: Loaded,
     before, after = network.module.state_dict(), prepared.carrier.state_dict()
     assert torch.equal(before["layer1.0.conv1.weight"], after["layer1.0.conv1.weight"]), "what goes is not trained"
     assert not torch.equal(before["layer2.0.conv1.weight"], after["layer2.0.conv1.weight"])
+    assert len(prepared.notes) == 1
     for group in spec.groups:
         found, given = prepared.planner.scores[group.name], planner.scores[group.name]
         assert sorted(found) == pytest.approx(sorted(given)), "a group is worth what it was at every width"
@@ -148,6 +154,40 @@ def test_regrowth_is_refused_before_the_search_where_it_cannot_work() -> None:
         check_regrow(Planner(graph, None, resources=("macs",)))
     check_regrow(Planner(graph, None, resources=("macs",), legal=Legal(blocks=False)))
     assert epochs_before(Settings(latency="60%", schedule="regrow", epochs=1)) == 1
+
+
+def test_units_of_equal_worth_are_those_that_regrowth_kept(network: Loaded) -> None:
+    graph = trace(network.module, network.example())
+    name = graph.groups[0].name
+    masks = PruneRegrow(graph, {name: 3}, Dynamics(graph))
+    masks.kept[name] = (5, 6, 7)
+    for level in (0.0, 2.5):
+        given = _reordered(np.full(masks.units[name], level), masks, name)
+        assert keep(given, 3) == (5, 6, 7)
+        assert given == pytest.approx(level, abs=1e-6)
+
+
+def test_the_repaired_network_is_kept_where_training_made_it_worse(
+    network: Loaded, fake_target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = job_module.accuracy
+
+    def favours_untrained(module: nn.Module, images: Images, **more: object) -> float:
+        return 1.0 if images.name == "validation" else real(module, images, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job_module, "accuracy", favours_untrained)
+    settings = replace(_settings(fake_target, "once", epochs=1), lr=1e-9, features=0.0)
+    done = run(network, tuning_job.images(), settings, Place(tmp_path / "run", store=tmp_path / "store"))
+    assert any("that one was kept" in note for note in done.record.notes)
+    assert done.record.pruned.accuracy == done.record.pruned.accuracy_recalibrated
+    assert done.record.settings["schedule"] == "once"
+
+
+def test_features_are_refused_before_the_search_where_there_is_nothing_to_compare() -> None:
+    with pytest.raises(PlanError, match="--features"):
+        spread(nn.Linear(4, 2), nn.Linear(4, 2))
+    inner = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    assert spread(inner, inner) == ("0",)
 
 
 def test_all_epochs_before_the_cut_are_said(network: Loaded, fake_target: str, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def _run(
     from dataclasses import replace
 
     from secateurs.data import open_data
-    from secateurs.front_job import FrontJob, holding
+    from secateurs.front_job import FrontJob
     from secateurs.profiling import open_target
     from secateurs.run_folder import RunFolder, check_free
 
@@ -221,7 +221,7 @@ def _run(
             sources = [str(folder.absolute()) for folder in known]
             job = {**identity, "options": given, "known": sources, "command": shlex.join(["secateurs", *sys.argv[1:]])}
             folder = RunFolder.resume(output, identity) if resume else RunFolder.create(output, job)
-            with holding(folder):
+            with folder:
                 chosen = settings if wish.pick is None else replace(settings, points=0)
                 chosen = chosen if wish.epochs is None else replace(chosen, epochs=wish.epochs)
                 command = str(folder.job["command"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from secateurs.errors import StructureError
 from secateurs.importance.context import Context, needs
 from secateurs.importance.weights import consumers, tensor_of
 from secateurs.structure.graph import Graph
@@ -27,4 +28,10 @@ def score(graph: Graph, group: str, context: Context) -> np.ndarray:
         reading = weight.movedim(view.dim, 0).reshape(weight.shape[view.dim], -1).sum(dim=1).numpy()
         contribution = reading * statistics.inputs[view.layer]
         found.append(contribution[view.indices].sum(axis=1) / max(float(contribution.sum()), 1e-300))
-    return np.sum(found, axis=0)
+    if not found:
+        raise StructureError(
+            f"No convolution or linear layer reads the units of group {group}, so what they feed cannot be computed. "
+            "Choose a criterion over filters such as splamp, or keep the group whole."
+        )
+    total: np.ndarray = np.sum(found, axis=0)
+    return total

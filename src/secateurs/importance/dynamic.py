@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateurs.errors import DataError, PlanError
 from secateurs.importance.context import Context, Criterion, needs
 from secateurs.importance.duplicates import removal_scores
-from secateurs.importance.weights import filters
+from secateurs.importance.weights import filters, producers
 from secateurs.progress import Progress, silent
 from secateurs.structure.graph import Graph
 
@@ -60,7 +60,8 @@ def _gathered(context: Context, criterion: str) -> Dynamics:
 class Dynamics:
     """How the filters of every group moved: streamed, so that snapshots need not be kept.
 
-    Call :meth:`observe` on the module in training as often as wanted; the first call only sets the start.
+    Call :meth:`observe` on the module in training as often as wanted; the first call only sets the start. Groups whose
+    units no weight produces are not watched.
 
     Attributes:
         gram: per group Σ_e D Dᵀ, float64 [units, units].
@@ -81,6 +82,8 @@ class Dynamics:
         seen.model = module
         first = not self._last
         for group in self.graph.groups:
+            if not any(view.role == "out" for view in self.graph.views(group.name)):
+                continue
             now = torch.cat([matrix for _, matrix in filters(seen, group.name)], dim=1)
             if first:
                 self.norms[group.name] = now.norm(dim=1).cpu().numpy()
@@ -117,7 +120,11 @@ class Dynamics:
         Raises:
             PlanError: unknown mode, or fewer than one partner.
             DataError: fewer than two snapshots were taken.
+            StructureError: no weight produces the group's units.
         """
+        if group not in self._last:
+            self._check()
+            producers(self.graph, group)
         if acs_mode not in ACS_MODES or partners < 1:
             raise PlanError(
                 f"acs_mode={acs_mode!r} with {partners} partners is not understood. "
@@ -206,7 +213,9 @@ def watch_training(
         torch.manual_seed(seed)
         for step in range(snapshots * interval):
             inputs, targets = next(source)
-            value = loss(module(inputs.to(device)), targets.to(device))
+            positional = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+            positional = tuple(x.to(device, copy=True) if isinstance(x, Tensor) else x for x in positional)
+            value = loss(module(*positional), targets.to(device) if isinstance(targets, Tensor) else targets)
             if not bool(torch.isfinite(value)):
                 raise DataError(
                     f"The loss became {float(value.detach())} in step {step + 1} of the short training that watches "

@@ -26,9 +26,12 @@ def score(graph: Graph, group: str, context: Context) -> np.ndarray:
 def layer_adaptive(mass: np.ndarray) -> np.ndarray:
     """m_(r) / Σ_{q ≤ r} m_(q) in descending order of mass, scattered back: float64 [units].
 
-    A group without any mass counts as one of equal masses, so that its scores stay finite.
+    A group without any mass counts as one of equal masses, so that its scores stay finite; one with
+    a mass that is no number has no scores that are.
     """
     mass = np.asarray(mass, dtype=np.float64)
+    if not np.isfinite(mass).all():
+        return np.full_like(mass, np.nan)
     largest = mass.max(initial=0.0)
     mass = mass / largest if largest > 0 else np.ones_like(mass)
     ranking = order(mass)

@@ -222,7 +222,8 @@ class _Pass:
         """One forward and one backward pass."""
         device = next(iter(self.model.parameters())).device
         positional = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-        positional = tuple(x.to(device) if isinstance(x, Tensor) else x for x in positional)
+        # a network may change its inputs in place
+        positional = tuple(x.to(device, copy=True) if isinstance(x, Tensor) else x for x in positional)
         count = len(positional[0])
         probes: list[Probe] = [*self.masks.values(), *self.moments.values()]
         for probe in probes:
@@ -241,6 +242,8 @@ class _Pass:
 
     def _backward(self, total: Tensor, count: int, probes: list[Probe]) -> None:
         leaves = [leaf for probe in probes for leaf in probe.leaves]
+        if not leaves and not self.weights:  # nothing that could be masked: the criterion says which group lacks it
+            return
         parameters = dict(self.model.named_parameters())
         weights = [parameters[name] for name in self.weights]
         gradients = torch.autograd.grad(total, [*leaves, *weights], allow_unused=True, materialize_grads=True)

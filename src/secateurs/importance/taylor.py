@@ -4,7 +4,7 @@ Card. Formula: s_i = E_n |φ_{n,i}|, φ_{n,i} = Σ_l Σ_positions y·∂loss_n/�
 which equals Σ w·∂loss_n/∂w of its filter and bias. Source: Molchanov et al. 2017/2019 (arXiv 1611.06440, 1906.10771);
 the sum over coupled layers inside the absolute value as in HALP [V-code]. Ours: the absolute value is taken per image,
 not per batch: a trained network's batch gradient is nearly zero and its sign noise. Cost: one backward pass over the
-calibration data. When to use: the default with calibration data. When not: for deep cuts, the first order ends early.
+calibration data. When to use: with calibration data. When not: for deep cuts, the first order ends early.
 """
 
 from __future__ import annotations
@@ -34,6 +34,6 @@ def sensitivity(context: Context, group: str, criterion: str, kind: str) -> Sens
     if found is None:
         raise PlanError(
             f"Criterion {criterion} reads the outputs of convolution and linear modules, but none produces the units "
-            f"of group {group}. Choose splamp or obd, or keep the group whole."
+            f"of group {group}. Choose activation, splamp or obd, or keep the group whole."
         )
     return found

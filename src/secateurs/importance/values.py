@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from torch import Tensor
 
 from secateurs.errors import PlanError
 from secateurs.importance.context import Context, Criterion
@@ -42,7 +43,7 @@ def scores(
 
     Raises:
         PlanError: the criterion is unknown, needs calibration data that was not given, or returned something that
-            is not one finite number per unit.
+            is not one finite number of at least 0 per unit.
     """
     context = context or Context()
     score: Callable[[Graph, str, Context], np.ndarray] = (
@@ -52,15 +53,32 @@ def scores(
     result = {}
     with progress.task(f"scores ({label})", len(graph.groups)) as task:
         for group in graph.groups:
-            found = np.asarray(score(graph, group.name, context), dtype=np.float64)
+            found = _numbers(score(graph, group.name, context))
             if found.shape != (group.units,) or not np.all(np.isfinite(found)):
                 raise PlanError(
                     f"Criterion {label} gave {_describe(found)} for group {group.name}. "
                     f"It must return {group.units} finite numbers, one per unit."
                 )
+            if found.min(initial=0.0) < 0:
+                raise PlanError(
+                    f"Criterion {label} gave {found.min():.3g} for a unit of group {group.name}. Scores are added up "
+                    f"to what a width is worth, so they must be at least 0: a unit without worth has 0."
+                )
             result[group.name] = found
             task.advance()
+    if result and not any(found.any() for found in result.values()):
+        progress.say(f"Criterion {label} gives every unit 0: nothing says which units or groups are worth more.")
     return result
+
+
+def _numbers(returned: object) -> np.ndarray:
+    """What a criterion returned, as numbers; where it is none, an array of nothing."""
+    if isinstance(returned, Tensor):
+        returned = returned.detach().cpu()
+    try:
+        return np.asarray(returned, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.empty(0)
 
 
 def _describe(found: np.ndarray) -> str:

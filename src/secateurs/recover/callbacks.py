@@ -66,7 +66,7 @@ def trainer_callback(gradual: Gradual, attribute: str | None = None) -> Any:
             owner = model.get_submodule(parent) if parent else model
             module: nn.Module = getattr(owner, leaf)
             # only the part's own parameters are renewed; the optimizer also holds the rest of the model
-            setattr(owner, leaf, gradual.step(module, int(state.epoch or 0), _part(optimizer, module)))
+            setattr(owner, leaf, gradual.step(module, round(state.epoch or 0), _part(optimizer, module)))
 
     return PruneGradually()
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from secateurs.errors import PlanError
 from secateurs.plan import Plan
@@ -26,7 +28,8 @@ class Features(Companion):
     Args:
         plan: what was kept.
         weight: of the term.
-        places: module paths whose outputs are compared; by default some batch norms (or convolutions) evenly spaced.
+        places: module paths whose outputs are compared; by default some batch norms (or convolutions, or linear
+            layers but the last) evenly spaced.
     """
 
     def __init__(self, plan: Plan, *, weight: float = 1.0, places: Sequence[str] | None = None) -> None:
@@ -37,6 +40,7 @@ class Features(Companion):
         self._small: dict[str, Tensor] = {}
         self._dense: dict[str, Tensor] = {}
         self._kept: dict[str, Tensor] = {}
+        self._axes: dict[str, int] = {}
 
     @contextmanager
     def attached(self, student: nn.Module, teacher: nn.Module | None) -> Iterator[None]:
@@ -47,8 +51,9 @@ class Features(Companion):
         """
         if teacher is None:
             raise PlanError("Features are compared with a teacher's, but none was given. Give teacher=, alpha above 0.")
-        places = self.places or _spread(student, teacher)
+        places = self.places or spread(student, teacher)
         self._kept = {place: _kept(place, student, teacher, self.plan) for place in places}
+        self._axes = {place: -1 if isinstance(student.get_submodule(place), nn.Linear) else 1 for place in places}
         listening = [
             module.get_submodule(place).register_forward_hook(_keeper(held, place))
             for module, held in ((student, self._small), (teacher, self._dense))
@@ -67,7 +72,7 @@ class Features(Companion):
         terms = []
         for place, kept in self._kept.items():
             reached, dense = self._small.pop(place).float(), self._dense.pop(place).detach().float()
-            wanted = dense.index_select(1, kept.to(dense.device))
+            wanted = dense.index_select(self._axes[place], kept.to(dense.device))
             scale = (reached.detach().square().mean() + wanted.square().mean()) / 2
             terms.append((reached - wanted).square().mean() / scale.clamp_min(1e-12))
         return self.weight * torch.stack(terms).mean()
@@ -80,14 +85,24 @@ def _keeper(held: dict[str, Tensor], place: str) -> Callable[[nn.Module, object,
     return keep
 
 
-def _spread(small: nn.Module, dense: nn.Module) -> tuple[str, ...]:
+def spread(small: nn.Module, dense: nn.Module) -> tuple[str, ...]:
+    """Some places evenly spaced where both networks have a module with units.
+
+    Raises:
+        PlanError: there is none.
+    """
     there = {name for name, _ in dense.named_modules()}
-    for kind in (nn.BatchNorm2d, nn.Conv2d):
+    for kind in (_BatchNorm, _ConvNd, nn.Linear):
         found = [name for name, child in small.named_modules() if isinstance(child, kind) and name in there]
+        if kind is nn.Linear:
+            found = found[:-1]
         if found:
             count = min(_PLACES, len(found))
             return tuple(found[(index + 1) * len(found) // count - 1] for index in range(count))
-    raise PlanError("The network has neither batch norms nor convolutions to compare. Name places for Features.")
+    raise PlanError(
+        "The network has no batch norms, convolutions or inner linear layers whose outputs could be compared. Leave "
+        "out --features, or name places for Features."
+    )
 
 
 def _kept(place: str, small: nn.Module, dense: nn.Module, plan: Plan) -> Tensor:

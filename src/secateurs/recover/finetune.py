@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterator
@@ -181,11 +182,19 @@ class _Run:
             task.advance(1, f"{note}  train accuracy {self.sums[1] / seen:.2%}")
             if index + 1 < self.steps_per_epoch and time.monotonic() > self.next_save:
                 self.save()
-        reached = accuracy(self.student, self.data.validation, classes=self.data.classes)
+        reached = accuracy(self._result(), self.data.validation, classes=self.data.classes)
         self.history.append(Epoch(self.sums[0] / self.sums[2], self.sums[1] / self.sums[2], reached))
         self.sums = [0.0, 0.0, 0.0]
         task.advance(0, f"epoch {epoch + 1}/{self.recipe.epochs}  validation accuracy {reached:.2%}")
         self.save()
+
+    def _result(self) -> nn.Module:
+        """The network that would be returned now."""
+        if self.average is None:
+            return self.student
+        averaged = copy.deepcopy(self.student)
+        averaged.load_state_dict(self.average.tensors)
+        return averaged
 
     def _train_step(self, chosen: np.ndarray, epoch: int, index: int) -> None:
         rank, size = parallel.rank(), parallel.size()
@@ -223,7 +232,7 @@ class _Run:
         with self.settled.autocast(self.device):
             if self.teacher is not None:
                 with torch.no_grad():
-                    soft = self.teacher(inputs)
+                    soft = self.teacher(inputs.clone())  # which it may change in place
             logits = self.companion.forward(self.student, inputs)
         loss = distillation_loss(
             logits,

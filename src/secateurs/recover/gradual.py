@@ -91,10 +91,11 @@ class Gradual:
         share = self.schedule.get(epoch)
         if share is None:
             return module
-        wanted = share
+        wanted, training = share, module.training  # plans are often made in evaluation mode
         plan = agree_on_plan(lambda: self.replan(module, wanted))
         small = apply(module, plan, example, optimizer=optimizer)
-        small.train(module.training)
+        module.train(training)
+        small.train(training)
         self.plan = plan if self.plan is None else compose(self.plan, plan)
         return small
 

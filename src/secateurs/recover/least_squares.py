@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +19,9 @@ from secateurs.recover.unfolding import Geometry, draw_positions, inputs_at, out
 from secateurs.structure.kernel_elements import mask_of
 
 _DAMPINGS = (0.001, 0.01, 0.1, 1.0)
+_SQUARES = 7
+"""Matrices of the size inputs² that are alive at once while a layer is solved for."""
+_OWN_INPUTS = "its inputs are the images themselves"
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Settings:
     serves a quarter of the images best that the solution has not seen; ``samples``: outputs looked at
     per layer and unknown; ``positions``: fewest positions per image; ``sweeps``: further solutions that mind the
     activation behind the layer; ``weights``: False refits constants only (bias correction); ``residual``: a layer in
-    front of an addition also makes up for what the other summand lost; ``memory_bytes``: bound on live activations.
+    front of an addition also makes up for what the other summand lost; ``memory_bytes``: bound on live activations,
+    and on the products of one layer's inputs: of a layer with more of them only the constants are refitted.
     """
 
     damping: float | None = None
@@ -113,7 +117,14 @@ def least_squares(
         for child, training in modes.items():
             child.training = training
     images = sum(map(len, full))
-    note = f"{len(run.errors)} layers refitted by least squares on {images} images."
+    for weight in run.small.others:
+        run.skipped.setdefault(weight, "convolutions of this kind are not refitted")
+    kind = "refitted by least squares" if chosen.weights else "corrected in their constants"
+    note = f"{len(run.errors)} layers {kind} on {images} images."
+    left = {weight: reason for weight, reason in run.skipped.items() if reason != _OWN_INPUTS}
+    if left and chosen.weights:
+        weight, reason = next(iter(left.items()))
+        note += f" {len(left)} were not, such as {weight.rpartition('.')[0]}: {reason}."
     return Refitted(run.errors, images, run.skipped, note, run.masks)
 
 
@@ -159,17 +170,27 @@ class _Run:
             return
         self.dense.advance(partner.node, after=True)
         pattern = self.plan.elements.get(call.weight)
-        layer = _Layer(call, partner, self.small, self.dense, self._kept(call), self.settings, pattern)
+        layer = _Layer(call, partner, self.small, self.dense, self._kept(call), self._settings(call), pattern)
         layer.count = self.counts.get(call.weight)
         self.errors[call.weight] = layer.refit()
         if layer.count is not None and layer.stays is not None:
             self.masks[call.weight] = layer.stays.reshape(layer.weight.shape)
 
+    def _settings(self, call: Weighted) -> Settings:
+        """Of one layer: where the products of its inputs do not fit into memory, only its constants are refitted."""
+        weight = self.small.tensors[call.weight]
+        groups = Geometry.of(call.node, weight).groups
+        needed = _SQUARES * 8 * groups * weight[0].numel() ** 2
+        if not self.settings.weights or needed <= self.settings.memory_bytes:
+            return self.settings
+        self.skipped[call.weight] = f"its {weight[0].numel()} inputs are too many; its constants were refitted"
+        return replace(self.settings, weights=False, sweeps=0)
+
     def _obstacle(self, call: Weighted, partner: Weighted | None) -> str | None:
         if call.weight in self.repeated:
             return "its weight serves several calls"
         if all(node.op == "placeholder" for node in call.node.all_input_nodes):
-            return "its inputs are the images themselves"
+            return _OWN_INPUTS
         return None
 
     def _kept(self, call: Weighted) -> Tensor:
@@ -221,7 +242,7 @@ class _Layer:
 
     def refit(self) -> tuple[float, float]:
         """Change weight and constant; the wrong share of the target's variance before and after."""
-        fitted, checked = (NormalEquations(*self.matrix.shape) for _ in range(2))
+        fitted, checked = (NormalEquations(*self.matrix.shape, products=self.settings.weights) for _ in range(2))
         steps = 1 + self.settings.sweeps if self.around.clips else 1
         damping, wrong = self.settings.damping or 0.0, []
         for sweep in range(steps + 1):

@@ -61,6 +61,7 @@ class Lane:
         tensors.update(module.named_buffers(remove_duplicate=False))
         self.tensors = {**held, **tensors}
         self.weighted = _weighted(self.nodes, self.names)
+        self.others = _others(self.nodes, self.names)
         self._last_use = _last_uses(self.nodes)
         self._place = 0
         self.count = 0
@@ -71,7 +72,8 @@ class Lane:
         """Put the network back to its start, with these inputs."""
         self._place, self.count = 0, len(batches)
         fed = [node for node in self.nodes if node.op == "placeholder" and node.name in self.inputs]
-        self.values = {node: list(batches) for node in fed}
+        # a network may change its inputs in place
+        self.values = {node: [batch.clone() for batch in batches] for node in fed}
         self._per_batch = set(fed)
 
     def advance(self, until: fx.Node, *, after: bool = False) -> None:
@@ -155,6 +157,13 @@ def _weighted(nodes: Sequence[fx.Node], names: dict[str, str]) -> list[Weighted]
             found.append(Weighted(node, name, label, uses.get(name, 0)))
             uses[name] = uses.get(name, 0) + 1
     return found
+
+
+def _others(nodes: Sequence[fx.Node], names: dict[str, str]) -> list[str]:
+    """Weights of convolutions that are of another kind than :class:`Weighted` ones."""
+    called = [node for node in nodes if "aten.conv" in str(node.target) and str(node.target) != "aten.conv2d.default"]
+    weights = [node.args[1] for node in called if len(node.args) > 1]
+    return [names[weight.name] for weight in weights if isinstance(weight, fx.Node) and weight.name in names]
 
 
 def _last_uses(nodes: Sequence[fx.Node]) -> dict[int, list[fx.Node]]:

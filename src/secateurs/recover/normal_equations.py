@@ -13,22 +13,25 @@ _TRIALS = 8
 class NormalEquations:
     """min over step and shift of Σ‖residual - step·x - shift‖² + δ‖step‖², for every convolution group on its own.
 
-    Sums are kept in float64; products of one batch are taken in the inputs' own precision.
+    Sums are kept in float64; products of one batch are taken in the inputs' own precision. Without ``products`` of the
+    inputs, which take unknowns² numbers, only shifts can be found.
     """
 
-    def __init__(self, groups: int, outputs: int, unknowns: int) -> None:
+    def __init__(self, groups: int, outputs: int, unknowns: int, *, products: bool = True) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(groups, *shape, dtype=torch.float64)
 
-        self.unknowns = unknowns
-        self.gram, self.inputs = zeros(unknowns, unknowns), zeros(unknowns)
+        self.unknowns, self.products = unknowns, products
+        wide = unknowns if products else 0
+        self.gram, self.inputs = zeros(wide, wide), zeros(unknowns)
         self.cross, self.rest = zeros(outputs, unknowns), zeros(outputs)
         self.energy = zeros(outputs)
         self.count = 0
 
     def add_inputs(self, x: Tensor) -> None:
         """Take in inputs [groups, unknowns, samples]."""
-        self.gram += x @ x.transpose(1, 2)
+        if self.products:
+            self.gram += x @ x.transpose(1, 2)
         self.inputs += x.sum(2)
         self.count += x.shape[2]
 
@@ -45,7 +48,7 @@ class NormalEquations:
 
     def merged(self, other: NormalEquations) -> NormalEquations:
         """The equations over the samples of both."""
-        both = NormalEquations(self.gram.shape[0], self.cross.shape[1], self.unknowns)
+        both = NormalEquations(*self.cross.shape, products=self.products)
         for name in ("gram", "inputs", "cross", "rest", "energy", "count"):
             setattr(both, name, getattr(self, name) + getattr(other, name))
         return both

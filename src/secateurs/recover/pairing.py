@@ -108,13 +108,20 @@ def _only_user(node: fx.Node, targets: tuple[str, ...]) -> fx.Node | None:
 
 
 def _other_summand(node: fx.Node) -> fx.Node | None:
-    """What the layer's output (behind its batch norm) is added to."""
+    """What the layer's output (behind its batch norm) is added to, place by place."""
     end = norm_behind(node) or node
     add = _only_user(end, _ADDS)
     if add is None or add.kwargs.get("alpha", 1) != 1:
         return None
     others = [other for other in add.args[:2] if other is not end]
-    return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
+    other = others[0] if len(others) == 1 else None
+    return other if isinstance(other, fx.Node) and _shape(other) == _shape(end) else None
+
+
+def _shape(node: fx.Node) -> list[str] | None:
+    """The shape of a node's value as text; what is broadcast has another one than its sum."""
+    held = node.meta.get("val")
+    return [str(size) for size in held.shape] if isinstance(held, Tensor) else None
 
 
 def _affine(norm: fx.Node, lane: Lane) -> tuple[Tensor, Tensor]:

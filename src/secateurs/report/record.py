@@ -122,8 +122,8 @@ class Record(_Frozen):
     ``latency_ratio`` and ``latency_ratio_upper``: median of the per-turn ratios to the dense network and the upper end
     of its 95 % interval; ``speedup``: ratio of the medians of that run; ``class_count``: classes among which the
     argmax is taken; ``search``: details of a search that judged candidates, {} for others; ``gap``: proven distance of
-    the search's solution from the best one, as a fraction of its value; ``notes``: what was not done or needs
-    attention.
+    the search's solution from the best one, as a fraction of its value; ``settings``: all of the run, by their names in
+    :class:`secateurs.settings.Settings`; ``notes``: what was not done or needs attention.
     """
 
     schema_: str = Field(default=SCHEMA, alias="schema")
@@ -160,6 +160,7 @@ class Record(_Frozen):
     search: dict[str, Any] = Field(default_factory=dict)
     gap: float | None = None
     rounds: int = 1
+    settings: dict[str, Any] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     command: str = ""
     created: str = ""

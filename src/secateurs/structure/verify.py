@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -151,11 +152,16 @@ def check_plan(
     if graph is not None and needs_graph:
         args, kwargs = graph.program.example_inputs  # the batch that the graph was traced with
     require_sound(model, plan.slices)
-    inputs, keywords = random_inputs(args, kwargs, seed)
+
+    def drawn() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same inputs for every run, which may change them in place."""
+        return random_inputs(args, kwargs, seed)
+
     dense = scratch(model, seed)
     with torch.no_grad(), quiet(), Float64():
         try:
             small = _carried_out(dense, plan, graph)
+            inputs, keywords = drawn()
             ours = small(*inputs, **keywords)
         except Exception as error:
             raise StructureError(
@@ -164,16 +170,17 @@ def check_plan(
             ) from error
         theirs: Any = None
         if not plan.provenance.get("statistics"):
+            inputs, keywords = drawn()
             theirs = mask_removed(dense, plan)(*inputs, **keywords)
     if theirs is None or not _finite(theirs):  # not finite: something divides by what is zero now, a weight's own size
         from secateurs.structure.interpreter import interpret
 
         graph = graph or trace(model, (args, kwargs), grid=str(plan.provenance.get("grid", "auto")))
         with torch.no_grad(), quiet(), Float64():
-            theirs = interpret(graph, plan, dense, inputs, keywords)
+            theirs = interpret(graph, plan, dense, *drawn())
     error_found = relative_difference(ours, theirs)
     if not error_found <= TOLERANCE:
-        where = first_difference(dense, small, plan, inputs, keywords)
+        where = first_difference(dense, small, plan, *drawn())
         raise StructureError(
             f"The cut network computes something else: relative difference {error_found:.2g} (allowed {TOLERANCE:g}), "
             f"first at {where}. The original is intact. Please report the architecture; "
@@ -199,7 +206,7 @@ def first_difference(
     dense: nn.Module, small: nn.Module, plan: Plan, inputs: Sequence[Any], keywords: Mapping[str, Any]
 ) -> str:
     """Module path whose output differs first between the masked dense and the cut network."""
-    ours = _outputs(small, inputs, keywords)
+    ours = _outputs(small, *copy.deepcopy((inputs, keywords)))
     theirs = _outputs(mask_removed(dense, plan), inputs, keywords)
     for name, output in ours.items():
         other = theirs.get(name)
