@@ -10,6 +10,7 @@ import pytest
 
 from secateurs.errors import DataError, PlanError
 from secateurs.run_folder import RunFolder
+from secateurs.search.rows import FileRows
 
 JOB = {"model": "cifar-resnet20", "latency": "50%", "seed": 0, "input": [1, 2]}
 
@@ -58,10 +59,22 @@ def test_a_run_that_fails_before_its_plan_leaves_the_folder_free(tmp_path: Path)
     with pytest.raises(PlanError):
         fail("plan.json")
     assert (tmp_path / "run" / "job.json").exists()
-    for number, work in enumerate(("checkpoints", "evaluations.sqlite3", "search", "carrier.safetensors")):
+    for number, work in enumerate(("checkpoints", "carrier.safetensors", "front.json")):
         with pytest.raises(PlanError):
             fail(work, f"run{number}")
         assert RunFolder.resume(tmp_path / f"run{number}").job == JOB, work
+
+    def judge(count: int) -> None:
+        with RunFolder.create(tmp_path / f"judged{count}", JOB) as run:
+            rows = FileRows(run.path / "evaluations.sqlite3")
+            for number in range(count):
+                rows.put(str(number), {"accuracy": 0.5})
+            raise PlanError("the machine is disturbed")
+
+    for count in (0, 2):
+        with pytest.raises(PlanError):
+            judge(count)
+        assert (tmp_path / f"judged{count}").exists() == bool(count)
     with pytest.raises(KeyboardInterrupt), RunFolder.create(tmp_path / "other", JOB):
         raise KeyboardInterrupt
     assert RunFolder.resume(tmp_path / "other").job == JOB

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +22,8 @@ from secateurs.plan import write_atomic
 
 SCHEMA = "secateurs.job/1"
 _ADVICE = "Choose another folder with -o"
-_WORK = ("plan.json", "front.json", "evaluations.sqlite3", "search", "checkpoints", "carrier.safetensors")
-"""What a run's time goes into: with any of them a failed run can be continued."""
+_WORK = ("plan.json", "front.json", "checkpoints", "carrier.safetensors")
+"""What a run's time goes into, as evaluations do: with any of them a failed run can be continued."""
 
 
 def check_free(folder: Path) -> None:
@@ -129,8 +130,11 @@ class RunFolder:
             self._lock = None
             with contextlib.suppress(OSError):
                 (self.path / ".lock").unlink()
-        if isinstance(error, SecateursError) and not any((self.path / name).exists() for name in _WORK):
+        if isinstance(error, SecateursError) and not self._worked():
             self._discard()
+
+    def _worked(self) -> bool:
+        return any((self.path / name).exists() for name in _WORK) or _has_rows(self.path / "evaluations.sqlite3")
 
     def _discard(self) -> None:
         """Leave no trace of a run that failed before anything but measurements was done: those are in the store, and
@@ -214,3 +218,12 @@ class RunFolder:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _has_rows(path: Path) -> bool:
+    """Whether a file of evaluations holds any."""
+    if not path.exists():
+        return False
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as base:
+        return base.execute("SELECT 1 FROM evaluations LIMIT 1").fetchone() is not None
+    return True
