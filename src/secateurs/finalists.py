@@ -46,7 +46,7 @@ def chosen_by_training(
     """
     solution = accepted.choice.solution
     points = solution.candidates[: trainer.settings.finalists]
-    tried: list[tuple[float, Attempt[Choice]]] = []
+    tried: list[tuple[float, int, Attempt[Choice]]] = []
     for number, point in enumerate(points, 1):
         attempt = measured(planner.choice(_as_solution(planner, solution, point)))
         if not fits(attempt):
@@ -55,16 +55,16 @@ def chosen_by_training(
         with timed("finetune"):
             reached = _trained(planner, attempt.choice, trainer, folder)
         trainer.progress.say(f"Network {number} of {len(points)}: {reached:.2%} on validation images after an epoch.")
-        tried.append((reached, attempt))
+        tried.append((reached, number, attempt))
     if len(tried) < 2:
         return accepted, "The search ended with one network within the budgets, so none was trained to choose."
-    best = max(range(len(tried)), key=lambda place: tried[place][0])
-    ranked = [accuracy for accuracy, _ in tried]
+    best, number, attempt = max(tried, key=lambda entry: (entry[0], -entry[1]))
+    worst = min(entry[0] for entry in tried)
     line = (
         f"The {len(tried)} best networks of the search within the budgets were trained for an epoch each: validation "
-        f"accuracy {min(ranked):.2%} to {max(ranked):.2%}. The one that was number {best + 1} before goes on."
+        f"accuracy {worst:.2%} to {best:.2%}. The one that was number {number} before goes on."
     )
-    return tried[best][1], line
+    return attempt, line
 
 
 def _as_solution(planner: Planner, solution: Solution, point: Candidate) -> Solution:

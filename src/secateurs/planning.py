@@ -95,7 +95,7 @@ class Planner:
                 f"Strategy {self.search.name!r} works with criterion {own!r} only, not {name_of(self.criterion)!r}. "
                 f"Leave --criterion out, or choose --strategy knapsack, which takes any."
             )
-        return self.criterion or own or default_criterion(self.data)
+        return self.criterion or own or default_criterion(self.data, self.graph, self.progress)
 
     @cached_property
     def scores(self) -> dict[str, np.ndarray]:
@@ -386,7 +386,7 @@ def plan(
     if keep is not None:
         if strategy not in (None, "uniform"):
             raise PlanError("keep= sets one ratio for all groups: only strategy='uniform' does. Give latency= instead.")
-        wanted = criterion or default_criterion(data)
+        wanted = criterion or default_criterion(data, graph, progress)
         found = score(graph, wanted, data, loss, seed, progress)
         return _uniform_plan(graph, keep, found, provenance("uniform", wanted, seed, {"keep": keep}))
     planner = Planner(

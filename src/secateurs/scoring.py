@@ -28,9 +28,25 @@ def name_of(criterion: str | Criterion) -> str:
     return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", type(criterion).__name__)
 
 
-def default_criterion(data: Batches | None) -> str:
-    """What scores units best by our evidence: with calibration data a loss-aware criterion."""
-    return DEFAULT_CRITERION if data is None else DEFAULT_CRITERION_WITH_DATA
+def default_criterion(data: Batches | None, graph: Graph, progress: Progress) -> str:
+    """What scores units best by our evidence: with calibration data a loss-aware criterion.
+
+    That one reads the outputs of convolution and linear modules. Where it cannot, another one, and it is said.
+    """
+    if data is None:
+        return DEFAULT_CRITERION
+    from secateurs.importance.statistics import made_elsewhere
+
+    lacking = made_elsewhere(graph)
+    if lacking is None:
+        return DEFAULT_CRITERION_WITH_DATA
+    weights = all(any(view.role == "out" for view in graph.views(group.name)) for group in graph.groups)
+    instead = DEFAULT_CRITERION if weights else "activation"
+    progress.say(
+        f"Criterion {instead} instead of {DEFAULT_CRITERION_WITH_DATA}: no convolution or linear module makes the "
+        f"units of group {lacking}."
+    )
+    return instead
 
 
 def score(

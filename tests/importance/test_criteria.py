@@ -17,6 +17,7 @@ from secateurs.importance.values import curve, keep, order, scores
 from secateurs.importance.weights import filters
 from secateurs.progress import silent
 from secateurs.registry import names
+from secateurs.scoring import default_criterion
 from secateurs.structure.graph import Graph
 from secateurs.structure.trace import trace
 
@@ -242,3 +243,28 @@ def test_units_made_outside_of_modules_are_named(criterion: str) -> None:
     graph = trace(Functional(), torch.randn(2, 3, 7, 7))
     with pytest.raises(PlanError, match="none produces the units of group"):
         scores(graph, criterion, context_for(graph, criterion, batches()))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "expected"),
+    [
+        (Functional(), (2, 3, 7, 7), "splamp"),
+        (
+            nn.Sequential(nn.Conv2d(3, 6, 3), nn.ConvTranspose2d(6, 8, 2), nn.Flatten(), nn.Linear(288, 4)),
+            (2, 3, 7, 7),
+            "splamp",
+        ),
+        (randomised(), (2, 3, 8, 8), "fisher"),
+    ],
+)
+def test_the_default_is_one_that_can_score_the_network(model: nn.Module, shape: tuple[int, ...], expected: str) -> None:
+    graph = trace(model.eval(), torch.randn(shape))
+    data = [(torch.randn(4, *shape[1:]), torch.arange(4))]
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(silent), "say", lambda self, message: said.append(message))
+        chosen = default_criterion(data, graph, silent)
+    assert chosen == expected
+    assert bool(said) == (expected != "fisher")
+    assert set(scores(graph, chosen, context_for(graph, chosen, data))) == {group.name for group in graph.groups}
+    assert default_criterion(None, graph, silent) == "splamp"

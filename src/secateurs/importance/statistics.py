@@ -159,6 +159,15 @@ def context_for(
     return Context(seed, gather(graph, batches, kinds, loss=loss, seed=seed, progress=progress))
 
 
+def made_elsewhere(graph: Graph) -> str | None:
+    """The first group whose units no convolution or linear module makes, None where all are made by one."""
+    for group in graph.groups:
+        views = [view for view in graph.views(group.name) if view.role == "out"]
+        if not any(weight_module(graph.model, view.layer, view.parameter) is not None for view in views):
+            return group.name
+    return None
+
+
 class _Pass:
     """The copy of the model with its hooks, and the sums so far."""
 
