@@ -340,12 +340,19 @@ def _append(row: Mapping[str, object]) -> None:
     print("  ".join(str(row[name]) for name in shown if row.get(name) not in (None, "")), flush=True)
 
 
+def _table_of(row: Mapping[str, str]) -> tuple[str, int, str, int]:
+    """Network, budget (largest first), epochs and training images: what rows must share to be compared."""
+    return row["network"], -int(row["budget"]), row["epochs"], int(row.get("train_images") or 0)
+
+
 def table() -> Iterator[str]:
     """The rows in short, best first, seeds averaged."""
     rows = _rows()
-    for key in sorted({(row["network"], -int(row["budget"]), row["epochs"]) for row in rows}):
-        mine = [r for r in rows if (r["network"], -int(r["budget"]), r["epochs"]) == key]
-        yield f"\n{key[0]}, {-key[1]} % latency, {key[2]} epochs: accuracy % (statistics / repaired), ratio to ours"
+    for key in sorted({_table_of(row) for row in rows}):
+        mine = [row for row in rows if _table_of(row) == key]
+        trained = f" of {key[3]} images" if key[3] else ""
+        yield f"\n{key[0]}, {-key[1]} % latency, {key[2]} epochs{trained}:"
+        yield "accuracy % (statistics / repaired), ratio to ours"
         figure = "accuracy_repaired" if key[2] == "0" else "accuracy"
         lines = []
         for method in dict.fromkeys(row["method"] for row in mine):

@@ -362,14 +362,14 @@ def tune(bench: Bench, arm: str, seed: int, episodes: int, epochs: int) -> None:
     key = {"part": "tune", "network": bench.name, "seed": seed, "episodes": episodes}
     plan = bench.plan(chosen)
     plan.save(bench.work / f"{arm}-{seed}-{episodes}.full.json")
-    recipe = Recipe(epochs=epochs, seed=seed)
+    recipe = Recipe(epochs=epochs, seed=seed, batch=32)  # few images: steps are worth more than large batches
     dense = bench.loaded.module
     for name, rounds in (("untouched", 0), ("dense", epochs), (arm, epochs)):
         if known(ROWS, {**key, "arm": name, "epochs": rounds}):
             continue
         student = copy.deepcopy(dense) if name != arm else apply(dense, plan, bench.loaded.example(), check=False)
         if name == arm:
-            repair(dense, student, plan, bench.data, images=256, progress=bench.progress)
+            repair(dense, student, plan, bench.data, images=1024, progress=bench.progress)
         if rounds:
             folder = bench.work / f"tune-{name}-{seed}-{episodes}-{epochs}"
             finetune(
