@@ -74,7 +74,7 @@ NETWORKS = {
 }
 OURS, DENSE = "secateurs", "dense"
 METHODS = {
-    OURS: ("fisher", "knapsack"),
+    OURS: ("fisher_obs", "knapsack"),
     "uniform L1": ("l1", "uniform"),
     "torch-pruning group L2": ("group L2", "global-rank"),
     "torch-pruning group Taylor": ("group Taylor", "global-rank"),
@@ -82,7 +82,7 @@ METHODS = {
     "isomorphic group Taylor": ("group Taylor", "isomorphic"),
     "HALP-style": ("taylor_bn", "halp"),
     "NetAdapt-style": ("l2", "greedy"),
-    "MACs knapsack": ("fisher", "knapsack"),
+    "MACs knapsack": ("fisher_obs", "knapsack"),
     "torch-pruning alone (inner convolutions only)": ("group Taylor", "global-rank"),
 }
 """Method to (criterion, allocation)."""
@@ -163,10 +163,10 @@ class Bench:
     def _score(self) -> dict[str, dict[str, np.ndarray]]:
         count, size = (512, 64) if "cifar" in NETWORKS[self.name][2] else (192, 16)
         batches = list(self.data.calibration.take(count).batches(size))
-        statistics = gather(self.graph, batches, ("outputs", "norms", "gradients"))
+        statistics = gather(self.graph, batches, ("outputs", "norms", "moments"))
         found = rivals.gradients(self.graph, batches)
         context = Context(0, statistics)
-        own = {name: scores(self.graph, name, context) for name in ("fisher", "l1", "l2", "taylor_bn")}
+        own = {name: scores(self.graph, name, context) for name in ("fisher_obs", "l1", "l2", "taylor_bn")}
         return {
             **own,
             "group L2": rivals.group_l2(self.graph),

@@ -12,7 +12,7 @@ Every step goes on where it was stopped; evaluations, agents and latency models 
 the same legal widths under the same limit of the same latency model, and judge candidates with the same repair on the
 same images of the training file; ``lap`` keeps units by adjusted cosine similarity, ``amc`` by L1 norm and without any
 use of the prior, ``random`` draws uniform actions behind the same action wall. ``*-fisher`` are the same searches with
-the criterion of ``knapsack``. Data: ``--data`` (default ../shared/data).
+the criterion of ``knapsack``; ``*-obs`` keep the units that ``obs`` keeps (criterion ``fisher_obs``). Data: ``--data`` (default ../shared/data).
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ ARMS: dict[str, Arm] = {
     "lap": Arm("acs", LapSettings()),
     "lap-fisher": Arm("fisher", LapSettings()),
     "lap-warm": Arm("fisher", LapSettings(warm_start="knapsack")),
+    "knapsack-obs": Arm("fisher_obs", None),
+    "lap-warm-obs": Arm("fisher_obs", LapSettings(warm_start="knapsack")),
     "amc": Arm("l1", LapSettings(prior=NO_PRIOR)),
     "amc-fisher": Arm("fisher", LapSettings(prior=NO_PRIOR)),
     "random": Arm("l1", LapSettings(prior=NO_PRIOR, warmup=10**6)),
@@ -198,9 +200,10 @@ class Bench:
         if criterion in ("acs", "acs_self"):
             dynamics = self._dynamics
             return scores(self.graph, dynamics.criterion(acs_mode="self" if criterion == "acs_self" else "pairs"))
-        if criterion in ("fisher", "taylor"):
+        if criterion in ("fisher", "fisher_obs", "taylor"):
             batches = list(self.data.calibration.take(512).batches(64))
-            return scores(self.graph, criterion, Context(0, gather(self.graph, batches, ("outputs", "norms"))))
+            kinds = ("outputs", "norms", "moments") if criterion == "fisher_obs" else ("outputs", "norms")
+            return scores(self.graph, criterion, Context(0, gather(self.graph, batches, kinds)))
         return scores(self.graph, criterion)
 
     @cached_property

@@ -42,6 +42,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "activation": "secateurs.importance.activation:score",
         "reconstruction": "secateurs.importance.reconstruction:score",
         "obs": "secateurs.importance.obs:score",
+        "fisher_obs": "secateurs.importance.fisher_obs:score",
         "splamp": "secateurs.importance.splamp:score",
         "acs": "secateurs.importance.dynamic:score",
         "acs_self": "secateurs.importance.dynamic:score_self",

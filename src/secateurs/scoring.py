@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Batches = Iterable[tuple[Any, Any]]
 DEFAULT_CRITERION = "splamp"
-DEFAULT_CRITERION_WITH_DATA = "fisher"
+DEFAULT_CRITERION_WITH_DATA = "fisher_obs"
 
 
 def name_of(criterion: str | Criterion) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from secateurs.errors import PlanError
 from secateurs.importance.bottlenecks import bottlenecks
 from secateurs.importance.context import KINDS, Context, needs
+from secateurs.importance.obs import readers_if_any
 from secateurs.importance.random import score as random_score
 from secateurs.importance.splamp import layer_adaptive
 from secateurs.importance.statistics import Sensitivity, Statistics, context_for, gather
@@ -92,7 +93,7 @@ def test_contract(graph: Graph, statistics: Statistics, criterion: str) -> None:
         assert len(np.unique(found[group.name])) > 1
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "taylor_bn", "fisher", "obd", "activation", "reconstruction", "obs"])
+@pytest.mark.parametrize("criterion", ["taylor", "taylor_bn", "fisher", "obd", "activation", "reconstruction", "obs", "fisher_obs"])
 def test_criteria_over_data_ask_for_data(graph: Graph, criterion: str) -> None:
     with pytest.raises(PlanError, match="needs calibration data"):
         scores(graph, criterion)
@@ -210,6 +211,38 @@ def test_a_group_without_a_way_around_is_worth_as_much_as_others_like_it(graph: 
     assert found[wide][-1] == pytest.approx(3 * found[wide][0])
 
 
+def test_fisher_obs_values_widths_by_one_criterion_and_units_by_the_other() -> None:
+    graph = trace(randomised(), torch.randn(2, 3, 8, 8))
+    context = context_for(graph, "fisher_obs", batches())
+    both, worth, spared = (scores(graph, name, context) for name in ("fisher_obs", "fisher", "obs"))
+    differing = 0
+    for group in graph.groups:
+        name = group.name
+        assert curve(both[name]) == pytest.approx(curve(worth[name]))
+        assert both[name][order(spared[name])].tolist() == sorted(both[name], reverse=True)
+        differing += not np.array_equal(order(both[name]), order(worth[name]))
+    assert differing
+
+
+def test_fisher_obs_falls_back_where_no_reader_can_be_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateurs.importance.probes.WIDEST", 40)
+    graph = trace(randomised(), torch.randn(2, 3, 8, 8))
+    context = context_for(graph, "fisher_obs", batches())
+    assert context.statistics is not None
+    held = {len(moments.gram) for moments in context.statistics.moments.values()}
+    assert held
+    assert max(held) <= 40
+    both, worth = scores(graph, "fisher_obs", context), scores(graph, "fisher", context)
+    lacking = []
+    for group in graph.groups:
+        if not readers_if_any(graph, group.name, context, "fisher_obs", weighted=True):
+            lacking.append(group.name)
+            assert np.array_equal(both[group.name], worth[group.name])
+    assert lacking
+    with pytest.raises(PlanError, match="that reads group"):
+        scores(graph, "obs", context)
+
+
 def test_scores_that_no_sum_can_be_made_of_are_refused() -> None:
     graph = trace(randomised(), torch.randn(2, 3, 8, 8))
     with pytest.raises(PlanError, match="at least 0"):
@@ -254,7 +287,7 @@ def test_units_made_outside_of_modules_are_named(criterion: str) -> None:
             (2, 3, 7, 7),
             "splamp",
         ),
-        (randomised(), (2, 3, 8, 8), "fisher"),
+        (randomised(), (2, 3, 8, 8), "fisher_obs"),
     ],
 )
 def test_the_default_is_one_that_can_score_the_network(model: nn.Module, shape: tuple[int, ...], expected: str) -> None:
@@ -265,6 +298,6 @@ def test_the_default_is_one_that_can_score_the_network(model: nn.Module, shape: 
         patch.setattr(type(silent), "say", lambda self, message: said.append(message))
         chosen = default_criterion(data, graph, silent)
     assert chosen == expected
-    assert bool(said) == (expected != "fisher")
+    assert bool(said) == (expected != "fisher_obs")
     assert set(scores(graph, chosen, context_for(graph, chosen, data))) == {group.name for group in graph.groups}
     assert default_criterion(None, graph, silent) == "splamp"

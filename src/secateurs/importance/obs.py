@@ -19,6 +19,7 @@ import torch
 
 from secateurs.errors import PlanError
 from secateurs.importance.context import Context, needs
+from secateurs.importance.probes import WIDEST
 from secateurs.importance.statistics import SecondMoments
 from secateurs.importance.weights import consumers, tensor_of
 from secateurs.structure.graph import Graph
@@ -74,18 +75,23 @@ def readers(graph: Graph, group: str, context: Context, criterion: str, *, weigh
     Raises:
         PlanError: no consumer of the group can be unfolded.
     """
-    statistics = context.gathered(criterion, "moments")
-    found = []
-    for view in consumers(graph, group):
-        moments = statistics.moments.get(view.layer)
-        if moments is not None:
-            found.append(_reader(tensor_of(graph, view.parameter), view.indices, moments, weighted=weighted))
+    found = readers_if_any(graph, group, context, criterion, weighted=weighted)
     if not found:
         raise PlanError(
-            f"Criterion {criterion} needs a plain convolution or linear layer that reads group {group}; there is none. "
-            "Choose fisher or splamp, or keep the group whole."
+            f"Criterion {criterion} needs a plain convolution or linear layer of at most {WIDEST} unfolded inputs that "
+            f"reads group {group}; there is none. Choose fisher or splamp, or keep the group whole."
         )
     return found
+
+
+def readers_if_any(graph: Graph, group: str, context: Context, criterion: str, *, weighted: bool) -> list[Reader]:
+    """As :func:`readers`; empty where there is none."""
+    moments = context.gathered(criterion, "moments").moments
+    return [
+        _reader(tensor_of(graph, view.parameter), view.indices, moments[view.layer], weighted=weighted)
+        for view in consumers(graph, group)
+        if view.layer in moments
+    ]
 
 
 def _reader(weight: torch.Tensor, indices: np.ndarray, moments: SecondMoments, *, weighted: bool) -> Reader:

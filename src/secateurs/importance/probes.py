@@ -13,6 +13,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 POSITIONS_AT_MOST = 64
 """Output positions per image whose unfolded inputs enter a second moment."""
+WIDEST = 8192
+"""Unfolded inputs of a layer up to which its second moments are held: half a gigabyte there."""
 
 
 class Probe(Protocol):
@@ -36,6 +38,13 @@ def weight_module(model: nn.Module, layer: str, parameter: str) -> nn.Module | N
     is_weight = parameter.rpartition(".")[2] == "weight"
     plain = isinstance(module, (_ConvNd, nn.Linear)) and not isinstance(module, _ConvTransposeNd)
     return module if is_weight and plain else None
+
+
+def unfolds(module: nn.Module) -> bool:
+    """Whether second moments of the module's unfolded input can be held."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return getattr(module, "groups", 1) == 1 and weight[0].numel() <= WIDEST
 
 
 def channels_of(module: nn.Module, tensor: Tensor) -> int:

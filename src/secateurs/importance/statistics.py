@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateurs.errors import DataError
 from secateurs.importance.context import KINDS, Context, Criterion, needs_of
-from secateurs.importance.probes import Mask, Moment, Probe, input_squares, weight_module
+from secateurs.importance.probes import Mask, Moment, Probe, input_squares, unfolds, weight_module
 from secateurs.progress import Progress, silent
 from secateurs.registry import load
 from secateurs.structure.fold import batch_norm_pairs
@@ -217,7 +217,7 @@ class _Pass:
                 continue
             if "inputs" in self.kinds:
                 self.handles.append(module.register_forward_pre_hook(self._input_hook(layer)))
-            if "moments" in self.kinds and getattr(module, "groups", 1) == 1:
+            if "moments" in self.kinds and unfolds(module):
                 self.moments[layer] = Moment(module, self.generator)
                 self.handles.append(module.register_forward_hook(self.moments[layer]))
 
@@ -281,7 +281,7 @@ class _Pass:
         inputs = {layer: (total / self.samples).sqrt().cpu().numpy() for layer, total in self.input_sums.items()}
         gradients = {name: (total / self.samples).numpy() for name, total in self.squares.items()}
         moments = {
-            layer: SecondMoments(moment.gram / self.samples, moment.gradient / max(1, moment.positions))
+            layer: SecondMoments(moment.gram.div_(self.samples), moment.gradient / max(1, moment.positions))
             for layer, moment in self.moments.items()
             if moment.positions
         }
