@@ -12,7 +12,8 @@ Every step goes on where it was stopped; evaluations, agents and latency models 
 the same legal widths under the same limit of the same latency model, and judge candidates with the same repair on the
 same images of the training file; ``lap`` keeps units by adjusted cosine similarity, ``amc`` by L1 norm and without any
 use of the prior, ``random`` draws uniform actions behind the same action wall. ``*-fisher`` are the same searches with
-the criterion of ``knapsack``; ``*-obs`` keep the units that ``obs`` keeps (criterion ``fisher_obs``). Data: ``--data`` (default ../shared/data).
+the criterion of ``knapsack``; ``*-obs`` keep the units that ``obs`` keeps (criterion ``fisher_obs``). Data: ``--data``
+(default ../shared/data).
 """
 
 from __future__ import annotations

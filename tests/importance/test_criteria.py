@@ -93,7 +93,9 @@ def test_contract(graph: Graph, statistics: Statistics, criterion: str) -> None:
         assert len(np.unique(found[group.name])) > 1
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "taylor_bn", "fisher", "obd", "activation", "reconstruction", "obs", "fisher_obs"])
+@pytest.mark.parametrize(
+    "criterion", ["taylor", "taylor_bn", "fisher", "obd", "activation", "reconstruction", "obs", "fisher_obs"]
+)
 def test_criteria_over_data_ask_for_data(graph: Graph, criterion: str) -> None:
     with pytest.raises(PlanError, match="needs calibration data"):
         scores(graph, criterion)

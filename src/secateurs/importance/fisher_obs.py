@@ -1,11 +1,11 @@
 """Criterion ``fisher_obs``: ``fisher`` says what a group's widths are worth, ``obs`` says which of its units stay.
 
-Card. Formula: s_i = the r_i-th largest Fisher score of the group, r_i the unit's rank by ``obs``; value curves are those
-of ``fisher``, kept units those of ``obs``. Where no reader of a group can be unfolded, its Fisher scores. Source: the
-two criteria; the division of labour is ours. Why: Fisher information compares groups well, but looks at one unit at a
-time; which set of units the readers can do without is what ``obs`` solves for, and least squares after the cut reaches
-it. Measured on the same widths (docs/accuracy.md). Cost: ``fisher`` and ``obs`` together, one backward pass. When to
-use: with least-squares repair after the cut; the default there. When not: without repair, where ``obs`` is too hopeful.
+Card. Formula: s_i = the r_i-th largest Fisher score of the group, r_i the unit's rank by ``obs``; value curves are
+those of ``fisher``, kept units those of ``obs``. Where no reader of a group can be unfolded, its Fisher scores. Source:
+the two criteria; the division of labour is ours. Why: Fisher information compares groups well, but looks at one unit at
+a time; which set of units the readers can do without is what ``obs`` solves for, and least squares after the cut
+reaches it. Measured on equal widths (benchmarks/selection.py). Cost: ``fisher`` and ``obs`` together, one backward
+pass. When to use: with least-squares repair after the cut; the default. When not: without calibration data.
 """
 
 from __future__ import annotations
