@@ -4,6 +4,7 @@
     python benchmarks/lap.py criteria resnet56                 accuracy of one plan under every criterion
     python benchmarks/lap.py search resnet56 [--arms lap amc --seeds 0 1 2 --episodes 300]   may run under load
     python benchmarks/lap.py sensitivity resnet56 [--groups 8] measured end to end: a quiet machine
+    python benchmarks/lap.py finalists mobilenet-v1 [--count 4]  repairs the best of a search and its start as for use
     python benchmarks/lap.py tune mobilenet-v1 [--epochs 5]    fine-tunes LAP's plan and the dense network alike
     python benchmarks/lap.py measure mobilenet-v1              latency of the tuned network: a quiet machine
     python benchmarks/lap.py table                             what the rows say
@@ -72,6 +73,8 @@ WATCHED, WATCHED_BATCH = 12_800, 64
 """Training images that filters are watched on."""
 SHALLOW = 0.75
 """Share of the dense latency at which criteria are compared."""
+REPAIRED_ON = 1024
+"""Calibration images of the repair before training."""
 JUDGED = {"mobilenet-v1": ("least-squares", 24)}
 """How candidates are repaired before they are judged, and on how many images: without batch norm, corrected means alone
 leave all at chance. The others: ``statistics`` on as many as the evaluator takes."""
@@ -263,6 +266,15 @@ class Bench:
             return None
         return self.data.test.select(np.flatnonzero(table["heldout"].to_numpy(zero_copy_only=False)))
 
+    def validation_loss(self, model: torch.nn.Module) -> float:
+        """Mean cross-entropy over the validation images and the classes of this data."""
+        model.eval()
+        images, total = self.data.validation, 0.0
+        with torch.inference_mode():
+            for inputs, labels in images.batches(100):
+                total += float(self._loss(model(inputs).float(), labels)) * len(labels)
+        return total / len(images)
+
     def rows(self) -> FileRows:
         """Evaluations of all arms; the evaluator's identity keeps them apart."""
         return FileRows(self.work / "evaluations.sqlite3")
@@ -357,6 +369,42 @@ def sensitivity(bench: Bench, count: int) -> None:
     write(ROWS, [{**key, "spearman": round(agreement(expected, measured), 4)}])
 
 
+def finalists(bench: Bench, arm: str, seed: int, episodes: int, count: int) -> None:
+    """The search's best networks and the knapsack's, repaired as for use; the least validation loss becomes the plan.
+
+    A search judges hundreds of candidates by quick repairs on few images; these few are judged by what they will be.
+    """
+    file = bench.work / f"{arm}-{seed}-{episodes}.plan.json"
+    first = bench.work / f"{arm}-{seed}-{episodes}.searched.json"
+    if not first.exists():
+        first.write_text(file.read_text())
+    chosen = json.loads(first.read_text())
+    problem, spec = bench.problem(chosen["criterion"], bench.rows()), bench.graph.spec
+    settings = replace(ARMS[arm].settings or LapSettings(), episodes=episodes)
+    found = Lap(settings, bench.work / f"{arm}-{seed}-{episodes}").solve(problem, seed=seed, progress=bench.progress)
+    start = Knapsack().solve(problem)
+    points = [(start.widths, start.removed)] + [(point.widths, point.removed) for point in found.candidates[:count]]
+    tried = []
+    for widths, removed in points:
+        names = [spec.blocks[block].name for block in sorted(removed)]
+        one = {"widths": widths.tolist(), "removed": names, "criterion": chosen["criterion"]}
+        plan = bench.plan(one)
+        small = apply(bench.loaded.module, plan, bench.loaded.example(), check=False)
+        repair(bench.loaded.module, small, plan, bench.data, images=REPAIRED_ON, progress=bench.progress)
+        loss = bench.validation_loss(small)
+        reached = accuracy(small, bench.data.validation, classes=bench.data.classes)
+        name = "knapsack" if not tried else f"number {len(tried)}"
+        print(name, one["widths"], f"validation accuracy {reached:.2%}, loss {loss:.4f}", flush=True)
+        tried.append((loss, name, reached, one))
+    loss, name, reached, one = min(tried, key=lambda entry: entry[0])
+    file.write_text(json.dumps(one))
+    key = {"part": "finalists", "network": bench.name, "arm": arm, "seed": seed, "episodes": episodes}
+    if not known(ROWS, key):
+        ratio = round(float(bench.costs.predict(np.array(one["widths"]))) / bench.dense_ms, 4)
+        row = {"criterion": chosen["criterion"], "evaluations": len(tried), "best": round(reached, 5)}
+        write(ROWS, [{**key, **row, "predicted_ratio": ratio}])
+
+
 def tune(bench: Bench, arm: str, seed: int, episodes: int, epochs: int) -> None:
     """The arm's plan and the dense network, both fine-tuned for the same epochs, on the whole test file.
 
@@ -373,7 +421,7 @@ def tune(bench: Bench, arm: str, seed: int, episodes: int, epochs: int) -> None:
             continue
         student = copy.deepcopy(dense) if name != arm else apply(dense, plan, bench.loaded.example(), check=False)
         if name == arm:
-            repair(dense, student, plan, bench.data, images=1024, progress=bench.progress)
+            repair(dense, student, plan, bench.data, images=REPAIRED_ON, progress=bench.progress)
         if rounds:
             folder = bench.work / f"tune-{name}-{seed}-{episodes}-{epochs}"
             finetune(
@@ -496,16 +544,20 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             print(row if path == ROWS else "", end="\n" if path == ROWS else "", flush=True)
 
 
+STEPS = ("model", "criteria", "search", "sensitivity", "finalists", "tune", "measure", "table")
+
+
 def main() -> None:
     """Run one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("model", "criteria", "search", "sensitivity", "tune", "measure", "table"))
+    parser.add_argument("step", choices=STEPS)
     parser.add_argument("network", choices=list(NETWORKS), nargs="?", default="resnet56")
     parser.add_argument("--data", type=Path, default=Path(__file__).parent.parent.parent / "shared" / "data")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--episodes", type=int, default=300)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--count", type=int, default=4, help="finalists beside the start")
     parser.add_argument("--groups", type=int, default=8, help="groups that are measured end to end")
     parser.add_argument("--criteria", nargs="+", default=["l1", "l2_folded", "splamp", "fisher", "acs", "acs_self"])
     given = parser.parse_args()
@@ -515,6 +567,7 @@ def main() -> None:
         "criteria": lambda: criteria(bench, given.criteria),
         "search": lambda: search(bench, given.arms, given.seeds, given.episodes),
         "sensitivity": lambda: sensitivity(bench, given.groups),
+        "finalists": lambda: finalists(bench, given.arms[0], given.seeds[0], given.episodes, given.count),
         "tune": lambda: tune(bench, given.arms[0], given.seeds[0], given.episodes, given.epochs),
         "measure": lambda: measure(bench, given.arms[0], given.seeds[0], given.episodes),
         "table": table,
