@@ -123,7 +123,7 @@ class Bench:
     def test(self) -> Images:
         """Test images that are judged on: the same ones, drawn once, for every method."""
         whole = self.data.test
-        count = 2500 if "cifar" in NETWORKS[self.name][2] else 1000
+        count = 2500 if "cifar" in NETWORKS[self.name][2] else 3000
         return whole.select(np.random.default_rng(0).permutation(len(whole))[:count])
 
     @cached_property

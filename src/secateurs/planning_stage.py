@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from safetensors.torch import save
 
 from secateurs.bench import Bench, out_of_reach
@@ -42,6 +43,8 @@ from secateurs.structure.verify import check_plan
 from secateurs.tuning import Prepared, Trainer, check_regrow, prepare, regrow
 
 SCORED, SCORED_BATCH = 512, 64
+SCORED_AT_ONCE = 2_500_000
+"""Input numbers per batch of scoring, which holds every activation: 16 images at 224x224."""
 """Images that loss-aware criteria are gathered over, and how many at once."""
 CARRIER = "carrier.safetensors"
 """The uncut network after training that came before the cut."""
@@ -49,7 +52,9 @@ CARRIER = "carrier.safetensors"
 
 def calibration_batches(data: Data) -> Batches:
     """The images that loss-aware criteria are gathered over, in batches."""
-    return BatchesOf(data.calibration.take(SCORED), SCORED_BATCH)
+    images = data.calibration.take(SCORED)
+    numbers = images.batch(np.arange(1))[0].numel()
+    return BatchesOf(images, max(1, min(SCORED_BATCH, SCORED_AT_ONCE // max(1, numbers))))
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,13 @@ class Reader:
         solved = torch.linalg.solve(blocks, weights.transpose(1, 2))
         return 0.5 * (weights.transpose(1, 2) * solved).sum(dim=(1, 2))
 
-    def remove(self, unit: int) -> None:
-        """Take the unit's columns out, the others making up for it."""
-        columns = self.columns[unit]
+    def remove(self, units: torch.Tensor) -> None:
+        """Take the units' columns out, the others making up for it."""
+        columns = self.columns[units].flatten()
         rows = self.inverse[columns]
         solved = torch.linalg.solve(rows[:, columns], rows)
         self.weight -= self.weight[:, columns] @ solved
-        self.inverse -= rows.T @ solved
+        self.inverse.addmm_(rows.T, solved, alpha=-1.0)
         self.weight[:, columns] = 0.0
         self.inverse[columns] = 0.0
         self.inverse[:, columns] = 0.0
@@ -123,8 +123,8 @@ def remove_in_order(found: list[Reader]) -> np.ndarray:
             unit = int(alive[position])
             highest = max(highest, float(costs[position]))
             result[unit] = highest
-            for reader in found:
-                reader.remove(unit)
+        for reader in found:
+            reader.remove(alive[cheapest])
         keep = torch.ones(len(alive), dtype=torch.bool)
         keep[cheapest] = False
         alive = alive[keep]

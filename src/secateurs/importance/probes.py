@@ -100,19 +100,23 @@ class Moment:
         with torch.no_grad():
             rows, total = unfolded(module, arguments[0].detach(), output.shape, self.generator)
             self.gram += (rows.T @ rows).double().cpu() * (total / len(rows))
-        leaf = torch.zeros_like(output, requires_grad=True)
+        leaf = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
         self.leaves.append(leaf)
-        return output + leaf
+        shifted = output + leaf
+        shifted.register_hook(self._add)  # as it passes: the gradients of all layers at once would be another network
+        return shifted
+
+    def _add(self, gradient: Tensor) -> None:
+        dim = channels_of(self.module, gradient)
+        others = [d for d in range(gradient.ndim) if d != dim]
+        self.gradient += gradient.detach().double().square().sum(dim=others).cpu()
+        self.positions += gradient.numel() // gradient.shape[dim]
 
     def begin(self) -> None:
         self.leaves = []
 
     def end(self, gradients: Sequence[Tensor]) -> None:
-        for gradient in gradients:
-            dim = channels_of(self.module, gradient)
-            others = [d for d in range(gradient.ndim) if d != dim]
-            self.gradient += gradient.detach().double().square().sum(dim=others).cpu()
-            self.positions += gradient.numel() // gradient.shape[dim]
+        """Everything is added already."""
 
 
 def unfolded(module: nn.Module, tensor: Tensor, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, int]:
