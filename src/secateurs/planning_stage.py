@@ -43,9 +43,9 @@ from secateurs.structure.verify import check_plan
 from secateurs.tuning import Prepared, Trainer, check_regrow, prepare, regrow
 
 SCORED, SCORED_BATCH = 512, 64
-SCORED_AT_ONCE = 2_500_000
-"""Input numbers per batch of scoring, which holds every activation: 16 images at 224x224."""
 """Images that loss-aware criteria are gathered over, and how many at once."""
+SCORED_AT_ONCE = 2_500_000
+"""Input numbers per batch of them at most, for every activation is held: 16 images at 224x224."""
 CARRIER = "carrier.safetensors"
 """The uncut network after training that came before the cut."""
 

@@ -197,7 +197,7 @@ def reader(seed: int, units: int = 6, per_unit: int = 2, outputs: int = 4) -> tu
 def test_removal_equals_least_squares() -> None:
     one, inputs, weight = reader(0)
     cost = float(one.costs(torch.tensor([2]))[0])
-    one.remove(2)
+    one.remove(torch.tensor([2]))
     rest = [c for c in range(12) if c not in (4, 5)]
     best = torch.linalg.lstsq(inputs[:, rest], inputs @ weight.T).solution.T
     assert torch.allclose(one.weight[:, rest], best, atol=1e-9)
@@ -213,7 +213,7 @@ def test_costs_add_up_over_removals() -> None:
     total = 0.0
     for unit in (5, 0, 3):
         total += float(one.costs(torch.tensor([unit]))[0])
-        one.remove(unit)
+        one.remove(torch.tensor([unit]))
     assert 2 * total == pytest.approx(float((inputs @ (one.weight - weight).T).square().sum()), rel=1e-9)
 
 
@@ -225,3 +225,44 @@ def test_order_of_removal() -> None:
     assert len(np.unique(found)) == 6
     assert np.all(found > 0)
     assert weight.shape == (4, 12)
+
+
+class Sided(nn.Module):
+    """One layer's output is not used, and one runs without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1), nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.stem(x)
+        return self.head(x).mean((2, 3)) + 0.0 * self.side(x).detach().mean()
+
+
+def test_moments_of_layers_without_gradient_are_held_and_their_gradient_is_zero() -> None:
+    torch.manual_seed(0)
+    graph = trace(Sided().eval(), torch.randn(2, 3, 8, 8))
+    batch = (torch.randn(4, 3, 8, 8), torch.arange(4))
+    found = gather(graph, [batch], ("moments",)).moments
+    assert set(found) >= {"side", "head"}
+    assert not found["side"].gradient.any()
+    assert found["head"].gradient.all()
+    assert (found["side"].gram.diagonal() > 0).all()
+
+
+def test_units_that_leave_as_one_block_leave_what_one_after_the_other_leaves() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, 12, generator=generator, dtype=torch.float64)
+    weight = torch.randn(5, 12, generator=generator, dtype=torch.float64)
+
+    def fresh() -> Reader:
+        columns = torch.arange(12).reshape(4, 3)
+        return Reader(weight.clone(), torch.linalg.inv(rows.T @ rows), torch.ones(5, dtype=torch.float64), columns)
+
+    together, single = fresh(), fresh()
+    together.remove(torch.tensor([0, 2]))
+    single.remove(torch.tensor([0]))
+    single.remove(torch.tensor([2]))
+    assert torch.allclose(together.weight, single.weight, atol=1e-10)
+    assert torch.allclose(together.inverse, single.inverse, atol=1e-10)

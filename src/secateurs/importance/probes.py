@@ -103,14 +103,15 @@ class Moment:
         leaf = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
         self.leaves.append(leaf)
         shifted = output + leaf
-        shifted.register_hook(self._add)  # as it passes: the gradients of all layers at once would be another network
+        self.positions += output.numel() // output.shape[channels_of(self.module, output)]
+        if shifted.requires_grad:  # a part of the network may forbid gradients
+            shifted.register_hook(self._add)  # as it passes: all layers' gradients at once would be another network
         return shifted
 
     def _add(self, gradient: Tensor) -> None:
         dim = channels_of(self.module, gradient)
         others = [d for d in range(gradient.ndim) if d != dim]
         self.gradient += gradient.detach().double().square().sum(dim=others).cpu()
-        self.positions += gradient.numel() // gradient.shape[dim]
 
     def begin(self) -> None:
         self.leaves = []
