@@ -74,7 +74,7 @@ NETWORKS = {
 }
 OURS, DENSE = "secateurs", "dense"
 METHODS = {
-    OURS: ("fisher_obs", "knapsack"),
+    OURS: ("measured", "knapsack"),
     "uniform L1": ("l1", "uniform"),
     "torch-pruning group L2": ("group L2", "global-rank"),
     "torch-pruning group Taylor": ("group Taylor", "global-rank"),
@@ -82,7 +82,7 @@ METHODS = {
     "isomorphic group Taylor": ("group Taylor", "isomorphic"),
     "HALP-style": ("taylor_bn", "halp"),
     "NetAdapt-style": ("l2", "greedy"),
-    "MACs knapsack": ("fisher_obs", "knapsack"),
+    "MACs knapsack": ("measured", "knapsack"),
     "torch-pruning alone (inner convolutions only)": ("group Taylor", "global-rank"),
 }
 """Method to (criterion, allocation)."""
@@ -150,23 +150,31 @@ class Bench:
     def scores(self) -> dict[str, dict[str, np.ndarray]]:
         """Scores of every criterion in use, kept in a file."""
         kept = self.kept / "scores.npz"
-        if not kept.exists():
-            flat = {f"{name}|{group}": values for name, own in self._score().items() for group, values in own.items()}
+        result: dict[str, dict[str, np.ndarray]] = {}
+        if kept.exists():
+            for key, values in np.load(kept).items():
+                name, group = key.split("|")
+                result.setdefault(name, {})[group] = values
+        fresh = {criterion for criterion, _ in METHODS.values()} - set(result)
+        if fresh:
+            result |= self._score(fresh)
+            flat = {f"{name}|{group}": values for name, own in result.items() for group, values in own.items()}
             kept.parent.mkdir(parents=True, exist_ok=True)
             np.savez(kept, **flat)  # type: ignore[arg-type]
-        result: dict[str, dict[str, np.ndarray]] = {}
-        for key, values in np.load(kept).items():
-            name, group = key.split("|")
-            result.setdefault(name, {})[group] = values
         return result
 
-    def _score(self) -> dict[str, dict[str, np.ndarray]]:
+    def _score(self, fresh: set[str]) -> dict[str, dict[str, np.ndarray]]:
         count, size = (512, 64) if "cifar" in NETWORKS[self.name][2] else (192, 16)
         batches = list(self.data.calibration.take(count).batches(size))
-        statistics = gather(self.graph, batches, ("outputs", "norms", "moments"))
-        found = rivals.gradients(self.graph, batches)
+        statistics = gather(self.graph, batches, ("outputs", "norms", "moments", "images"))
         context = Context(0, statistics)
-        own = {name: scores(self.graph, name, context) for name in ("fisher_obs", "l1", "l2", "taylor_bn")}
+        own = {
+            name: scores(self.graph, name, context)
+            for name in sorted(fresh & {"measured", "fisher_obs", "l1", "l2", "taylor_bn"})
+        }
+        if not any(name.startswith("group") for name in fresh):
+            return own
+        found = rivals.gradients(self.graph, batches)
         return {
             **own,
             "group L2": rivals.group_l2(self.graph),

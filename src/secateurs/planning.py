@@ -12,7 +12,7 @@ from secateurs.plan import RESOURCES, Budget, Plan, describe_budgets, parse_budg
 from secateurs.progress import Progress, silent
 from secateurs.provenance import provenance, target_label
 from secateurs.scoring import Batches, default_criterion, name_of, score
-from secateurs.search_options import DEFAULT_STRATEGY, EVALUATIONS, Legal, SearchOptions, find_strategy
+from secateurs.search_options import DEFAULT_STRATEGY, EVALUATIONS, VALUES, Legal, SearchOptions, find_strategy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +102,10 @@ class Planner:
         """Scores of every group."""
         if self.known is not None:
             return dict(self.known)
-        return score(self.graph, self.criterion_used, self.data, self.loss, self.seed, self.progress)
+        from secateurs.search.rows import FileRows
+
+        rows = None if self.options.folder is None else FileRows(self.options.folder / VALUES)
+        return score(self.graph, self.criterion_used, self.data, self.loss, self.seed, self.progress, rows)
 
     @cached_property
     def models(self) -> dict[str, CostModel]:

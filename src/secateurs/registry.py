@@ -43,6 +43,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "reconstruction": "secateurs.importance.reconstruction:score",
         "obs": "secateurs.importance.obs:score",
         "fisher_obs": "secateurs.importance.fisher_obs:score",
+        "measured": "secateurs.measured_values:score",
         "splamp": "secateurs.importance.splamp:score",
         "acs": "secateurs.importance.dynamic:score",
         "acs_self": "secateurs.importance.dynamic:score_self",

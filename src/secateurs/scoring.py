@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from secateurs.importance.context import Criterion
+    from secateurs.search.problem import Rows
     from secateurs.structure import Graph
 
     Loss = Callable[[Any, Any], Tensor]
 
 Batches = Iterable[tuple[Any, Any]]
 DEFAULT_CRITERION = "splamp"
-DEFAULT_CRITERION_WITH_DATA = "fisher_obs"
+DEFAULT_CRITERION_WITH_DATA = "measured"
 
 
 def name_of(criterion: str | Criterion) -> str:
@@ -56,10 +57,16 @@ def score(
     loss: Loss | None,
     seed: int,
     progress: Progress,
+    rows: Rows | None = None,
 ) -> dict[str, np.ndarray]:
-    """Scores of every group; calibration data is read only where the criterion needs it."""
+    """Scores of every group; calibration data is read only where the criterion needs it.
+
+    ``rows``: where a criterion that measures keeps what it found.
+    """
     from secateurs.importance.statistics import context_for, cross_entropy
     from secateurs.importance.values import scores
 
     context = context_for(graph, criterion, data, loss=loss or cross_entropy, seed=seed, progress=progress)
+    if context.statistics is not None and rows is not None:
+        context.statistics.kept["rows"] = rows
     return scores(graph, criterion, context, progress)

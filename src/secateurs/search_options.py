@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from secateurs.search.problem import Strategy
 
 DEFAULT_STRATEGY = "knapsack"
-EVALUATIONS, SEARCH = "evaluations.sqlite3", "search"
-"""File of judged candidates and folder of a search's checkpoint, in a run's folder."""
+EVALUATIONS, VALUES, SEARCH = "evaluations.sqlite3", "values.sqlite3", "search"
+"""Files of judged candidates and of what groups were measured to be worth, folder of a search's checkpoint, in a run's
+folder."""
 
 
 @dataclass(frozen=True)

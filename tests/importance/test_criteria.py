@@ -94,7 +94,8 @@ def test_contract(graph: Graph, statistics: Statistics, criterion: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "criterion", ["taylor", "taylor_bn", "fisher", "obd", "activation", "reconstruction", "obs", "fisher_obs"]
+    "criterion",
+    ["taylor", "taylor_bn", "fisher", "obd", "activation", "reconstruction", "obs", "fisher_obs", "measured"],
 )
 def test_criteria_over_data_ask_for_data(graph: Graph, criterion: str) -> None:
     with pytest.raises(PlanError, match="needs calibration data"):
@@ -289,7 +290,7 @@ def test_units_made_outside_of_modules_are_named(criterion: str) -> None:
             (2, 3, 7, 7),
             "splamp",
         ),
-        (randomised(), (2, 3, 8, 8), "fisher_obs"),
+        (randomised(), (2, 3, 8, 8), "measured"),
     ],
 )
 def test_the_default_is_one_that_can_score_the_network(model: nn.Module, shape: tuple[int, ...], expected: str) -> None:
@@ -300,6 +301,6 @@ def test_the_default_is_one_that_can_score_the_network(model: nn.Module, shape: 
         patch.setattr(type(silent), "say", lambda self, message: said.append(message))
         chosen = default_criterion(data, graph, silent)
     assert chosen == expected
-    assert bool(said) == (expected != "fisher_obs")
+    assert bool(said) == (expected != "measured")
     assert set(scores(graph, chosen, context_for(graph, chosen, data))) == {group.name for group in graph.groups}
     assert default_criterion(None, graph, silent) == "splamp"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., np.ndarray])
 
-KINDS = ("outputs", "norms", "gradients", "inputs", "moments", "dynamics")
+KINDS = ("outputs", "norms", "gradients", "inputs", "moments", "images", "dynamics")
 """What can be gathered from calibration data (see :class:`secateurs.importance.statistics.Statistics`)."""
 
 

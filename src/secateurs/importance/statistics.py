@@ -21,6 +21,8 @@ from secateurs.structure.fold import batch_norm_pairs
 from secateurs.structure.graph import Graph
 
 Loss = Callable[[Any, Any], Tensor]
+IMAGES = 320
+"""Images whose inputs are held for criteria that run the network themselves."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Statistics:
     ``outputs``: per group, φ at the producing layers (γ, β not included); ``norms``: per group, φ behind the batch
     norms; ``gradients``: per parameter, the mean square of one image's gradient; ``inputs``: per layer, the Euclidean
     norm of every input channel over all images and positions, divided by √images; ``moments``: per layer;
-    ``dynamics``: how filters move in a short training (:class:`secateurs.importance.dynamic.Dynamics`).
+    ``images``: the first batches' inputs themselves, at most :data:`IMAGES`; ``dynamics``: how filters move in a short
+    training (:class:`secateurs.importance.dynamic.Dynamics`); ``kept``: what criteria keep from one group to the next,
+    under their names, and under ``rows`` a store that outlives the process, where there is one.
     """
 
     kinds: frozenset[str]
@@ -66,7 +70,9 @@ class Statistics:
     gradients: dict[str, np.ndarray] = field(default_factory=dict)
     inputs: dict[str, np.ndarray] = field(default_factory=dict)
     moments: dict[str, SecondMoments] = field(default_factory=dict)
+    images: tuple[tuple[Any, ...], ...] = ()
     dynamics: Any = None
+    kept: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
@@ -181,6 +187,7 @@ class _Pass:
         self.input_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.moments: dict[str, Moment] = {}
         self.places = {kind: self._places(kind) for kind in ("outputs", "norms") if kind in kinds}
+        self.images: list[tuple[Any, ...]] = []
         self.weights = self._weights() if "gradients" in kinds else []
         self.masks = {p: Mask() for places in self.places.values() for found in places.values() for p, _ in found}
         self.generator = torch.Generator().manual_seed(seed)
@@ -234,6 +241,8 @@ class _Pass:
         # a network may change its inputs in place
         positional = tuple(x.to(device, copy=True) if isinstance(x, Tensor) else x for x in positional)
         count = len(positional[0])
+        if "images" in self.kinds and self.samples < IMAGES:
+            self.images.append(tuple(x.clone() if isinstance(x, Tensor) else x for x in positional))
         probes: list[Probe] = [*self.masks.values(), *self.moments.values()]
         for probe in probes:
             probe.begin()
@@ -294,6 +303,7 @@ class _Pass:
             gradients,
             inputs,
             moments,
+            tuple(self.images),
         )
 
     def close(self) -> None:

@@ -68,6 +68,7 @@ def least_squares(
     *,
     settings: Settings | None = None,
     counts: Mapping[str, ElementCount] | None = None,
+    lane: Lane | None = None,
     progress: Progress = silent,
 ) -> Refitted:
     """Refit the weights of ``small`` (in place), layer after layer, so that its outputs follow ``dense``.
@@ -89,6 +90,7 @@ def least_squares(
             are used.
         settings: see :class:`Settings`.
         counts: kernel elements to choose and prune on the way, per weight (:mod:`secateurs.recover.element_choice`).
+        lane: ``dense`` exported for such batches, where several networks are compared with it.
         progress: shows layers.
 
     Raises:
@@ -104,10 +106,10 @@ def least_squares(
     for module in (dense, small):
         module.eval()
     try:
-        lanes = Lane(dense, full[0]), Lane(small, full[0])
+        lanes = lane or Lane(dense, full[0]), Lane(small, full[0])
         full = full[: _affordable(lanes, len(full), chosen)]
-        for lane in lanes:
-            lane.feed(full)
+        for each in lanes:
+            each.feed(full)
         run = _Run(*lanes, plan, chosen, counts or {})
         with torch.no_grad(), progress.task("least squares", len(run.small.weighted)) as task:
             for call in run.small.weighted:
@@ -159,6 +161,8 @@ class _Run:
         self.repeated = {call.weight for call in small.weighted if call.use}
         self.errors: dict[str, tuple[float, float]] = {}
         self.skipped: dict[str, str] = {}
+        self.changed = bool(self.counts or plan.elements)
+        """Whether anything so far differs from the dense network."""
 
     def refit(self, call: Weighted) -> None:
         """Refit one layer and leave both networks right behind it."""
@@ -168,13 +172,36 @@ class _Run:
         if partner is None or reason is not None:
             self.skipped[call.weight] = reason or "the dense network has no such layer"
             return
+        self.dense.advance(partner.node)
+        self.changed = self.changed or not self._untouched(call, partner)
         self.dense.advance(partner.node, after=True)
+        if not self.changed:
+            self.errors[call.weight] = (0.0, 0.0)
+            return
         pattern = self.plan.elements.get(call.weight)
         layer = _Layer(call, partner, self.small, self.dense, self._kept(call), self._settings(call), pattern)
         layer.count = self.counts.get(call.weight)
         self.errors[call.weight] = layer.refit()
         if layer.count is not None and layer.stays is not None:
             self.masks[call.weight] = layer.stays.reshape(layer.weight.shape)
+
+    def _untouched(self, call: Weighted, partner: Weighted) -> bool:
+        """Whether the layer does what its original does: in front of the first cut there is nothing to make up for."""
+        if any(
+            not torch.equal(self.small.tensors[mine], self.dense.tensors[theirs])
+            for mine, theirs in ((call.weight, partner.weight), (call.bias, partner.bias))
+            if mine is not None and theirs is not None
+        ):
+            return False
+        mine, theirs = call.node.args[0], partner.node.args[0]
+        assert isinstance(mine, fx.Node)
+        assert isinstance(theirs, fx.Node)
+        inputs, originals = self.small.value(mine), self.dense.value(theirs)
+        return (
+            inputs is not None
+            and originals is not None
+            and all(torch.equal(new, old) for new, old in zip(inputs, originals, strict=True))
+        )
 
     def _settings(self, call: Weighted) -> Settings:
         """Of one layer: where the products of its inputs do not fit into memory, only its constants are refitted."""

@@ -1,0 +1,157 @@
+"""How far a network's answers move when something of it goes and the rest is refitted: measured on a few images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateurs.errors import DataError, StructureError
+from secateurs.plan import Plan
+from secateurs.recover.batch_norm import reestimate
+from secateurs.recover.least_squares import Settings, least_squares
+from secateurs.recover.lockstep import Lane
+from secateurs.structure.apply import apply
+from secateurs.structure.graph import Graph
+
+if TYPE_CHECKING:
+    from secateurs.search.problem import Rows
+
+NUMBERS, FEWEST, MOST = 18_000_000, 60, 320
+"""Input numbers that are looked at in all, within these numbers of images."""
+SETTINGS = Settings(sweeps=0)
+"""Of the refit: quick."""
+REFITTED = 0.2
+"""Share of the images that layers are refitted on; the others are answered on."""
+
+
+def images_for(inputs: Sequence[Any]) -> int:
+    """How many images like these are enough."""
+    numbers = sum(x[0].numel() for x in inputs if isinstance(x, Tensor))
+    return int(np.clip(NUMBERS // max(1, numbers), FEWEST, MOST))
+
+
+class Answers:
+    """Compares cut and refitted networks with the whole one.
+
+    ``batches``: tuples of positional inputs; the first fifth of the images serves the refit. Networks that are not
+    given one tensor only, or that the refit cannot take, have their batch-norm statistics re-estimated instead.
+    ``rows``: where what was measured is kept, None: in memory.
+    """
+
+    def __init__(self, graph: Graph, batches: Sequence[tuple[Any, ...]], rows: Rows | None = None) -> None:
+        self.graph, self.rows = graph, rows
+        self._known: dict[str, float] = {}
+        images = [
+            tuple(x[i : i + 1] if isinstance(x, Tensor) else x for x in b) for b in batches for i in range(len(b[0]))
+        ]
+        images = images[: images_for(images[0])] if images else []
+        first = max(1, int(len(images) * REFITTED)) if len(images) > 1 else len(images)
+        size = max(1, min(64, first // 3))
+        self.refitted = list(_batched(images[:first], size))
+        self.judged = list(_batched(images[first:] or images, 64))
+
+    @cached_property
+    def dense(self) -> list[list[Tensor]]:
+        """The whole network's answers."""
+        return [self._run(self.graph.model, batch) for batch in self.judged]
+
+    @cached_property
+    def lane(self) -> Lane:
+        """The whole network, exported for the refit."""
+        return Lane(self.graph.model, self._moved(self.refitted[0])[0])
+
+    @cached_property
+    def identity(self) -> str:
+        """Names the network, its weights and the images."""
+        found = hashlib.sha256(f"{SETTINGS} {self.graph.spec.fingerprint}".encode())
+        images = [x for batch in (*self.refitted, *self.judged) for x in batch if isinstance(x, Tensor)]
+        for tensor in (*self.graph.model.state_dict().values(), *images):
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:16]
+
+    def change(self, plan: Plan) -> float:
+        """How far the answers of the network that ``plan`` cuts are from the whole network's; measured once.
+
+        Mean Kullback-Leibler divergence per image of the softmax over the classes; for outputs that are not
+        [images, classes], half of their mean squared change in units of their variance.
+        """
+        cut = hashlib.sha256(plan.model_dump_json(include={"groups", "blocks_removed"}).encode()).hexdigest()[:16]
+        if cut in self._known:
+            return self._known[cut]
+        key = f"answers/{self.identity}/{cut}" if self.rows is not None else ""
+        held = None if self.rows is None else self.rows.get(key)
+        found = self._change(plan) if held is None else float(held["loss"])
+        if self.rows is not None and held is None:
+            self.rows.put(key, {"loss": found})
+        self._known[cut] = found
+        return found
+
+    def _change(self, plan: Plan) -> float:
+        modes = {child: child.training for child in self.graph.model.modules()}
+        self.graph.model.eval()
+        try:
+            small = apply(self.graph.model, plan, (self.graph.args, self.graph.kwargs), check=False).eval()
+            self._refit(small, plan)
+            total, count = 0.0, 0
+            for batch, dense in zip(self.judged, self.dense, strict=True):
+                answers = self._run(small, batch)
+                total += sum(_distance(new, old) for new, old in zip(answers, dense, strict=True)) * len(batch[0])
+                count += len(batch[0])
+        finally:
+            for child, training in modes.items():
+                child.training = training
+        return total / count
+
+    def _refit(self, small: nn.Module, plan: Plan) -> None:
+        inputs = [self._moved(batch) for batch in self.refitted]
+        if all(len(batch) == 1 for batch in inputs):
+            try:
+                given = [batch[0] for batch in inputs]
+                least_squares(self.graph.model, small, plan, given, settings=SETTINGS, lane=self.lane)
+                return
+            except (DataError, StructureError):
+                pass
+            reestimate(small, [batch[0] for batch in inputs])
+
+    @torch.inference_mode()
+    def _run(self, model: nn.Module, batch: tuple[Any, ...]) -> list[Tensor]:
+        return list(_floats(model(*self._moved(batch))))
+
+    def _moved(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        device = next(iter(self.graph.model.parameters())).device
+        return tuple(x.to(device, copy=True) if isinstance(x, Tensor) else x for x in batch)
+
+
+def _batched(images: Sequence[tuple[Any, ...]], size: int) -> Iterator[tuple[Any, ...]]:
+    for start in range(0, len(images), size):
+        group = images[start : start + size]
+        yield tuple(
+            torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0] for parts in zip(*group, strict=True)
+        )
+
+
+def _floats(answer: Any) -> Iterator[Tensor]:
+    """Every tensor of floating-point numbers in an answer."""
+    if isinstance(answer, Tensor):
+        if answer.is_floating_point():
+            yield answer.float()
+    elif isinstance(answer, Mapping):
+        for part in answer.values():
+            yield from _floats(part)
+    elif isinstance(answer, (tuple, list)):
+        for part in answer:
+            yield from _floats(part)
+
+
+def _distance(new: Tensor, old: Tensor) -> float:
+    if old.ndim == 2 and old.shape[1] > 1:
+        reached, wanted = (x.double().log_softmax(1) for x in (new, old))
+        return max(0.0, float(nn.functional.kl_div(reached, wanted, log_target=True, reduction="batchmean")))
+    variance = old.double().var(correction=0).clamp_min(1e-12)
+    return 0.5 * float((new.double() - old.double()).square().mean() / variance)
