@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateurs.answers import SETTINGS, Answers, images_for
 from secateurs.importance.context import Context
 from secateurs.importance.statistics import context_for
-from secateurs.importance.values import curve, order, scores
+from secateurs.importance.values import order, scores
 from secateurs.measured_values import answers_in, increments
 from secateurs.recover.least_squares import least_squares
 from secateurs.search.rows import MemoryRows
@@ -60,10 +60,12 @@ def context(graph: Graph) -> Context:
     return context_for(graph, "measured", batches())
 
 
-def test_curves_go_through_what_was_measured(graph: Graph, context: Context) -> None:
+def test_scores_are_geometric_means_of_measured_and_fisher(graph: Graph, context: Context) -> None:
     answers = answers_in(graph, context)
     found = scores(graph, "measured", context)[named(graph, "last")]
-    ranked, lost = order(found), curve(found)[-1] - curve(found)
+    fisher = np.sort(scores(graph, "fisher", context)[named(graph, "last")])
+    ranked, rising = order(found), np.sort(found) ** 2 / fisher
+    lost = np.append(np.cumsum(rising)[::-1], 0.0)
     measured = []
     for share in (0.2, 0.45, 0.7):
         left = 24 - int(24 * share)
@@ -79,10 +81,9 @@ def test_a_block_that_does_little_is_worth_little(graph: Graph, context: Context
     inner, last = named(graph, "inner"), named(graph, "last")
     assert len(graph.spec.blocks) == 1
     block = answers_in(graph, context).change(graph.plan({}, (graph.spec.blocks[0].name,)))
-    assert found[inner].sum() == pytest.approx(block, rel=1e-3)
+    assert (np.sort(found[inner]) ** 2 / np.sort(fisher[inner])).sum() == pytest.approx(block, rel=1e-3)
     assert found[inner].sum() < 0.1 * found[last].sum()
     assert order(found[inner]).tolist() == order(scores(graph, "fisher_obs", context)[inner]).tolist()
-    assert fisher[inner].shape == found[inner].shape
 
 
 def test_nothing_gone_changes_nothing_and_the_network_stays_as_it_is(graph: Graph, context: Context) -> None:
