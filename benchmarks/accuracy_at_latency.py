@@ -75,6 +75,7 @@ NETWORKS = {
 OURS, DENSE = "secateurs", "dense"
 METHODS = {
     OURS: ("measured", "knapsack"),
+    "fisher_obs knapsack": ("fisher_obs", "knapsack"),
     "uniform L1": ("l1", "uniform"),
     "torch-pruning group L2": ("group L2", "global-rank"),
     "torch-pruning group Taylor": ("group Taylor", "global-rank"),

@@ -389,7 +389,7 @@ def plan(
     if keep is not None:
         if strategy not in (None, "uniform"):
             raise PlanError("keep= sets one ratio for all groups: only strategy='uniform' does. Give latency= instead.")
-        wanted = criterion or default_criterion(data, graph, progress)
+        wanted = criterion or default_criterion(data, graph, progress, order_only=True)
         found = score(graph, wanted, data, loss, seed, progress)
         return _uniform_plan(graph, keep, found, provenance("uniform", wanted, seed, {"keep": keep}))
     planner = Planner(

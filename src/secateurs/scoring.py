@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Batches = Iterable[tuple[Any, Any]]
 DEFAULT_CRITERION = "splamp"
 DEFAULT_CRITERION_WITH_DATA = "measured"
+SAME_ORDER = "fisher_obs"
+"""Ranks the units of a group as the default does, and is quick."""
 
 
 def name_of(criterion: str | Criterion) -> str:
@@ -29,10 +31,11 @@ def name_of(criterion: str | Criterion) -> str:
     return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", type(criterion).__name__)
 
 
-def default_criterion(data: Batches | None, graph: Graph, progress: Progress) -> str:
+def default_criterion(data: Batches | None, graph: Graph, progress: Progress, *, order_only: bool = False) -> str:
     """What scores units best by our evidence: with calibration data a loss-aware criterion.
 
     That one reads the outputs of convolution and linear modules. Where it cannot, another one, and it is said.
+    ``order_only``: what widths are worth plays no part, so nothing need be measured for it.
     """
     if data is None:
         return DEFAULT_CRITERION
@@ -40,7 +43,7 @@ def default_criterion(data: Batches | None, graph: Graph, progress: Progress) ->
 
     lacking = made_elsewhere(graph)
     if lacking is None:
-        return DEFAULT_CRITERION_WITH_DATA
+        return SAME_ORDER if order_only else DEFAULT_CRITERION_WITH_DATA
     weights = all(any(view.role == "out" for view in graph.views(group.name)) for group in graph.groups)
     instead = DEFAULT_CRITERION if weights else "activation"
     progress.say(

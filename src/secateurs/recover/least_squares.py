@@ -172,6 +172,7 @@ class _Run:
         if partner is None or reason is not None:
             self.skipped[call.weight] = reason or "the dense network has no such layer"
             return
+        kept = self._kept(call)
         self.dense.advance(partner.node)
         self.changed = self.changed or not self._untouched(call, partner)
         self.dense.advance(partner.node, after=True)
@@ -179,7 +180,7 @@ class _Run:
             self.errors[call.weight] = (0.0, 0.0)
             return
         pattern = self.plan.elements.get(call.weight)
-        layer = _Layer(call, partner, self.small, self.dense, self._kept(call), self._settings(call), pattern)
+        layer = _Layer(call, partner, self.small, self.dense, kept, self._settings(call), pattern)
         layer.count = self.counts.get(call.weight)
         self.errors[call.weight] = layer.refit()
         if layer.count is not None and layer.stays is not None:
