@@ -70,9 +70,7 @@ def batches(data: tuple[Tensor, Tensor], size: int = 64) -> Iterator[tuple[Tenso
 def fit(model: nn.Module, data: tuple[Tensor, Tensor], epochs: int, rate: float, teacher: nn.Module | None) -> None:
     """Train in place, towards the labels and, where there is one, the teacher."""
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, epochs=epochs, steps_per_epoch=-(-len(data[1]) // 64)
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * -(-len(data[1]) // 64))
     model.train()
     for _ in range(epochs):
         for images, labels in batches(data):
@@ -130,20 +128,22 @@ def main() -> int:
     graph = sc.trace(dense, example)
     costs = sc.profile(graph, target="onnxruntime-cpu")
     print(f"{len(graph.groups)} groups; latency model off by {costs.error.mean_abs:.1%} on unseen networks")
-    aim, ratio, small = 0.97 * BUDGET, 1.0, dense
+    aim, ratio, small, seen = 0.97 * BUDGET, 0.0, dense, list(batches(train))
     for attempt in range(6):
-        plan = sc.plan(graph, costs, latency=aim, data=batches(train))
-        small = sc.apply(dense, plan, example)
-        ratio = latency_ratio(small, dense, example)
-        print(f"plan {attempt + 1}: aimed at {aim:.1%}, measured {ratio:.1%} of dense, {list(plan.widths().values())}")
-        if 0.94 * BUDGET <= ratio <= BUDGET:
+        plan = sc.plan(graph, costs, latency=aim, data=seen)
+        tried = sc.apply(dense, plan, example)
+        measured = latency_ratio(tried, dense, example)
+        print(f"plan {attempt + 1}: aimed at {aim:.1%}, measured {measured:.1%} of dense, {[*plan.widths().values()]}")
+        if ratio < measured <= BUDGET:  # the slowest within the budget keeps most
+            ratio, small = measured, tried
+        if ratio >= 0.94 * BUDGET:
             break
-        aim = min(0.9, aim * 0.97 * BUDGET / ratio)
+        aim = min(0.9, aim * 0.97 * BUDGET / measured)
 
     before = accuracy(small, test)
     fit(small, train, epochs=6, rate=0.05, teacher=dense)
-    print(f"pruned: {1 / ratio:.2f}× faster, accuracy {before:.2%} cut, {accuracy(small, test):.2%} fine-tuned")
-    return 0 if ratio <= BUDGET and accuracy(small, test) >= accuracy(dense, test) - 0.02 else 1
+    print(f"pruned: {ratio:.1%} of the latency, accuracy {before:.2%} cut, {accuracy(small, test):.2%} fine-tuned")
+    return 0 if ratio > 0 and accuracy(small, test) >= accuracy(dense, test) - 0.02 else 1
 
 
 if __name__ == "__main__":

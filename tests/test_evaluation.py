@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import secateurs as sc
+from secateurs import evaluation
 from secateurs.data import Data, open_data
 from secateurs.errors import DataError, PlanError
 from secateurs.evaluation import Evaluator, make_evaluator
@@ -118,24 +119,60 @@ def test_a_judge_travels_with_its_weights(graph: Graph, data: Data, network: Loa
     assert pickle.loads(pickle.dumps(made(graph, data).judge))(plan).accuracy == found.judge(plan).accuracy
 
 
-def test_without_batch_norm_means_are_corrected() -> None:
+@pytest.fixture(scope="module")
+def plain() -> tuple[Graph, Data]:
+    """A network without batch norms and images for it."""
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 12, 3), nn.ReLU(), nn.Flatten())
+    module = nn.Sequential(nn.Conv2d(3, 16, 3, 4, 1), nn.ReLU(), nn.Conv2d(16, 12, 3), nn.ReLU(), nn.Flatten())
     module.append(nn.Linear(12 * 36, 10))
-    loaded = load("digits-resnet", seed=1)
-    data = open_data("digits", loaded)
-    graph = sc.trace(module, torch.randn(2, 1, 8, 8))
+    return sc.trace(module.eval(), torch.randn(2, 3, 32, 32)), open_data("digits", load("digits-resnet", seed=1))
+
+
+def test_without_batch_norm_means_are_corrected(plain: tuple[Graph, Data]) -> None:
+    graph, data = plain
     images = data.calibration.take(64)
-    shape = images.batch(np.arange(1))[0].shape
-    if shape[1:] != (1, 8, 8):
-        pytest.skip(f"digits come as {tuple(shape)}")
     ranked = scores(graph, "l2")
-    corrected = make_evaluator(graph, ranked, images, data.validation.take(32), precision="fp32")
+    corrected = make_evaluator(graph, ranked, images, data.validation.take(32), repair="statistics", precision="fp32")
     plan = corrected.plan(half(graph))
     assert set(corrected.judge.means) == {"0", "2", "5"}
     wanted = corrected.judge._targets(plan)
     assert len(wanted["0"]) == 8
     assert 0 <= corrected.judge(plan).accuracy <= 1
+
+
+def test_without_batch_norm_layers_are_refitted_by_default(plain: tuple[Graph, Data]) -> None:
+    graph, data = plain
+    default, corrected, none = (
+        make_evaluator(
+            graph, scores(graph, "l2"), data.calibration, data.validation.take(200), repair=repair, precision="fp32"
+        )
+        for repair in (None, "statistics", "none")
+    )
+    assert default.judge.repair == "least-squares"
+    plan, dense = default.plan(half(graph)), default.judge(graph.plan({}, ())).details["loss"]
+    refitted = default.judge(plan)
+    wrong = {one.judge.repair: abs(one.judge(plan).details["loss"] - dense) for one in (default, corrected, none)}
+    assert wrong["least-squares"] < 0.5 * min(wrong["statistics"], wrong["none"])
+    assert default.judge(plan).details == refitted.details
+    assert pickle.loads(pickle.dumps(default.judge))(plan).details == refitted.details
+    sizes = {len(batch) for batch in default.judge.refitted}
+    assert (len(default.judge.refitted), len(sizes)) == (4, 1)
+
+
+class Untraceable(nn.Module):
+    """A network that the export for the refit cannot take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3072, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.flatten(1)) if float(x.sum()) < 1e9 else x
+
+
+def test_networks_that_cannot_be_refitted_have_their_means_corrected(plain: tuple[Graph, Data]) -> None:
+    assert evaluation._exports(plain[0].model, torch.zeros(4, 3, 32, 32))
+    assert not evaluation._exports(Untraceable(), torch.zeros(4, 3, 32, 32))
 
 
 def test_wrong_settings_are_refused(graph: Graph, data: Data) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -166,15 +168,26 @@ def test_images_follow_their_size() -> None:
     assert images_for((torch.zeros(1, 3, 32, 32),)) == 320
     assert images_for((torch.zeros(1, 3, 224, 224),)) == 119
     assert images_for((torch.zeros(1, 3, 2000, 2000),)) == 60
+    assert images_for((torch.zeros(1, 3, 224, 224),), macs=3e9) == 83
+    assert images_for((torch.zeros(1, 3, 224, 224),), macs=1e12) == 60
 
 
 def test_least_squares_leaves_what_lies_in_front_of_the_cut(graph: Graph) -> None:
     plan = graph.plan({named(graph, "last"): tuple(range(12))}, ())
     small = apply(graph.model, plan, (graph.args, graph.kwargs), check=False).eval()
     images = [inputs for inputs, _ in batches()]
-    done = least_squares(graph.model, small, plan, images, settings=SETTINGS)
+    done = least_squares(graph.model, small, plan, images, settings=replace(SETTINGS, after=True))
     for layer in ("inner", "outer"):
         assert done.errors[f"{layer}.weight"] == (0.0, 0.0)
         assert torch.equal(small.get_parameter(f"{layer}.weight"), graph.model.get_parameter(f"{layer}.weight"))
     wrong, left = done.errors["head.weight"]
     assert left < wrong
+
+
+def test_half_precision_is_measured(graph: Graph) -> None:
+    model = Two().bfloat16().eval()
+    model.load_state_dict(graph.model.state_dict())
+    data = [(inputs.bfloat16(), targets) for inputs, targets in batches()]
+    half = trace(model, torch.randn(2, 3, 12, 12, dtype=torch.bfloat16))
+    found = scores(half, "measured", context_for(half, "measured", data))
+    assert all(((values > 0) & np.isfinite(values)).all() for values in found.values())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateurs.errors import DataError, StructureError
 from secateurs.plan import Plan
 from secateurs.recover.batch_norm import reestimate
-from secateurs.recover.least_squares import Settings, least_squares
+from secateurs.recover.least_squares import Settings, least_squares, workable
 from secateurs.recover.lockstep import Lane
 from secateurs.structure.apply import apply
 from secateurs.structure.graph import Graph
@@ -24,16 +24,23 @@ if TYPE_CHECKING:
 
 NUMBERS, FEWEST, MOST = 18_000_000, 60, 320
 """Input numbers that are looked at in all, within these numbers of images."""
-SETTINGS = Settings(sweeps=0)
+WORK = 250_000_000_000
+"""Multiply-adds of the whole network on all images, at most (but for ``FEWEST``): large networks get fewer images."""
+SETTINGS = Settings(sweeps=0, after=False)
 """Of the refit: quick."""
 REFITTED = 0.2
 """Share of the images that layers are refitted on; the others are answered on."""
 
 
-def images_for(inputs: Sequence[Any]) -> int:
-    """How many images like these are enough."""
+def images_for(inputs: Sequence[Any], macs: float = 0) -> int:
+    """How many images like these are enough for a network of so many multiply-adds an image."""
     numbers = sum(x[0].numel() for x in inputs if isinstance(x, Tensor))
-    return int(np.clip(NUMBERS // max(1, numbers), FEWEST, MOST))
+    return int(np.clip(min(NUMBERS // max(1, numbers), WORK // max(1.0, macs)), FEWEST, MOST))
+
+
+def refit_count(images: Tensor) -> int:
+    """On how many images like these [images, ...] layers are refitted quickly."""
+    return max(1, int(images_for((images,)) * REFITTED))
 
 
 class Answers:
@@ -50,7 +57,8 @@ class Answers:
         images = [
             tuple(x[i : i + 1] if isinstance(x, Tensor) else x for x in b) for b in batches for i in range(len(b[0]))
         ]
-        images = images[: images_for(images[0])] if images else []
+        macs = graph.spec.macs(graph.spec.dense_widths)
+        images = images[: images_for(images[0], macs)] if images else []
         first = max(1, int(len(images) * REFITTED)) if len(images) > 1 else len(images)
         size = max(1, min(64, first // 3))
         self.refitted = list(_batched(images[:first], size))
@@ -62,9 +70,10 @@ class Answers:
         return [self._run(self.graph.model, batch) for batch in self.judged]
 
     @cached_property
-    def lane(self) -> Lane:
-        """The whole network, exported for the refit."""
-        return Lane(self.graph.model, self._moved(self.refitted[0])[0])
+    def lane(self) -> Lane | None:
+        """The whole network, exported for the refit; None where that works on copies."""
+        model = self.graph.model
+        return Lane(model, self._moved(self.refitted[0])[0]) if workable(model) else None
 
     @cached_property
     def identity(self) -> str:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from secateurs.answers import SETTINGS, refit_count
 from secateurs.data.accuracy import evaluate
 from secateurs.data.datasets import TensorSource
 from secateurs.data.images import Images
-from secateurs.errors import DataError, PlanError
+from secateurs.errors import DataError, PlanError, StructureError
 from secateurs.importance.values import order
 from secateurs.models import rebuild
 from secateurs.plan import Plan
 from secateurs.recover.batch_norm import reestimate
-from secateurs.recover.least_squares import least_squares
+from secateurs.recover.least_squares import least_squares, workable
+from secateurs.recover.lockstep import Lane
 from secateurs.recover.precision import Mode, arrange_weights
 from secateurs.search.problem import Evaluation, Rows
 from secateurs.search.rows import MemoryRows
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from secateurs.structure import Graph
 
 Candidate = tuple[np.ndarray, frozenset[int]]
-VERSION = 2
+VERSION = 3
 """Part of what names an evaluation: rises when the same candidate would be judged differently."""
 REPAIRS = ("statistics", "least-squares", "none")
 CALIBRATED, BATCH = 64, 64
@@ -54,7 +57,7 @@ class Judge:
 
     ``calibration``: input batches; ``validation``: labelled images, read already; ``repair``: ``statistics`` (batch
     norms are re-estimated; in a network without them every layer's mean output is corrected), ``least-squares`` (layers
-    are refitted first; slow) or ``none``; ``precision``: ``fp32`` or ``bf16`` (autocast); ``means``: mean outputs
+    are refitted first, quickly) or ``none``; ``precision``: ``fp32`` or ``bf16`` (autocast); ``means``: mean outputs
     of the dense layers, for networks without batch norm; ``norms``: batch norms that are folded into the layer before
     them when their statistics are known (``structure.fold.batch_norm_pairs``), which saves a third of the time;
     ``source``: where the module came from (``Loaded.source``): with it the module is rebuilt in another process and
@@ -80,7 +83,7 @@ class Judge:
         start = time.perf_counter()
         small = apply(self.module, plan, self.example, check=False).eval()
         if self.repair == "least-squares":
-            least_squares(self.module, small, plan, self.calibration)
+            least_squares(self.module, small, plan, self.refitted, settings=SETTINGS, lane=self.lane)
         mode = Mode(self.precision, "channels_last")
         small = arrange_weights(small, torch.channels_last)
         device = next((parameter.device for parameter in small.parameters()), torch.device("cpu"))
@@ -93,6 +96,18 @@ class Judge:
             found = evaluate(small, validation, classes=self.classes, batch=_even_batch(len(validation)))
         return Evaluation(found.top1, time.perf_counter() - start, {"loss": found.loss, "top5": found.top5})
 
+    @property
+    def refitted(self) -> list[Tensor]:
+        """The calibration images in four batches: a quarter chooses the damping."""
+        images = torch.cat(self.calibration)
+        images = images[: min(len(images), refit_count(images))]
+        return list(images.split(max(1, len(images) // 4)))
+
+    @cached_property
+    def lane(self) -> Lane | None:
+        """The whole network, exported for the refit; None where that works on copies."""
+        return Lane(self.module, self.refitted[0]) if workable(self.module) else None
+
     def limit_threads(self, threads: int) -> None:
         """Use so many CPU threads from now on, in the whole process."""
         torch.set_num_threads(threads)
@@ -100,10 +115,12 @@ class Judge:
     def use_gpu(self) -> None:
         """Judge on this process's first GPU from now on."""
         self.module.to("cuda")
+        self.__dict__.pop("lane", None)
         object.__setattr__(self, "means", {name: mean.to("cuda") for name, mean in self.means.items()})
 
     def __getstate__(self) -> dict[str, Any]:
         held = dict(self.__dict__)
+        held.pop("lane", None)
         if self.source:
             held["module"] = {name: tensor.cpu() for name, tensor in self.module.state_dict().items()}
         return held
@@ -223,7 +240,7 @@ def make_evaluator(
     validation: Images,
     *,
     classes: Sequence[int] | None = None,
-    repair: str = "statistics",
+    repair: str | None = None,
     precision: str = "auto",
     source: Mapping[str, Any] | None = None,
     rows: Rows | None = None,
@@ -236,7 +253,8 @@ def make_evaluator(
         calibration: images to repair every candidate on; the first :data:`CALIBRATED` are used.
         validation: images to validate on, all of them: ``data.validation.take(500)``.
         classes: restrict the argmax to these outputs.
-        repair: one of :data:`REPAIRS`, see :class:`Judge`.
+        repair: one of :data:`REPAIRS`, see :class:`Judge`; None: ``least-squares`` where there is no batch norm
+            (corrected means alone leave most cuts at chance there) and layers can be refitted, else ``statistics``.
         precision: ``fp32``, ``bf16``, or ``auto``: bf16 where the processor multiplies matrices in it.
         source: ``Loaded.source`` of the network, for judging in other processes; see :class:`Judge`.
         rows: where evaluations are kept (None: in memory).
@@ -245,7 +263,7 @@ def make_evaluator(
         PlanError: unknown repair or precision.
         DataError: there are no images.
     """
-    if repair not in REPAIRS:
+    if repair is not None and repair not in REPAIRS:
         raise PlanError(f"Repair {repair!r} is unknown. Known: {', '.join(REPAIRS)}.")
     if precision not in ("auto", "fp32", "bf16"):
         raise PlanError(f"Precision {precision!r} is unknown. Known: auto, fp32, bf16.")
@@ -255,6 +273,8 @@ def make_evaluator(
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     batches = tuple(inputs for inputs, _ in calibration.take(CALIBRATED).batches(BATCH))
     without_norms = not any(isinstance(child, _BatchNorm) for child in module.modules())
+    if repair is None:
+        repair = "least-squares" if without_norms and _exports(module, batches[0].to(device)) else "statistics"
     judge = Judge(
         module,
         (graph.args, graph.kwargs),
@@ -268,6 +288,14 @@ def make_evaluator(
         source or {},
     )
     return Evaluator(graph, scores, judge, rows)
+
+
+def _exports(module: nn.Module, batch: Tensor) -> bool:
+    """Whether layers can be refitted one after the other."""
+    try:
+        return bool(Lane(module, batch).weighted)
+    except StructureError:
+        return False
 
 
 def _rebuilt(source: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:

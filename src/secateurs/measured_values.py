@@ -8,7 +8,7 @@ in which ``obs`` removes units (where no reader can be unfolded: of Fisher). Sou
 need of values that compare across groups, here measured instead of searched for; METHODS §7.5 for the refit. Why:
 Fisher information and its relatives know neither finite cuts nor repair, and so overrate what least squares makes up
 for: in MobileNetV2 the expansions, by ten times, against the channels between blocks. Measured cuts of one group alone
-underrate what adds up: eight blocks that could each go alone cannot all go, and Fisher is wary of blocks. The errors of
+underrate what adds up: several blocks that can each go alone cannot all go, and Fisher is wary of blocks. The errors of
 the two are unlike, and their geometric mean beats either (docs/accuracy.md). Cost: ``fisher_obs``, and three cut and
 refitted networks per group, one per block, on some dozens of images: minutes. When to use: with least-squares repair
 after the cut; the default. When not: without calibration data.
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from secateurs.answers import Answers
+from secateurs.answers import Answers, images_for
 from secateurs.importance import fisher, fisher_obs
 from secateurs.importance.context import Context, needs
 from secateurs.importance.values import order
@@ -30,6 +30,13 @@ GONE = (0.2, 0.45, 0.7)
 """Shares of a group's units without which the answers are measured."""
 LEAST = 1e-9
 """What a cut costs at least."""
+
+
+def work(graph: Graph) -> float:
+    """Multiply-adds of the dense network on all images of all cuts: what measuring takes, up to the refits."""
+    macs = graph.spec.macs(graph.spec.dense_widths)
+    cuts = len(GONE) * len(graph.spec.groups) + len(graph.spec.blocks)
+    return float(cuts * images_for(graph.args, macs) * macs)
 
 
 @needs("norms", "moments", "images")

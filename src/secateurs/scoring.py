@@ -24,6 +24,8 @@ DEFAULT_CRITERION = "splamp"
 DEFAULT_CRITERION_WITH_DATA = "measured"
 SAME_ORDER = "fisher_obs"
 """Ranks the units of a group as the default does, and is quick."""
+MOST_WORK = 5e13
+"""Multiply-adds that the default measures, at most: some quarter of an hour on two cores."""
 
 
 def name_of(criterion: str | Criterion) -> str:
@@ -43,7 +45,7 @@ def default_criterion(data: Batches | None, graph: Graph, progress: Progress, *,
 
     lacking = made_elsewhere(graph)
     if lacking is None:
-        return SAME_ORDER if order_only else DEFAULT_CRITERION_WITH_DATA
+        return SAME_ORDER if order_only or _takes_long(graph, progress) else DEFAULT_CRITERION_WITH_DATA
     weights = all(any(view.role == "out" for view in graph.views(group.name)) for group in graph.groups)
     instead = DEFAULT_CRITERION if weights else "activation"
     progress.say(
@@ -51,6 +53,20 @@ def default_criterion(data: Batches | None, graph: Graph, progress: Progress, *,
         f"units of group {lacking}."
     )
     return instead
+
+
+def _takes_long(graph: Graph, progress: Progress) -> bool:
+    from secateurs.measured_values import work
+
+    share = work(graph) / MOST_WORK
+    if share <= 1:
+        return False
+    better = DEFAULT_CRITERION_WITH_DATA
+    progress.say(
+        f"Criterion {SAME_ORDER}, because {better}, which shares the budget out better, would take some "
+        f"{15 * share:.0f} minutes on two cores. If you have the time: --criterion {better}."
+    )
+    return True
 
 
 def score(

@@ -121,4 +121,4 @@ def test_the_example_on_one_page(tmp_path: Path) -> None:
     assert len(example.read_text().splitlines()) <= 150
     done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "faster" in done.stdout
+    assert "fine-tuned" in done.stdout

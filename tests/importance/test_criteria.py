@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import secateurs.scoring
 from secateurs.errors import PlanError
 from secateurs.importance.bottlenecks import bottlenecks
 from secateurs.importance.context import KINDS, Context, needs
@@ -16,6 +17,7 @@ from secateurs.importance.splamp import layer_adaptive
 from secateurs.importance.statistics import Sensitivity, Statistics, context_for, gather
 from secateurs.importance.values import curve, keep, order, scores
 from secateurs.importance.weights import filters
+from secateurs.measured_values import work
 from secateurs.progress import silent
 from secateurs.registry import names
 from secateurs.scoring import default_criterion
@@ -304,3 +306,18 @@ def test_the_default_is_one_that_can_score_the_network(model: nn.Module, shape: 
     assert bool(said) == (expected != "measured")
     assert set(scores(graph, chosen, context_for(graph, chosen, data))) == {group.name for group in graph.groups}
     assert default_criterion(None, graph, silent) == "splamp"
+
+
+def test_the_default_does_not_measure_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = trace(randomised().eval(), torch.randn(2, 3, 8, 8))
+    data = [(torch.randn(4, 3, 8, 8), torch.arange(4))]
+    said: list[str] = []
+    monkeypatch.setattr(type(silent), "say", lambda self, message: said.append(message))
+    monkeypatch.setattr(secateurs.scoring, "MOST_WORK", work(graph) / 1.9)
+    assert default_criterion(data, graph, silent) == "fisher_obs"
+    assert "28 minutes" in said[0]
+    assert "--criterion measured" in said[0]
+    assert default_criterion(data, graph, silent, order_only=True) == "fisher_obs"
+    assert len(said) == 1
+    monkeypatch.setattr(secateurs.scoring, "MOST_WORK", work(graph))
+    assert default_criterion(data, graph, silent) == "measured"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -178,6 +179,36 @@ def test_minding_the_activation_never_makes_its_output_worse() -> None:
         with torch.no_grad():
             errors.append(float((hidden(small) - hidden(dense)).square().mean()))
     assert errors[0] > errors[1] > errors[2]
+
+
+def test_no_look_at_what_is_wrong_afterwards_changes_no_weight() -> None:
+    dense = _chain(batch_norm=True)
+    plan = trace(dense, torch.randn(1, 3, 9, 8)).plan({"conv1:out": (1, 2, 6)})
+    found = []
+    for after in (True, False):
+        small = apply(dense, plan)
+        done = least_squares(dense, small, plan, _batches(), settings=replace(EXACT, after=after))
+        found.append((small.state_dict(), done.errors["conv2.weight"]))
+    assert all(torch.equal(found[0][0][name], values) for name, values in found[1][0].items())
+    before, reached = found[0][1]
+    assert reached < before
+    assert found[1][1] == (before, before)
+
+
+def test_half_precision_is_refitted_in_single() -> None:
+    dense = _chain(batch_norm=True)
+    plan = trace(dense, torch.randn(1, 3, 9, 8)).plan({"conv1:out": (1, 2, 6)})
+    found = []
+    for module in (dense, copy.deepcopy(dense).bfloat16()):
+        small = apply(module, plan, check=False)
+        done = least_squares(module, small, plan, [x.to(next(module.parameters()).dtype) for x in _batches()])
+        found.append((small.state_dict(), done.errors["conv2.weight"]))
+    (exact, errors), (rounded, near) = found
+    assert all(values.dtype == torch.bfloat16 for values in rounded.values() if values.is_floating_point())
+    assert near[1] == pytest.approx(errors[1], rel=0.05)
+    assert near[1] < 0.7 * near[0]
+    change = (exact["conv2.weight"] - dense.conv2.weight[:, [1, 2, 6]]).norm()
+    assert (rounded["conv2.weight"].float() - exact["conv2.weight"]).norm() < 0.2 * change
 
 
 class Residual(nn.Module):

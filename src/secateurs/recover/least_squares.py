@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -32,7 +34,8 @@ class Settings:
     serves a quarter of the images best that the solution has not seen; ``samples``: outputs looked at
     per layer and unknown; ``positions``: fewest positions per image; ``sweeps``: further solutions that mind the
     activation behind the layer; ``weights``: False refits constants only (bias correction); ``residual``: a layer in
-    front of an addition also makes up for what the other summand lost; ``memory_bytes``: bound on live activations,
+    front of an addition also makes up for what the other summand lost; ``after``: False saves the look at what is wrong
+    afterwards, and gives what was wrong before the last solution; ``memory_bytes``: bound on live activations,
     and on the products of one layer's inputs: of a layer with more of them only the constants are refitted.
     """
 
@@ -42,6 +45,7 @@ class Settings:
     sweeps: int = 2
     weights: bool = True
     residual: bool = True
+    after: bool = True
     memory_bytes: int = 4 << 30
     seed: int = 0
 
@@ -93,12 +97,16 @@ def least_squares(
         lane: ``dense`` exported for such batches, where several networks are compared with it.
         progress: shows layers.
 
+    Networks on another device, or of less than 32 bits, are refitted as copies on the CPU in 32 bits.
+
     Raises:
         DataError: there are no images.
         PlanMismatchError: ``small`` is not ``dense`` cut by ``plan``.
         StructureError: a network cannot be exported.
     """
     chosen = settings or Settings()
+    if not all(map(workable, (dense, small))):
+        return _on_copies(dense, small, plan, batches, settings=chosen, counts=counts, progress=progress)
     full = [batch for batch in batches if len(batch) == len(batches[0])] if batches else []
     if not full or len(full[0]) == 0:
         raise DataError("There are no images to refit layers on. Give calibration data.")
@@ -142,6 +150,26 @@ def correct_bias(
     """
     settings = Settings(weights=False, sweeps=0, positions=256)
     return least_squares(dense, small, plan, batches, settings=settings, progress=progress)
+
+
+def workable(module: nn.Module) -> bool:
+    """Whether :func:`least_squares` works on the network itself and not on a copy."""
+    tensors = [tensor for tensor in module.parameters() if tensor.is_floating_point()]
+    return all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
+
+
+def _on_copies(dense: nn.Module, small: nn.Module, plan: Plan, batches: Sequence[Tensor], **options: Any) -> Refitted:
+    """:func:`least_squares` on copies that it can work on; ``small`` gets the weights."""
+    dtype = max((tensor.dtype for tensor in dense.parameters()), key=lambda dtype: dtype.itemsize)
+    dtype = dtype if dtype == torch.float64 else torch.float32
+    whole, cut = (copy.deepcopy(module).cpu().to(dtype) for module in (dense, small))
+    inputs = [b.detach().cpu().to(dtype) if b.is_floating_point() else b.detach().cpu() for b in batches]
+    done = least_squares(whole, cut, plan, inputs, **options)
+    found = cut.state_dict()
+    with torch.no_grad():
+        for name, tensor in small.state_dict().items():
+            tensor.copy_(found[name])
+    return done
 
 
 def _affordable(lanes: Sequence[Lane], count: int, settings: Settings) -> int:
@@ -273,7 +301,7 @@ class _Layer:
         fitted, checked = (NormalEquations(*self.matrix.shape, products=self.settings.weights) for _ in range(2))
         steps = 1 + self.settings.sweeps if self.around.clips else 1
         damping, wrong = self.settings.damping or 0.0, []
-        for sweep in range(steps + 1):
+        for sweep in range(steps + self.settings.after):
             for system in (fitted, checked):
                 system.clear_residuals()
             variance = self._pass(fitted, checked, clipped=sweep > 0, first=sweep == 0)
