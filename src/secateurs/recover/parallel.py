@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -26,6 +27,8 @@ def start() -> bool:
         # the others wait while the first one profiles and plans
         backend = "cpu:gloo,cuda:nccl" if enough else "gloo"
         torch.distributed.init_process_group(backend, timeout=timedelta(days=7))
+        # a thread of Gloo that lets go of a tensor while the interpreter ends would abort the process
+        atexit.register(_leave)
     return True
 
 
@@ -102,6 +105,11 @@ def wait() -> None:
     """Until every process is here."""
     if size() > 1:
         torch.distributed.barrier()
+
+
+def _leave() -> None:
+    if _running():
+        torch.distributed.destroy_process_group()
 
 
 def _running() -> bool:
