@@ -300,11 +300,11 @@ def _tuned(bench: Bench, held: Candidates, entry: Entry | None, key: Mapping[str
         student = _cut(bench, held, entry)
         found["repair"] = _repaired(bench, held, entry, student)
         found |= _facts(bench, entry)
-    data = replace(bench.data, train=bench.data.train.take(key["train_images"]))
+    data = replace(bench.data, train=bench.data.train.take(key["train_images"]), classes=None)  # learns all outputs
     recipe = Recipe(epochs=key["epochs"], seed=key["seed"], precision="auto")
     folder = bench.kept / "training" / name
     tuned = finetune(student, data, recipe, teacher=bench.loaded.module, checkpoint_dir=folder, resume=True)
-    accurate = accuracy(student, bench.test, classes=data.classes)
+    accurate = accuracy(student, bench.test, classes=bench.data.classes)
     return {**found, "mode": str(tuned.mode), "accuracy": round(accurate, 4)}
 
 

@@ -39,9 +39,7 @@ from secateurs.bench import Bench as Files
 from secateurs.cost import CostModel
 from secateurs.data import Data, Images, accuracy, open_data
 from secateurs.evaluation import CALIBRATED, make_evaluator
-from secateurs.importance.context import Context
 from secateurs.importance.dynamic import Dynamics, watch_training
-from secateurs.importance.statistics import cross_entropy, gather
 from secateurs.importance.values import curve, scores
 from secateurs.latency.model import LatencyModel
 from secateurs.latency.store import Store
@@ -54,6 +52,7 @@ from secateurs.provenance import versions
 from secateurs.recover.finetune import finetune
 from secateurs.recover.recipe import Recipe
 from secateurs.recover.repair import repair
+from secateurs.scoring import cross_entropy_among, score
 from secateurs.search.knapsack import Knapsack
 from secateurs.search.lap.sensitivity import agreement, modelled, spread_sample
 from secateurs.search.lap.settings import LapSettings, Prior
@@ -78,13 +77,8 @@ REPAIRED_ON = 1024
 JUDGED = {"mobilenet-v1": ("least-squares", 24)}
 """How candidates are repaired before they are judged, and on how many images: without batch norm, corrected means alone
 leave all at chance. The others: ``statistics`` on as many as the evaluator takes."""
-GATHERED = {
-    "fisher": ("outputs", "norms"),
-    "taylor": ("outputs", "norms"),
-    "fisher_obs": ("outputs", "norms", "moments"),
-    "measured": ("outputs", "norms", "moments", "images"),
-}
-"""What is gathered for a criterion on calibration images."""
+FROM_IMAGES = ("fisher", "taylor", "fisher_obs", "measured")
+"""Criteria that read calibration images."""
 NO_PRIOR = Prior(state=False, exploration=False, reward=False)
 CIFAR, IMAGENETTE = "cifar10_jpeg_{}.parquet", "imagenette224_{}.parquet"
 NETWORKS = {
@@ -213,10 +207,8 @@ class Bench:
         if criterion in ("acs", "acs_self"):
             dynamics = self._dynamics
             return scores(self.graph, dynamics.criterion(acs_mode="self" if criterion == "acs_self" else "pairs"))
-        if criterion in GATHERED:
-            batches = list(self.data.calibration.take(512).batches(64))
-            return scores(self.graph, criterion, Context(0, gather(self.graph, batches, GATHERED[criterion])))
-        return scores(self.graph, criterion)
+        batches = list(self.data.calibration.take(512).batches(64)) if criterion in FROM_IMAGES else None
+        return score(self.graph, criterion, batches, None, 0, self.progress, classes=self.data.classes)
 
     @cached_property
     def _dynamics(self) -> Dynamics:
@@ -227,10 +219,7 @@ class Bench:
 
     def _loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over the classes of this data."""
-        if self.data.classes is None:
-            return cross_entropy(outputs, targets)
-        chosen = torch.tensor(self.data.classes)
-        return cross_entropy(outputs[:, chosen], torch.searchsorted(chosen, targets))
+        return cross_entropy_among(self.data.classes)(outputs, targets)
 
     def problem(self, criterion: str, rows: FileRows) -> Problem:
         """The search problem under the budget, with real evaluations."""

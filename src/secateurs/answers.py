@@ -48,11 +48,17 @@ class Answers:
 
     ``batches``: tuples of positional inputs; the first fifth of the images serves the refit. Networks that are not
     given one tensor only, or that the refit cannot take, have their batch-norm statistics re-estimated instead.
-    ``rows``: where what was measured is kept, None: in memory.
+    ``rows``: where what was measured is kept, None: in memory; ``classes``: the outputs that are compared, None: all.
     """
 
-    def __init__(self, graph: Graph, batches: Sequence[tuple[Any, ...]], rows: Rows | None = None) -> None:
-        self.graph, self.rows = graph, rows
+    def __init__(
+        self,
+        graph: Graph,
+        batches: Sequence[tuple[Any, ...]],
+        rows: Rows | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> None:
+        self.graph, self.rows, self.classes = graph, rows, classes
         self._known: dict[str, float] = {}
         images = [
             tuple(x[i : i + 1] if isinstance(x, Tensor) else x for x in b) for b in batches for i in range(len(b[0]))
@@ -78,7 +84,8 @@ class Answers:
     @cached_property
     def identity(self) -> str:
         """Names the network, its weights and the images."""
-        found = hashlib.sha256(f"{SETTINGS} {self.graph.spec.fingerprint}".encode())
+        among = "" if self.classes is None else f" {list(self.classes)}"
+        found = hashlib.sha256(f"{SETTINGS} {self.graph.spec.fingerprint}{among}".encode())
         images = [x for batch in (*self.refitted, *self.judged) for x in batch if isinstance(x, Tensor)]
         for tensor in (*self.graph.model.state_dict().values(), *images):
             found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -130,7 +137,10 @@ class Answers:
 
     @torch.inference_mode()
     def _run(self, model: nn.Module, batch: tuple[Any, ...]) -> list[Tensor]:
-        return list(_floats(model(*self._moved(batch))))
+        found = list(_floats(model(*self._moved(batch))))
+        if self.classes is None:
+            return found
+        return [x[:, list(self.classes)] if x.ndim == 2 and x.shape[1] > max(self.classes) else x for x in found]
 
     def _moved(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         device = next(iter(self.graph.model.parameters())).device

@@ -70,7 +70,9 @@ def answers_in(graph: Graph, context: Context) -> Answers:
     """
     statistics = context.gathered("measured", "images")
     if "measured" not in statistics.kept:
-        statistics.kept["measured"] = Answers(graph, statistics.images, statistics.kept.get("rows"))
+        statistics.kept["measured"] = Answers(
+            graph, statistics.images, statistics.kept.get("rows"), statistics.kept.get("classes")
+        )
     found: Answers = statistics.kept["measured"]
     return found
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from secateurs.network import NetworkSpec
     from secateurs.resources import Seen
     from secateurs.scoring import Loss
-    from secateurs.search.problem import Problem, Solution, Strategy
+    from secateurs.search.problem import Problem, Rows, Solution, Strategy
     from secateurs.structure import Graph
 
 
@@ -105,7 +105,12 @@ class Planner:
         from secateurs.search.rows import FileRows
 
         rows = None if self.options.folder is None else FileRows(self.options.folder / VALUES)
-        return score(self.graph, self.criterion_used, self.data, self.loss, self.seed, self.progress, rows)
+        return self.score(self.graph, rows)
+
+    def score(self, graph: Graph, rows: Rows | None = None) -> dict[str, np.ndarray]:
+        """Scores of every group of ``graph`` by the criterion in use; ``rows``: where measured values are kept."""
+        criterion, classes = self.criterion_used, None if self.images is None else self.images.classes
+        return score(graph, criterion, self.data, self.loss, self.seed, self.progress, rows, classes)
 
     @cached_property
     def models(self) -> dict[str, CostModel]:
@@ -390,7 +395,7 @@ def plan(
         if strategy not in (None, "uniform"):
             raise PlanError("keep= sets one ratio for all groups: only strategy='uniform' does. Give latency= instead.")
         wanted = criterion or default_criterion(data, graph, progress, order_only=True)
-        found = score(graph, wanted, data, loss, seed, progress)
+        found = score(graph, wanted, data, loss, seed, progress, classes=None if images is None else images.classes)
         return _uniform_plan(graph, keep, found, provenance("uniform", wanted, seed, {"keep": keep}))
     planner = Planner(
         graph,

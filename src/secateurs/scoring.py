@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from secateurs.progress import Progress
@@ -77,15 +77,28 @@ def score(
     seed: int,
     progress: Progress,
     rows: Rows | None = None,
+    classes: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Scores of every group; calibration data is read only where the criterion needs it.
 
-    ``rows``: where a criterion that measures keeps what it found.
+    ``rows``: where a criterion that measures keeps what it found; ``classes``: the outputs that count, None for all.
     """
-    from secateurs.importance.statistics import context_for, cross_entropy
+    from secateurs.importance.statistics import context_for
     from secateurs.importance.values import scores
 
-    context = context_for(graph, criterion, data, loss=loss or cross_entropy, seed=seed, progress=progress)
-    if context.statistics is not None and rows is not None:
-        context.statistics.kept["rows"] = rows
+    among = loss or cross_entropy_among(classes)
+    context = context_for(graph, criterion, data, loss=among, seed=seed, progress=progress)
+    if context.statistics is not None:
+        context.statistics.kept.update(rows=rows, classes=classes)
     return scores(graph, criterion, context, progress)
+
+
+def cross_entropy_among(classes: Sequence[int] | None) -> Loss:
+    """Mean cross-entropy as if the network had these outputs only; None: all."""
+    from secateurs.data.accuracy import among
+    from secateurs.importance.statistics import cross_entropy, logits_of
+
+    def loss(outputs: Any, targets: Tensor) -> Tensor:
+        return cross_entropy(*among(logits_of(outputs), targets, classes))
+
+    return loss

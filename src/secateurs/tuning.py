@@ -33,7 +33,6 @@ from secateurs.recover.recipe import Recipe
 from secateurs.recover.regrow import PruneRegrow
 from secateurs.recover.repair import repair
 from secateurs.recover.soft import SoftMasks
-from secateurs.scoring import score
 from secateurs.search.problem import Solution
 from secateurs.search.rows import FileRows
 from secateurs.settings import Settings
@@ -361,7 +360,7 @@ def _gradual(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) ->
 def _rescored(trainer: Trainer, planner: Planner, small: nn.Module, plan: Plan) -> Planner:
     """The planner that knows the scores of what is left, by the network as it is now, and offers nothing else."""
     graph = trace(small, trainer.example, barriers=trainer.settings.barrier, keep=trainer.settings.keep)
-    found = score(graph, planner.criterion_used, planner.data, planner.loss, planner.seed, planner.progress)
+    found = planner.score(graph)
     known = {}
     for group in planner.graph.groups:
         kept = list(plan.groups.get(group.name, range(group.units)))

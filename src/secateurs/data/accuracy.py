@@ -97,6 +97,15 @@ def _restrict(logits: Tensor, labels: Tensor, classes: Sequence[int] | None) -> 
         )
     if not bool(torch.isfinite(logits).all()):
         raise DataError("The network gives NaN or infinite outputs on these images. Check --weights and --normalize.")
+    return among(logits, labels, classes)
+
+
+def among(logits: Tensor, labels: Tensor, classes: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+    """Logits [batch, classes] and labels as if the network had these outputs only; None leaves both alone.
+
+    Raises:
+        DataError: a label is outside ``classes``.
+    """
     if classes is None:
         return logits, labels
     index = torch.full((logits.shape[1],), -1, dtype=torch.int64, device=logits.device)

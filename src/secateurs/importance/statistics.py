@@ -77,8 +77,12 @@ class Statistics:
 
 def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     """Mean cross-entropy of logits, the default loss; the first output of several counts."""
-    logits = outputs if isinstance(outputs, Tensor) else next(iter(_tensors(outputs)))
-    return nn.functional.cross_entropy(logits, targets)
+    return nn.functional.cross_entropy(logits_of(outputs), targets)
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The first tensor that a network gives."""
+    return outputs if isinstance(outputs, Tensor) else _tensors(outputs)[0]
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

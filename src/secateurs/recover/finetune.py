@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateurs.data.accuracy import accuracy
+from secateurs.data.accuracy import accuracy, among
 from secateurs.data.images import Data
 from secateurs.errors import PlanError
 from secateurs.progress import Progress, Task, silent
@@ -80,7 +80,7 @@ def finetune(
 
     Args:
         student: the cut network; ends in evaluation mode.
-        data: ``train`` is learnt from, ``validation`` only watched.
+        data: ``train`` is learnt from, ``validation`` only watched; of the outputs only ``classes`` count.
         recipe: all settings.
         teacher: the dense network, unchanged; None trains on the labels alone.
         companion: takes part in every step, such as :class:`~secateurs.recover.features.Features`.
@@ -142,6 +142,7 @@ class _Run:
             "teacher": None if self.teacher is None else digest(self.teacher),
             "companion": companion.identity,
             "images": [data.name, len(data.train), int(data.train.labels @ np.arange(1, len(data.train) + 1) % 2**31)],
+            **({} if data.classes is None else {"classes": list(data.classes)}),
         }
 
     def settle_mode(self) -> None:
@@ -206,8 +207,8 @@ class _Run:
         rate = learning_rate(self.step, self.recipe.epochs * self.steps_per_epoch, self.peak, self.recipe.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, logits = self._loss(inputs, labels)
-        right = float((logits.detach().argmax(dim=1) == labels).sum())
+        loss, logits, targets = self._loss(inputs, labels)
+        right = float((logits.detach().argmax(dim=1) == targets).sum())
         sums = parallel.total((float(loss.detach()) * len(labels), right, float(len(labels))), self.device)
         if not np.isfinite(sums[0]):
             raise PlanError(
@@ -227,13 +228,14 @@ class _Run:
         self.step += 1
         self.sums = [held + new for held, new in zip(self.sums, sums, strict=True)]
 
-    def _loss(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        recipe, soft = self.recipe, None
+    def _loss(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch's loss, and logits and labels among the classes that count."""
+        recipe, soft, classes = self.recipe, None, self.data.classes
         with self.settled.autocast(self.device):
             if self.teacher is not None:
                 with torch.no_grad():
-                    soft = self.teacher(inputs.clone())  # which it may change in place
-            logits = self.companion.forward(self.student, inputs)
+                    soft, _ = among(self.teacher(inputs.clone()), labels, classes)  # it may change them in place
+            logits, labels = among(self.companion.forward(self.student, inputs), labels, classes)
         loss = distillation_loss(
             logits,
             labels,
@@ -243,7 +245,7 @@ class _Run:
             label_smoothing=recipe.label_smoothing,
         )
         further = self.companion.loss()
-        return loss if further is None else loss + further, logits
+        return loss if further is None else loss + further, logits, labels
 
     def save(self) -> None:
         """Write a checkpoint of this very step."""
