@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.answers import SETTINGS, Answers, images_for
+from secateurs.errors import DataError
 from secateurs.importance.context import Context
 from secateurs.importance.statistics import context_for
 from secateurs.importance.values import order, scores
 from secateurs.measured_values import answers_in, increments
+from secateurs.progress import silent
 from secateurs.recover.least_squares import least_squares
+from secateurs.scoring import score
 from secateurs.search.rows import MemoryRows
 from secateurs.structure import Graph, apply, trace
 
@@ -191,3 +195,24 @@ def test_half_precision_is_measured(graph: Graph) -> None:
     half = trace(model, torch.randn(2, 3, 12, 12, dtype=torch.bfloat16))
     found = scores(half, "measured", context_for(half, "measured", data))
     assert all(((values > 0) & np.isfinite(values)).all() for values in found.values())
+
+
+def test_only_the_classes_that_count_are_compared(graph: Graph) -> None:
+    chosen = (0, 2, 4)
+    narrow = copy.deepcopy(graph.model)
+    narrow.head = nn.Linear(24, 3)
+    with torch.no_grad():
+        narrow.head.weight.copy_(graph.model.get_parameter("head.weight")[list(chosen)])
+        narrow.head.bias.copy_(graph.model.get_parameter("head.bias")[list(chosen)])
+    some = [(inputs, targets % 3) for inputs, targets in batches()]
+    small = trace(narrow, torch.randn(2, 3, 12, 12))
+    expected = score(small, "measured", some, None, 0, silent)
+    found = score(graph, "measured", [(x, y * 2) for x, y in some], None, 0, silent, classes=chosen)
+    everything = score(graph, "measured", [(x, y * 2) for x, y in some], None, 0, silent)
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-3)
+        assert not np.allclose(everything[name], values, rtol=0.05)
+    given = [(inputs,) for inputs, _ in some]
+    assert Answers(graph, given).identity != Answers(graph, given, classes=chosen).identity
+    with pytest.raises(DataError, match="not among the 3 classes"):
+        score(graph, "measured", batches(), None, 0, silent, classes=chosen)

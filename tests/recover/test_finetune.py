@@ -13,13 +13,23 @@ import small_job
 import torch
 from torch import nn
 
-from secateurs.data import accuracy
+from secateurs.data import Data, accuracy
 from secateurs.errors import PlanError
 from secateurs.recover.finetune import finetune
 from secateurs.recover.recipe import Recipe
 from secateurs.recover.training import scratch_recipe, train
 
 RECIPE = small_job.RECIPE
+
+
+def wide(seed: int) -> nn.Sequential:
+    """The small job's network with five more outputs between and behind its three."""
+    narrow = small_job.network(seed)
+    assert isinstance(narrow, nn.Sequential)
+    head = nn.Linear(288, 8)
+    with torch.no_grad():
+        head.weight[1:6:2], head.bias[1:6:2] = narrow[-1].weight, narrow[-1].bias
+    return nn.Sequential(*narrow[:-1], head)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +91,7 @@ def test_without_resume_it_starts_anew(tmp_path: Path) -> None:
     assert finetune(small_job.network(), small_job.data(), RECIPE, checkpoint_dir=tmp_path).resumed_at == 0
 
 
-@pytest.mark.parametrize("other", ["recipe", "network", "teacher", "images"])
+@pytest.mark.parametrize("other", ["recipe", "network", "teacher", "images", "classes"])
 def test_another_runs_checkpoint_is_refused(tmp_path: Path, other: str) -> None:
     short = replace(RECIPE, epochs=1)
     data = small_job.data()
@@ -91,6 +101,8 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path, other: str) -> None:
     teacher = small_job.network(1) if other == "teacher" else None
     if other == "images":
         data = replace(data, train=data.train.take(60))
+    if other == "classes":
+        data = replace(data, classes=(0, 1, 2))
     before = {key: value.clone() for key, value in student.state_dict().items()}
     with pytest.raises(PlanError, match=f"belongs to another run: {other}"):
         finetune(student, data, recipe, teacher=teacher, checkpoint_dir=tmp_path, resume=True)
@@ -142,6 +154,22 @@ def test_the_teacher_is_followed_and_unchanged() -> None:
         answers = module(inputs).argmax(1)
         assert (answers == teacher(inputs).argmax(1)).float().mean() >= 0.8
     assert (answers == labels).float().mean() <= 0.2
+
+
+def test_only_the_classes_that_count_are_learnt() -> None:
+    narrow, data, recipe = small_job.network(), small_job.data(), replace(RECIPE, epochs=2, weight_decay=0.0, ema=None)
+    expected = finetune(narrow, data, recipe, teacher=small_job.network(1))
+    student, source = wide(0), small_job.Noise(120)
+    source.labels = source.labels * 2 + 1
+    moved = [replace(part, source=source) for part in (data.train, data.calibration, data.validation, data.test)]
+    before = student[-1].weight.detach().clone()
+    found = finetune(student, Data(*moved, classes=(1, 3, 5)), recipe, teacher=wide(1))
+    assert isinstance(narrow, nn.Sequential)
+    assert torch.allclose(student[-1].weight[1:6:2], narrow[-1].weight, atol=1e-5)
+    assert torch.equal(student[-1].weight[::2], before[::2])
+    for one, other in zip(expected.epochs, found.epochs, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+        assert (one.train_accuracy, one.validation_accuracy) == (other.train_accuracy, other.validation_accuracy)
 
 
 def test_global_random_states_are_left_alone() -> None:

@@ -39,7 +39,7 @@ Criterion = Annotated[
 ]
 Data = Annotated[str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP)]
 Classes = Annotated[
-    str, typer.Option("--classes", metavar="all|present", help="'present': argmax over the classes that occur only.")
+    str, typer.Option("--classes", metavar="all|present", help="'present': only classes that occur count.")
 ]
 Keep = Annotated[
     list[str] | None, typer.Option("--keep", metavar="PATTERN", help="Parameters or modules to keep whole.")
