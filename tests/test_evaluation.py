@@ -13,7 +13,7 @@ from torch import nn
 import secateurs as sc
 from secateurs import evaluation
 from secateurs.data import Data, open_data
-from secateurs.errors import DataError, PlanError
+from secateurs.errors import DataError, PlanError, StructureError
 from secateurs.evaluation import Evaluator, make_evaluator
 from secateurs.importance.values import scores
 from secateurs.models import Loaded, load
@@ -173,6 +173,26 @@ class Untraceable(nn.Module):
 def test_networks_that_cannot_be_refitted_have_their_means_corrected(plain: tuple[Graph, Data]) -> None:
     assert evaluation._exports(plain[0].model, torch.zeros(4, 3, 32, 32))
     assert not evaluation._exports(Untraceable(), torch.zeros(4, 3, 32, 32))
+
+
+def test_by_default_too(plain: tuple[Graph, Data], monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, data = plain
+    monkeypatch.setattr(evaluation, "_exports", lambda module, inputs: False)
+    judge = make_evaluator(graph, scores(graph, "l2"), data.calibration, data.validation.take(32)).judge
+    assert judge.repair == "statistics"
+    assert set(judge.means) == {"0", "2", "5"}
+
+
+def test_a_cut_that_cannot_be_refitted_is_judged_all_the_same(
+    plain: tuple[Graph, Data], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object, **settings: object) -> None:
+        raise StructureError("no")
+
+    graph, data = plain
+    default = make_evaluator(graph, scores(graph, "l2"), data.calibration, data.validation.take(32))
+    monkeypatch.setattr(evaluation, "least_squares", refused)
+    assert 0 <= default.judge(default.plan(half(graph))).accuracy <= 1
 
 
 def test_wrong_settings_are_refused(graph: Graph, data: Data) -> None:

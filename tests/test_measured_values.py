@@ -15,10 +15,10 @@ from secateurs.errors import DataError
 from secateurs.importance.context import Context
 from secateurs.importance.statistics import context_for
 from secateurs.importance.values import order, scores
-from secateurs.measured_values import answers_in, increments
+from secateurs.measured_values import answers_in, increments, work
 from secateurs.progress import silent
 from secateurs.recover.least_squares import least_squares
-from secateurs.scoring import score
+from secateurs.scoring import default_criterion, score
 from secateurs.search.rows import MemoryRows
 from secateurs.structure import Graph, apply, trace
 
@@ -166,6 +166,33 @@ def test_several_inputs_and_outputs_are_measured_without_refit() -> None:
     context = context_for(graph, "measured", data)
     found = scores(graph, "measured", context)
     assert all((values > 0).all() for values in found.values())
+
+
+class Timed(nn.Module):
+    """Images and one time step for all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, step: Tensor) -> Tensor:
+        return self.out(torch.relu(self.a(x) * step).mean((2, 3)))
+
+
+def test_inputs_without_rows_are_for_all_images() -> None:
+    torch.manual_seed(0)
+    graph = trace(Timed().eval(), (torch.randn(2, 3, 8, 8), torch.tensor(2.0)))
+    data = [((torch.randn(8, 3, 8, 8), torch.tensor(2.0)), torch.arange(8) % 3) for _ in range(3)]
+    assert default_criterion(data, graph, silent) == "measured"
+    answers = Answers(graph, [inputs for inputs, _ in data])
+    assert sum(len(batch[0]) for batch in (*answers.refitted, *answers.judged)) == 24
+    found = score(graph, "measured", data, None, 0, silent)
+    assert all((values > 0).all() for values in found.values())
+
+
+def test_few_images_take_little(graph: Graph) -> None:
+    assert work(graph, 32) == pytest.approx(work(graph) / 10)
+    assert work(graph, 10**6) == work(graph)
 
 
 def test_images_follow_their_size() -> None:

@@ -34,7 +34,7 @@ REFITTED = 0.2
 
 def images_for(inputs: Sequence[Any], macs: float = 0) -> int:
     """How many images like these are enough for a network of so many multiply-adds an image."""
-    numbers = sum(x[0].numel() for x in inputs if isinstance(x, Tensor))
+    numbers = sum(x[0].numel() for x in inputs if _per_image(x))
     return int(np.clip(min(NUMBERS // max(1, numbers), WORK // max(1.0, macs)), FEWEST, MOST))
 
 
@@ -60,13 +60,11 @@ class Answers:
     ) -> None:
         self.graph, self.rows, self.classes = graph, rows, classes
         self._known: dict[str, float] = {}
-        images = [
-            tuple(x[i : i + 1] if isinstance(x, Tensor) else x for x in b) for b in batches for i in range(len(b[0]))
-        ]
+        images = [tuple(x[i : i + 1] if _per_image(x) else x for x in b) for b in batches for i in range(_count(b))]
         macs = graph.spec.macs(graph.spec.dense_widths)
         images = images[: images_for(images[0], macs)] if images else []
         first = max(1, int(len(images) * REFITTED)) if len(images) > 1 else len(images)
-        size = max(1, min(64, first // 3))
+        size = max(1, min(64, first // 3))  # too few batches to choose the damping on: the largest holds
         self.refitted = list(_batched(images[:first], size))
         self.judged = list(_batched(images[first:] or images, 64))
 
@@ -117,8 +115,8 @@ class Answers:
             total, count = 0.0, 0
             for batch, dense in zip(self.judged, self.dense, strict=True):
                 answers = self._run(small, batch)
-                total += sum(_distance(new, old) for new, old in zip(answers, dense, strict=True)) * len(batch[0])
-                count += len(batch[0])
+                total += sum(_distance(new, old) for new, old in zip(answers, dense, strict=True)) * _count(batch)
+                count += _count(batch)
         finally:
             for child, training in modes.items():
                 child.training = training
@@ -150,9 +148,17 @@ class Answers:
 def _batched(images: Sequence[tuple[Any, ...]], size: int) -> Iterator[tuple[Any, ...]]:
     for start in range(0, len(images), size):
         group = images[start : start + size]
-        yield tuple(
-            torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0] for parts in zip(*group, strict=True)
-        )
+        yield tuple(torch.cat(parts) if _per_image(parts[0]) else parts[0] for parts in zip(*group, strict=True))
+
+
+def _per_image(value: Any) -> bool:
+    """Whether an input has a row per image; others, such as a time step, are for all."""
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _count(batch: tuple[Any, ...]) -> int:
+    """Images in a batch of inputs."""
+    return next((len(x) for x in batch if _per_image(x)), 0)
 
 
 def _floats(answer: Any) -> Iterator[Tensor]:

@@ -294,6 +294,7 @@ class FrontJob:
             dense=self._file_size(graph),
             target=target_label(target.fingerprint(settings.threads)),
             data=calibration_batches(self.data),
+            classes=self.data.classes,
             resources=settings.objectives,
             batch=settings.batch,
             progress=self.progress,

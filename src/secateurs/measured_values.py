@@ -32,11 +32,15 @@ LEAST = 1e-9
 """What a cut costs at least."""
 
 
-def work(graph: Graph) -> float:
-    """Multiply-adds of the dense network on all images of all cuts: what measuring takes, up to the refits."""
+def work(graph: Graph, images: int | None = None) -> float:
+    """Multiply-adds of the dense network on all images of all cuts: what measuring takes, up to the refits.
+
+    ``images``: how many there are; None: as many as are looked at.
+    """
     macs = graph.spec.macs(graph.spec.dense_widths)
     cuts = len(GONE) * len(graph.spec.groups) + len(graph.spec.blocks)
-    return float(cuts * images_for(graph.args, macs) * macs)
+    wanted = images_for(graph.args, macs)
+    return float(cuts * (wanted if images is None else min(images, wanted)) * macs)
 
 
 @needs("norms", "moments", "images")

@@ -73,7 +73,7 @@ def fit_multipliers(
 
     def scaled(logs: np.ndarray) -> Planner:
         known = {name: scores[name] * 2.0**log for name, log in zip(names, logs, strict=True)}
-        return replace(planner, known=known, progress=silent)
+        return replace(planner, criterion=planner.criterion_used, known=known, progress=silent)
 
     def loss(logs: np.ndarray) -> float:
         solution = scaled(logs).solve(limits).solution

@@ -53,8 +53,8 @@ class Planner:
     what is limited, the main one first; ``dense``: what the dense network was measured to take of them, where known;
     ``batch``: that memory is counted for, ``seen``: what it was for some networks, dense first; ``known``: scores
     float64 [units] per group, where they are known already; ``images``: on which searches that need it judge
-    candidates; ``options``: of such searches; ``elements``: where kernel elements may go too, what can be chosen then;
-    ``facts``: further provenance.
+    candidates; ``classes``: the outputs that count (None: those of ``images``); ``options``: of such searches;
+    ``elements``: where kernel elements may go too, what can be chosen then; ``facts``: further provenance.
     """
 
     graph: Graph
@@ -71,6 +71,7 @@ class Planner:
     batch: int = 1
     seen: Sequence[Seen] = ()
     images: Data | None = None
+    classes: tuple[int, ...] | None = None
     options: SearchOptions = field(default_factory=SearchOptions)
     known: Mapping[str, np.ndarray] | None = None
     elements: ElementSpace | None = None
@@ -109,7 +110,9 @@ class Planner:
 
     def score(self, graph: Graph, rows: Rows | None = None) -> dict[str, np.ndarray]:
         """Scores of every group of ``graph`` by the criterion in use; ``rows``: where measured values are kept."""
-        criterion, classes = self.criterion_used, None if self.images is None else self.images.classes
+        criterion, classes = self.criterion_used, self.classes
+        if classes is None and self.images is not None:
+            classes = self.images.classes
         return score(graph, criterion, self.data, self.loss, self.seed, self.progress, rows, classes)
 
     @cached_property
@@ -375,7 +378,7 @@ def plan(
         loss: mean loss of a batch from (outputs, targets); cross-entropy by default.
         seed: of everything random.
         legal: which networks may be returned.
-        images: for strategies that judge candidates on images, such as ``lap``.
+        images: for strategies that judge candidates on images, such as ``lap``; scores mind its ``classes`` only.
         options: of such strategies.
         elements: where kernel elements may go too, instead of ``costs``
             (:func:`secateurs.element_planning.measured_space`).

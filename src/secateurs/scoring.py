@@ -24,7 +24,7 @@ DEFAULT_CRITERION = "splamp"
 DEFAULT_CRITERION_WITH_DATA = "measured"
 SAME_ORDER = "fisher_obs"
 """Ranks the units of a group as the default does, and is quick."""
-MOST_WORK = 5e13
+MOST_WORK = 1e13
 """Multiply-adds that the default measures, at most: some quarter of an hour on two cores."""
 
 
@@ -45,7 +45,7 @@ def default_criterion(data: Batches | None, graph: Graph, progress: Progress, *,
 
     lacking = made_elsewhere(graph)
     if lacking is None:
-        return SAME_ORDER if order_only or _takes_long(graph, progress) else DEFAULT_CRITERION_WITH_DATA
+        return SAME_ORDER if order_only or _takes_long(graph, data, progress) else DEFAULT_CRITERION_WITH_DATA
     weights = all(any(view.role == "out" for view in graph.views(group.name)) for group in graph.groups)
     instead = DEFAULT_CRITERION if weights else "activation"
     progress.say(
@@ -55,10 +55,11 @@ def default_criterion(data: Batches | None, graph: Graph, progress: Progress, *,
     return instead
 
 
-def _takes_long(graph: Graph, progress: Progress) -> bool:
+def _takes_long(graph: Graph, data: Batches, progress: Progress) -> bool:
+    from secateurs.data.images import BatchesOf
     from secateurs.measured_values import work
 
-    share = work(graph) / MOST_WORK
+    share = work(graph, len(data.images) if isinstance(data, BatchesOf) else None) / MOST_WORK
     if share <= 1:
         return False
     better = DEFAULT_CRITERION_WITH_DATA

@@ -234,7 +234,7 @@ def _soft(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) -> Pr
     without_blocks = replace(planner.legal, blocks=False)
 
     def decide(scores: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-        now = replace(planner, known=scores, legal=without_blocks, progress=silent)
+        now = replace(planner, criterion=planner.criterion_used, known=scores, legal=without_blocks, progress=silent)
         chosen = now.solve(limits).solution.widths
         return {group.name: keep(scores[group.name], int(w)) for group, w in zip(now.graph.groups, chosen, strict=True)}
 
@@ -252,7 +252,7 @@ def _soft(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) -> Pr
     trainer.train(carrier, "soft", epochs, masks=masks)
     scores = {name: found.numpy() for name, found in masks.scores.items()}
     note = f"Before the cut, {epochs} epochs of soft pruning: what stays was decided every {masks.interval} steps."
-    return Prepared(carrier, replace(planner, known=scores), (note,))
+    return Prepared(carrier, replace(planner, criterion=planner.criterion_used, known=scores), (note,))
 
 
 def check_regrow(planner: Planner) -> None:
@@ -294,7 +294,7 @@ def regrow(trainer: Trainer, planner: Planner, solution: Solution) -> Prepared:
         f"Before the cut, {epochs} epochs of prune and regrow in {rounds} rounds, down to the plan's widths, without "
         f"the {len(solution.removed)} blocks that go."
     )
-    return Prepared(carrier, replace(planner, known=known), (note,))
+    return Prepared(carrier, replace(planner, criterion=planner.criterion_used, known=known), (note,))
 
 
 def _same_groups(graph: Graph, left: Graph) -> dict[str, str]:
@@ -336,7 +336,7 @@ def _gradual(trainer: Trainer, planner: Planner, limits: Mapping[str, float]) ->
     carrier, notes, done = copy.deepcopy(trainer.dense), [], 0
     for step in range(1, early + 1):
         share = {name: limit ** (step / (early + 1)) for name, limit in limits.items()}
-        now = replace(planner, legal=replace(planner.legal, blocks=False))
+        now = replace(planner, criterion=planner.criterion_used, legal=replace(planner.legal, blocks=False))
         try:
             plan = now.plan(now.solve(share))
         except InfeasibleBudgetError:
@@ -368,7 +368,7 @@ def _rescored(trainer: Trainer, planner: Planner, small: nn.Module, plan: Plan) 
         known[group.name] = np.full(group.units, values.min() - 1.0)
         known[group.name][kept] = values
     widest = {name: len(kept) for name, kept in plan.groups.items()}
-    return replace(planner, known=known, legal=replace(planner.legal, widest=widest))
+    return replace(planner, criterion=planner.criterion_used, known=known, legal=replace(planner.legal, widest=widest))
 
 
 @torch.no_grad()

@@ -218,6 +218,11 @@ def test_classes_present(tmp_path: Path, loaded: Loaded) -> None:
     for wrong in ("some", [4], [-1], []):
         with pytest.raises(DataError, match="lasses"):
             open_data(text, loaded, classes=wrong)
+    every = _write(tmp_path / "every.parquet", 20, labels=[0, 1, 2, 3] * 5)
+    assert open_data(f"parquet:{every},{test}", loaded, classes="present").classes is None
+    one = _write(tmp_path / "one.parquet", 20, labels=[1] * 20)
+    with pytest.raises(DataError, match="Only one class occurs"):
+        open_data(f"parquet:{one},{test}", loaded, classes="present")
 
 
 def _folder(root: Path, names: list[str], count: int) -> None:

@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import parallel_job
@@ -43,6 +45,23 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert torch.allclose(results[0][name], tensor, atol=1e-5)
         assert not torch.allclose(start[name], tensor, atol=1e-3)
     assert (tmp_path / "checkpoints" / "checkpoint.safetensors").is_file()
+
+
+def test_the_group_of_processes_is_left_before_the_interpreter_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[Callable[[], None]] = []
+    monkeypatch.setattr(parallel.atexit, "register", left.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    meeting = f"file://{tmp_path}/meeting"
+    start = partial(torch.distributed.init_process_group, init_method=meeting, rank=0, world_size=1)
+    monkeypatch.setattr(torch.distributed, "init_process_group", start)
+    assert parallel.start()
+    assert torch.distributed.is_initialized()
+    (leave,) = left
+    for _ in range(2):
+        leave()
+        assert not torch.distributed.is_initialized()
 
 
 def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:

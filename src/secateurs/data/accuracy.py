@@ -14,6 +14,9 @@ from secateurs.data.images import Images
 from secateurs.errors import DataError
 from secateurs.progress import Progress, silent
 
+_IGNORED = -100
+"""The label that cross-entropy leaves out."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -101,18 +104,28 @@ def _restrict(logits: Tensor, labels: Tensor, classes: Sequence[int] | None) -> 
 
 
 def among(logits: Tensor, labels: Tensor, classes: Sequence[int] | None) -> tuple[Tensor, Tensor]:
-    """Logits [batch, classes] and labels as if the network had these outputs only; None leaves both alone.
+    """Logits [batch, classes, ...] and labels as if the network had these outputs only; None leaves both alone.
+
+    Labels of -100, which cross-entropy ignores, stay.
 
     Raises:
-        DataError: a label is outside ``classes``.
+        DataError: labels are no class indices, or one is outside ``classes``.
     """
     if classes is None:
         return logits, labels
+    if labels.is_floating_point() or labels.is_complex():
+        raise DataError("Only some classes count, so labels must be class indices. Give --classes all, or indices.")
+    if max(classes) >= logits.shape[1]:
+        raise DataError(f"Class {max(classes)} counts, but the network has {logits.shape[1]} outputs. Mend --classes.")
+    labels = labels.long()
     index = torch.full((logits.shape[1],), -1, dtype=torch.int64, device=logits.device)
     chosen = torch.tensor(list(classes), dtype=torch.int64, device=logits.device)
     index[chosen] = torch.arange(len(chosen), device=logits.device)
-    mapped = index[labels]
-    if bool((mapped < 0).any()):
-        outside = int(labels[mapped < 0][0])
-        raise DataError(f"Label {outside} is not among the {len(chosen)} classes compared. Add it to --classes.")
+    known = (labels >= 0) & (labels < logits.shape[1])
+    mapped = torch.where(known, index[labels.clamp(0, logits.shape[1] - 1)], -1)
+    outside = (mapped < 0) & (labels != _IGNORED)
+    if bool(outside.any()):
+        label = int(labels[outside][0])
+        raise DataError(f"Label {label} is not among the {len(chosen)} classes compared. Add it to --classes.")
+    mapped = torch.where(mapped < 0, labels, mapped)
     return logits[:, chosen], mapped

@@ -116,8 +116,8 @@ class Data:
     """The four splits of one data set.
 
     ``validation`` shares no image with ``train``; ``calibration`` is drawn from ``train`` (it serves statistics, so
-    fine-tuning may use it again); ``test`` is only for the final report. ``classes``: indices that the argmax is
-    restricted to, None for all; ``notes``: what the user should know.
+    fine-tuning may use it again); ``test`` is only for the final report. ``classes``: indices of the outputs
+    that count, in accuracy, scores and training, None for all; ``notes``: what the user should know.
     """
 
     train: Images

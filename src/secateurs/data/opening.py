@@ -59,7 +59,8 @@ def open_data(
             ``classes=FILE``.
         loaded: gives the input shape, the preprocessing and the number of classes.
         seed: of the split.
-        classes: ``"present"`` restricts the argmax to the classes that occur; or the class indices themselves.
+        classes: ``"present"``: only the outputs of classes that occur count, in accuracy, scores and training; or
+                the indices of those that do.
         sizes: images for calibration and for validation; at most a quarter and a tenth of the training part.
         progress: shown while ``broken=skip`` looks through all images.
 
@@ -236,7 +237,9 @@ def _chosen(classes: str | Sequence[int] | None, parts: _Parts, outputs: int | N
         return None
     present = np.union1d(parts.train.labels[parts.train_rows], parts.test.labels[parts.test_rows])
     if classes == "present":
-        return tuple(int(label) for label in present)
+        if len(present) < 2:
+            raise DataError("Only one class occurs in the data, so no two can be told apart. Give --classes all.")
+        return None if len(present) == outputs else tuple(int(label) for label in present)
     if isinstance(classes, str):
         raise DataError(f"--classes {classes!r} is not understood. Give 'present' or 'all'.")
     chosen = tuple(sorted({int(label) for label in classes}))

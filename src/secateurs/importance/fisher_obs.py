@@ -5,7 +5,8 @@ those of ``fisher``, kept units those of ``obs``. Where no reader of a group can
 the two criteria; the division of labour is ours. Why: Fisher information compares groups well, but looks at one unit at
 a time; which set of units the readers can do without is what ``obs`` solves for, and least squares after the cut
 reaches it. Measured on equal widths (benchmarks/selection.py). Cost: ``fisher`` and ``obs`` together, one backward
-pass. When to use: with least-squares repair after the cut; the default. When not: without calibration data.
+pass. When to use: with least-squares repair after the cut, where ``measured`` takes too long. When not: without
+calibration data.
 """
 
 from __future__ import annotations

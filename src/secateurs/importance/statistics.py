@@ -59,7 +59,8 @@ class Statistics:
     norm of every input channel over all images and positions, divided by √images; ``moments``: per layer;
     ``images``: the first batches' inputs themselves, at most :data:`IMAGES`; ``dynamics``: how filters move in a short
     training (:class:`secateurs.importance.dynamic.Dynamics`); ``kept``: what criteria keep from one group to the next,
-    under their names, and under ``rows`` a store that outlives the process, where there is one.
+    under their names, under ``rows`` a store that outlives the process, where there is one, and under ``classes`` the
+    outputs that count.
     """
 
     kinds: frozenset[str]
