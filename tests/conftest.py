@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sys
+import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -15,6 +19,26 @@ from secateurs import registry
 from secateurs.testing.latency import FakeTarget
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Where several processes run tests, one marked ``alone`` waits for the others' and they for it.
+
+    Locks of POSIX: a forked child does not hold them on. Who waits to be alone keeps the door, so that nobody enters.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    folder, user = Path(tempfile.gettempdir()), os.getuid()
+    with (
+        open(folder / f"secateurs-tests-{user}.door", "wb+") as door,
+        open(folder / f"secateurs-tests-{user}.room", "wb+") as room,
+    ):
+        alone = item.get_closest_marker("alone") is not None
+        fcntl.lockf(door, fcntl.LOCK_EX)
+        fcntl.lockf(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.lockf(door, fcntl.LOCK_UN)
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -41,7 +41,7 @@ def _few_samples() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def network() -> Loaded:
     """The demo's network; what its weights are does not matter here."""
-    return load("digits-resnet", seed=3)
+    return load("digits-resnet?width=1", seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def test_a_budget_above_dense_is_refused(network: Loaded, settings: Settings, ru
 
 
 def test_from_python_with_loaders_and_no_folder(fake_target: str) -> None:
-    model = load("digits-resnet", seed=3).module
+    model = load("digits-resnet?width=1", seed=3).module
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(96, 3, 32, 32, generator=generator), torch.arange(96) % 10
     batches = [(images[start : start + 32], labels[start : start + 32]) for start in (0, 32, 64)]

@@ -11,6 +11,8 @@ pytest.importorskip("onnxruntime")
 from secateurs.measured_networks import AT_ONCE, measured_memory
 from secateurs.structure import trace
 
+pytestmark = pytest.mark.alone
+
 
 def test_memory_of_more_networks_than_run_at_once_comes_in_their_order() -> None:
     layers = [torch.nn.Conv2d(3, 512, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(512, 512, 3, padding=1)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import secateurs as sc
 from secateurs.answers import SETTINGS, Answers, images_for
 from secateurs.errors import DataError
 from secateurs.importance.context import Context
@@ -114,6 +115,22 @@ def test_what_was_measured_is_kept(graph: Graph, monkeypatch: pytest.MonkeyPatch
     assert again.change(plan) == reached
     others = Answers(graph, given[1:])
     assert others.identity != first.identity
+
+
+def test_a_second_plan_of_the_same_network_measures_nothing(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[object] = []
+    whole = Answers._change
+    monkeypatch.setattr(Answers, "_change", lambda self, plan: measured.append(plan) or whole(self, plan))
+    first = sc.plan(graph, macs="70%", data=batches())
+    count = len(measured)
+    assert count >= 3 * len(graph.groups)
+    other = sc.plan(graph, macs="50%", data=batches())
+    assert len(measured) == count
+    assert other.widths() != first.widths()
+    with torch.no_grad():
+        next(graph.model.parameters()).mul_(1.1)
+    sc.plan(graph, macs="50%", data=batches())
+    assert len(measured) == 2 * count  # another network
 
 
 def test_increments_add_up_to_the_losses_and_never_fall() -> None:

@@ -17,6 +17,7 @@ after the cut; the default. When not: without calibration data.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -24,12 +25,15 @@ from secateurs.answers import Answers, images_for
 from secateurs.importance import fisher, fisher_obs
 from secateurs.importance.context import Context, needs
 from secateurs.importance.values import order
+from secateurs.search.rows import MemoryRows
 from secateurs.structure.graph import Graph
 
 GONE = (0.2, 0.45, 0.7)
 """Shares of a group's units without which the answers are measured."""
 LEAST = 1e-9
 """What a cut costs at least."""
+_REMEMBERED: WeakKeyDictionary[Graph, MemoryRows] = WeakKeyDictionary()
+"""What was measured of a graph in this process: a plan for another budget measures nothing again."""
 
 
 def work(graph: Graph, images: int | None = None) -> float:
@@ -74,9 +78,10 @@ def answers_in(graph: Graph, context: Context) -> Answers:
     """
     statistics = context.gathered("measured", "images")
     if "measured" not in statistics.kept:
-        statistics.kept["measured"] = Answers(
-            graph, statistics.images, statistics.kept.get("rows"), statistics.kept.get("classes")
-        )
+        rows = statistics.kept.get("rows")
+        if rows is None:
+            rows = _REMEMBERED.setdefault(graph, MemoryRows())
+        statistics.kept["measured"] = Answers(graph, statistics.images, rows, statistics.kept.get("classes"))
     found: Answers = statistics.kept["measured"]
     return found
 

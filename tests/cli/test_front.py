@@ -43,7 +43,7 @@ def call(*words: str | Path) -> Result:
 @pytest.fixture(scope="module")
 def made(fake_target: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("front") / "run"
-    words = ["front", "digits-resnet", "--data", "digits", "--target", fake_target, "-o", folder, "--json"]
+    words = ["front", "digits-resnet?width=1", "--data", "digits", "--target", fake_target, "-o", folder, "--json"]
     words += ["--evaluations", "40", "--population", "8", "--images", "64", "--criterion", "l2"]
     return folder, call(*words, "--points", "0", "--epochs", "0")
 
@@ -180,7 +180,7 @@ def test_other_options_beside_resume_are_refused_and_the_right_verb_is_named(cop
     assert result.exit_code == 1
     assert "started with images 64, now it is 32" in result.stderr
     assert call("front", "--resume", "-o", copied, "--epochs", "3").exit_code == 1
-    result = call("front", "digits-resnet", "--data", "digits", "-o", copied)
+    result = call("front", "digits-resnet?width=1", "--data", "digits", "-o", copied)
     assert result.exit_code == 1
     assert f"secateurs front --resume -o {copied}" in " ".join(result.stderr.split())
     result = call("prune", "--resume", "-o", copied)
@@ -212,7 +212,18 @@ def interrupted(_: FrontJob) -> Front:
 
 def test_known_fronts_are_remembered_for_the_sitting_after_a_kill(copied: Path, tmp_path: Path) -> None:
     folder = tmp_path / "second"
-    words = ["front", "digits-resnet", "--data", "digits", "--objectives", "macs", "-o", folder, "--criterion", "l2"]
+    words = [
+        "front",
+        "digits-resnet?width=1",
+        "--data",
+        "digits",
+        "--objectives",
+        "macs",
+        "-o",
+        folder,
+        "--criterion",
+        "l2",
+    ]
     words += ["--evaluations", "4", "--population", "4", "--images", "64", "--points", "0", "--known", copied]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FrontJob, "run", interrupted)
@@ -234,7 +245,7 @@ def test_a_known_front_is_searched_on_with_another_seed_on_its_own_images(copied
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FrontJob, "run", stopped)
-        start = ("front", "digits-resnet", "--data", "digits")
+        start = ("front", "digits-resnet?width=1", "--data", "digits")
         for number, words in enumerate(((), ("--seed", "1"), ("--seed", "1", "--known", copied))):
             assert call(*start, "-o", tmp_path / str(number), *words).exit_code == 130
         assert call("front", "--resume", "-o", tmp_path / "2").exit_code == 130
@@ -254,7 +265,7 @@ def test_a_known_front_is_searched_on_with_another_seed_on_its_own_images(copied
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_made(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    result = call("front", "digits-resnet", "--data", "digits", "-o", tmp_path / "x", *words)
+    result = call("front", "digits-resnet?width=1", "--data", "digits", "-o", tmp_path / "x", *words)
     assert result.exit_code == 1
     assert said in " ".join(result.stderr.split()), result.stderr
     assert not (tmp_path / "x").exists()
@@ -263,7 +274,7 @@ def test_wrong_input_is_refused_before_anything_is_made(words: tuple[str, ...], 
 def test_without_ray_its_option_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "secateurs.search.hamp.cluster", raising=False)
-    result = call("front", "digits-resnet", "--data", "digits", "-o", tmp_path / "x", "--ray", "local")
+    result = call("front", "digits-resnet?width=1", "--data", "digits", "-o", tmp_path / "x", "--ray", "local")
     assert result.exit_code == 1
     assert "pip install 'secateurs[ray]'" in result.stderr
     assert not (tmp_path / "x").exists()
@@ -275,7 +286,7 @@ def test_wrong_picks_and_objectives_are_refused(made: tuple[Path, Result], tmp_p
         result = call("front", "--resume", "-o", folder, "--pick", wanted)
         assert result.exit_code == 1
         assert said in result.stderr, result.stderr
-    result = call("front", "digits-resnet", "--data", "digits", "--objectives", "beauty", "-o", tmp_path / "x")
+    result = call("front", "digits-resnet?width=1", "--data", "digits", "--objectives", "beauty", "-o", tmp_path / "x")
     assert result.exit_code == 1
     assert "beauty" in result.stderr
     assert not (tmp_path / "x").exists()

@@ -126,7 +126,7 @@ def test_hard_mask_through_the_project_s_own_fine_tuning() -> None:
     from secateurs.recover.finetune import finetune
     from secateurs.recover.recipe import Recipe
 
-    loaded = load("digits-resnet")
+    loaded = load("digits-resnet?width=0.5")
     data = open_data("digits", loaded, seed=0)
     model = loaded.module
     names = [name for name, p in model.named_parameters() if p.dim() == 4 and p.shape[-1] == 3]

@@ -25,6 +25,8 @@ from secateurs.latency.turns import Effort
 from secateurs.progress import Task, silent
 from secateurs.testing.latency import FakeVariants, network
 
+pytestmark = pytest.mark.alone
+
 ENGINE = """
 import os, signal, time
 

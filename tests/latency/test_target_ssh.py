@@ -30,6 +30,8 @@ from secateurs.settings import Settings
 
 from .test_targets import chain
 
+pytestmark = pytest.mark.alone
+
 
 @dataclass
 class Server:

@@ -26,6 +26,8 @@ from secateurs.network import OperatorSpec
 from secateurs.structure import trace
 from secateurs.testing.latency import network
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize("name", registry.names("targets"))
 def test_every_target_says_what_it_is(name: str) -> None:

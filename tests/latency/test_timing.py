@@ -16,6 +16,8 @@ from secateurs.latency.process import WORKER_FILE, Worker
 from secateurs.latency.timing import Protocol, compare, median_interval, spread, warm_up
 from secateurs.testing.latency import FakeTarget, FakeWorker
 
+pytestmark = pytest.mark.alone
+
 QUICK = Protocol(turns=12, runs_per_turn=3)
 
 

@@ -29,6 +29,8 @@ from secateurs.search.rows import FileRows
 from secateurs.testing.judges import Crewed, Errand, Formula
 from secateurs.testing.problems import random_problem
 
+pytestmark = pytest.mark.alone
+
 LONG = 120.0
 SETTINGS = Settings(
     population=12,

@@ -27,7 +27,7 @@ from secateurs.search.rows import FileRows, MemoryRows
 from secateurs.testing.judges import Crewed, Errand, Formula, Marking
 from secateurs.testing.problems import random_problem
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def _started() -> Any:
