@@ -1,9 +1,9 @@
 """Peak learning rates of a short fine-tuning after a hard cut; one row per rate.
 
-    python benchmarks/learning_rate.py resnet20 0.005 0.015 0.05
+    python benchmarks/learning_rate.py resnet20 0.003 0.01 0.03 --plan build/schedules/resnet20-50-2-0-once/plan.json
 
-The network is cut by our plan of ``accuracy_at_latency.py`` for half of its latency (run its
-``match`` first) and repaired, then trained for one pass over ``--images`` training images.
+The network is cut by a plan for half of its latency, here that of ``schedules.py resnet20 --only once``, and repaired,
+then trained for one pass over ``--images`` training images.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accuracy_at_latency import NETWORKS, OURS, WORK, Bench
-from matching import Candidates, chosen_ours
+from accuracy_at_latency import NETWORKS, Bench
 from result_rows import append
 
 from secateurs.data import accuracy
@@ -35,15 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=sorted(NETWORKS))
     parser.add_argument("rates", type=float, nargs="+")
+    parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--images", type=int, default=16000)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    bench, held = Bench(arguments.network, arguments.data), Candidates(WORK / arguments.network / "candidates.json")
-    entry, dense = chosen_ours(held.read(), OURS, 50), bench.loaded.module
-    if entry is None:
-        parser.error(f"run `accuracy_at_latency.py match {arguments.network}` first")
-    plan = Plan.load(held.plan(entry))
+    bench, plan = Bench(arguments.network, arguments.data), Plan.load(arguments.plan)
+    dense = bench.loaded.module
     repaired = apply(dense, plan, bench.loaded.example(), check=False).eval()
     repair(dense, repaired, plan, bench.data)
     before = accuracy(repaired, bench.data.test, classes=bench.data.classes)
