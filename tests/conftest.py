@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 import tempfile
@@ -29,6 +28,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return (yield)
+    import fcntl
+
     folder, user = Path(tempfile.gettempdir()), os.getuid()
     with (
         open(folder / f"secateurs-tests-{user}.door", "wb+") as door,
