@@ -219,18 +219,18 @@ def test_xnnpacks_operators_get_their_names_by_order() -> None:
 
 
 _COUNT_FAULTS = """
-import importlib.util, resource, sys
+import importlib.util, resource, statistics, sys
 specification = importlib.util.spec_from_file_location("engine", sys.argv[1])
 engine = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(engine)
 session = engine.load(sys.argv[2], {"threads": 1})
-def faults(runs):
+def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(runs):
-        session.run()
+    session.run()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults(10)
-print(faults(10))
+for _ in range(10):
+    faults()
+print(statistics.median(faults() for _ in range(11)))
 """
 
 
@@ -251,5 +251,6 @@ def test_pytorch_keeps_its_memory_between_runs(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(Wide().eval(), (torch.zeros(1, 3, 112, 112),)), file)
     command = [sys.executable, "-c", _COUNT_FAULTS, local_command("py_torch")[-1], str(file)]
     seen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    # Eight outputs of 3.2 MB are 6,272 pages in every run when they come from the system anew.
-    assert int(seen.stdout) < 10 * 50
+    # Eight outputs of 3.2 MB are 6,272 pages in every run when they come from the system anew. In a single run one more
+    # may be needed than ever before: 784 pages, once.
+    assert float(seen.stdout) < 50
