@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -67,34 +64,6 @@ def test_the_files_hold_what_the_result_says(finished: Path) -> None:
         [entry] = session.get_inputs()
         [logits] = session.run(None, {entry.name: np.zeros((1, 3, 32, 32), np.float32)})
         assert logits.shape == (1, 10)
-
-
-def test_a_kill_in_fine_tuning_and_a_resume_end_alike(place: Path, finished: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    # Without latency tables and measured values: fine-tuning is what counts here.
-    words = ("--macs", "50%", "--criterion", "taylor", "--epochs", "3")
-    whole = subprocess.run(command(place, "whole", *words), check=True, capture_output=True, env=environment)
-    assert whole.returncode == 0
-    process = subprocess.Popen(command(place, "killed", *words), stderr=subprocess.PIPE, env=environment)
-    checkpoint = place / "killed" / "checkpoints" / "checkpoint.safetensors"
-    first = None
-    deadline = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        if checkpoint.exists():
-            first = first or checkpoint.stat().st_mtime_ns
-            if checkpoint.stat().st_mtime_ns != first:  # written again: at least one epoch is over
-                process.send_signal(signal.SIGKILL)
-        time.sleep(0.005)
-    assert process.wait() == -signal.SIGKILL
-    assert not (place / "killed" / "result.json").exists()
-    resume = [sys.executable, "-m", "secateurs", "prune", "--resume", "-o", str(place / "killed"), "--json"]
-    resumed = subprocess.run(resume, check=True, capture_output=True, text=True, env=environment)
-    result = json.loads(resumed.stdout)
-    expected = json.loads((place / "whole" / "result.json").read_text())
-    assert (place / "killed" / "plan.json").read_text() == (place / "whole" / "plan.json").read_text()
-    assert result["pruned"]["accuracy"] == expected["pruned"]["accuracy"]
-    killed, kept = (place / name / "model.safetensors" for name in ("killed", "whole"))
-    assert killed.read_bytes() == kept.read_bytes()
 
 
 def test_other_verbs_take_what_the_run_left(place: Path, finished: Path) -> None:
