@@ -17,9 +17,9 @@ from secateurs.data import accuracy, open_data
 from secateurs.models import load
 from secateurs.plan import Plan
 from secateurs.recover.distillation import distillation_loss
-from secateurs.recover.gradual import Gradual
-from secateurs.recover.least_squares import least_squares
 from secateurs.recover.recipe import learning_rate
+from secateurs.recover.refit.least_squares import least_squares
+from secateurs.recover.schedules.gradual import Gradual
 from secateurs.recover.training import train
 
 EPOCHS, BATCH, PEAK = 6, 64, 0.05

@@ -15,6 +15,7 @@ from secateurs.errors import PlanError, PlanMismatchError, StructureError
 from secateurs.plan import Plan
 from secateurs.structure import apply, check_plan, trace
 from secateurs.structure.inspection import inspect
+from secateurs.structure.scratch import mask_removed
 from secateurs.testing.structure import call_with, judge, random_cut, redrawn, tensors
 
 TRAITS = load_all()
@@ -321,15 +322,17 @@ class Literal(nn.Module):
         return self.c(x.sum((2, 3)) / (x.shape[2] * x.shape[3]))
 
 
-def test_a_rebuilt_network_refuses_sizes_it_was_not_made_for() -> None:
+def test_a_rebuilt_network_takes_other_sizes_and_refuses_what_it_was_not_made_for() -> None:
     model, example = Literal().eval(), torch.randn(1, 3, 16, 16)
     plan = trace(model, example).plan({"b:out": [0, 2, 3, 7], "a:out": list(range(6))})
     assert plan.rebuild
     assert int(model.calls) == 0
     small = apply(model, plan, example)
     assert small(torch.randn(5, 3, 16, 16)).shape == (5, 3)
-    with pytest.raises(StructureError, match=r"shape \[1, 3, 20, 20\].*\[any, 3, 16, 16\]"):
-        small(torch.randn(1, 3, 20, 20))
+    other = torch.randn(1, 3, 20, 24)
+    assert close(small(other), mask_removed(copy.deepcopy(model), plan)(other))
+    with pytest.raises(StructureError, match=r"shape \[1, 4, 20, 20\].*\[any, 3, any, any\]"):
+        small(torch.randn(1, 4, 20, 20))
     assert trace(small, example).groups
     assert small.to("meta")(example.to("meta")).device.type == "meta"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -32,10 +33,9 @@ def test_trait(trait: Trait) -> None:
         assert not graph.groups
         assert trait.pinned in pins(graph)
         return
-    for seed in range(3):
-        found = verdict(model, example, seed=seed, graph=graph)
-        assert found.outcome == "right", found
-        assert found.removed >= trait.least, found
+    found = verdict(model, example, seed=zlib.crc32(trait.name.encode()), graph=graph)
+    assert found.outcome == "right", found
+    assert found.removed >= trait.least, found
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

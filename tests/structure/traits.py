@@ -13,7 +13,8 @@ from torch import nn
 TRAITS: dict[str, Trait] = {}
 FAMILIES = (
     "traits_channels", "traits_movement", "traits_layers", "traits_attention", "traits_heads", "traits_parameters",
-    "traits_recurrent", "traits_forms", "traits_blocks", "traits_statistics",
+    "traits_recurrent", "traits_forms", "traits_blocks", "traits_statistics", "traits_parametrised",
+    "traits_pooled", "traits_scales",
 )  # fmt: skip
 
 

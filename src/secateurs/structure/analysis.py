@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.export.graph_signature import InputKind
 
 from secateurs.structure.call import Analysis, Call, bind, concrete_int, concrete_shape
+from secateurs.structure.operators import (
+    CASTS,
+    VIEWS,
+    base_name,
+    is_a,
+    is_assertion,
+    operator_name,
+    rule_for,
+    short_name,
+)
 from secateurs.structure.values import Factor, Value, spread
-
-Rule = Callable[["Call"], Any]
-_RULES: dict[str, Rule] = {}
-
-
-def rule(*operators: str) -> Callable[[Rule], Rule]:
-    """Register a function for operators such as ``aten.conv2d.default`` or ``aten.relu`` (every overload)."""
-
-    def register(function: Rule) -> Rule:
-        for name in operators:
-            _RULES[name] = function
-        return function
-
-    return register
-
-
-def rule_for(target: Any) -> Rule | None:
-    """The rule of an operator overload, by full name first, then by name without overload."""
-    name = operator_name(target)
-    return _RULES.get(name) or _RULES.get(name.rpartition(".")[0])
-
-
-def known_operators() -> list[str]:
-    """Every operator name with a rule."""
-    return sorted(_RULES)
-
-
-def operator_name(target: Any) -> str:
-    """``aten.conv2d.default`` for an overload, the dotted Python name for anything else."""
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target)
-    module = getattr(target, "__module__", "") or ""
-    return f"{module}.{getattr(target, '__name__', target)}".lstrip("._")
 
 
 def analyse(
@@ -52,13 +29,16 @@ def analyse(
     grid: str = "auto",
     barriers: Iterable[str] = (),
     attributes: Iterable[str] = (),
+    after: Analysis | None = None,
 ) -> Analysis:
     """One pass over the exported graph.
 
     ``barriers``: names of nodes to treat as unknown operators; ``attributes``: constants that are plain tensor
-    attributes of a module, which a plan can slice as it slices buffers.
+    attributes of a module, which a plan can slice as it slices buffers; ``after``: the pass over the forward in
+    evaluation mode, where this one is over that in training mode: both speak of the same ids.
     """
-    analysis = Analysis(grid=grid)
+    analysis = Analysis(grid=grid) if after is None else after.beside()
+    output = OUTPUT if after is None else f"{OUTPUT} in training mode"
     blocked, sliceable = set(barriers), set(attributes)
     kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in program.graph.nodes:
@@ -78,8 +58,11 @@ def analyse(
             for value in _flatten(_lookup(analysis, node.args)):
                 if isinstance(value, Value):
                     for factor in value.factors:
-                        analysis.ids.pin(factor.ids, "it is an output of the network", node.name)
+                        analysis.ids.pin(factor.ids, output, node.name)
     return analysis
+
+
+OUTPUT = "it is an output of the network"
 
 
 def _is_weight(analysis: Analysis, node: torch.fx.Node, kinds: dict[str, Any]) -> bool:
@@ -99,10 +82,10 @@ def _placeholder(
     if spec.kind not in owned or spec.target is None:
         return Value(shape)
     real = program.state_dict.get(spec.target, program.constants.get(spec.target))
-    # Integers are positions, and a tensor without a name in the module cannot be sliced: both stay as they are.
+    # Other integers are positions, and a tensor without a name in the module cannot be sliced: both stay as they are.
     sliceable = attribute or spec.kind is not InputKind.CONSTANT_TENSOR
-    if real is not None and not (sliceable and (real.dtype.is_floating_point or real.dtype is torch.bool)):
-        return Value(shape, constant=real.detach())
+    if real is not None and not (sliceable and (_holds_values(real.dtype) or _becomes_values(node))):
+        return Value(shape, constant=real.detach().cpu())  # ids lie on the CPU
     if not node.users:  # nothing reads it, or a tied parameter is read under another name
         return Value(shape)
     factors: list[Factor] = []
@@ -112,6 +95,18 @@ def _placeholder(
             factors.extend(Factor(dim, ids) for ids in stack)
     analysis.origin[node.name] = spec.target
     return Value(shape, tuple(factors))
+
+
+def _holds_values(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex or dtype is torch.bool
+
+
+def _becomes_values(node: torch.fx.Node) -> bool:
+    """True for integers that the forward turns into floating numbers before anything else: weights stored small."""
+    users = [user for user in node.users if not is_assertion(user)]
+    casts = all(is_a(user, CASTS) for user in users)
+    results = [user.meta.get("val") for user in users]
+    return bool(users) and casts and all(isinstance(r, torch.Tensor) and r.is_floating_point() for r in results)
 
 
 def _lookup(analysis: Analysis, argument: Any) -> Any:
@@ -137,14 +132,42 @@ def _run(analysis: Analysis, node: torch.fx.Node, blocked: bool) -> Any:
     tensors = call.tensors()
     if not any(isinstance(output, torch.Tensor) for output in _flatten(outputs)):
         return None
-    if not blocked and tensors and all(tensor.constant is not None for tensor in tensors):
+    if not blocked and _is_constant(call, tensors):
         return fold(call)
     function = None if blocked else rule_for(node.target)
-    if function is None and not blocked and torch.Tag.pointwise in getattr(node.target, "tags", ()):
-        function = _RULES["aten.relu"]
     if function is None:
         return barrier(call, "declared a barrier" if blocked else f"no rule for operator {operator_name(node.target)}")
     return function(call)
+
+
+_FIXED = (
+    "arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices", "hann_window", "hamming_window",
+    "blackman_window", "bartlett_window", "kaiser_window", "fft_fftfreq", "fft_rfftfreq", "scalar_tensor",
+)  # fmt: skip
+"""Operators that make a tensor of nothing but sizes."""
+
+
+def _is_constant(call: Call, tensors: list[Value]) -> bool:
+    if tensors:  # a constant that is stretched follows what it meets
+        return all(tensor.constant is not None and not tensor.factors for tensor in tensors) and not _stretches(call)
+    return short_name(call.node.target) in _FIXED and not call.node.all_input_nodes
+
+
+def _stretches(call: Call) -> bool:
+    """Whether one entry becomes as many as the forward has written down."""
+    sizes = call.raw(STRETCHES.get(base_name(call.node.target), ""))
+    shape = call.tensors()[0].shape
+    offset = len(sizes or ()) - len(shape)
+    return any(
+        isinstance(size, int) and size > 1 and (dim < offset or shape[dim - offset] == 1)
+        for dim, size in enumerate(sizes or ())
+    )
+
+
+STRETCHES = {
+    "aten.expand": "size", "aten.expand_copy": "size", "aten.broadcast_to": "size", "aten.repeat": "repeats",
+}  # fmt: skip
+"""Operators that make many entries of one, and the argument that says how many."""
 
 
 def fold(call: Call) -> Any:
@@ -156,8 +179,9 @@ def fold(call: Call) -> Any:
             return argument
         return argument.constant.clone() if mutates else argument.constant  # a constant may be the user's own buffer
 
-    plain = torch.fx.node.map_aggregate(dict(call.arguments), real)
-    assert isinstance(plain, dict)
+    plain = dict(torch.fx.node.map_aggregate(dict(call.arguments), real))  # type: ignore[call-overload]
+    if plain.get("device") is not None:
+        plain["device"] = torch.device("cpu")
     result = call_target(call.node.target, plain)
     if isinstance(result, torch.Tensor):
         return Value(tuple(result.shape), constant=result)
@@ -168,7 +192,7 @@ def fold(call: Call) -> Any:
 
 def call_target(target: Any, arguments: dict[str, Any]) -> Any:
     """Run an operator on arguments given by schema name."""
-    if str(target) in ("aten.view.default", "aten._unsafe_view.default"):
+    if base_name(target) in VIEWS and "size" in arguments:
         return arguments["self"].reshape(arguments["size"])  # strides need not be those of the export
     if not isinstance(target, torch._ops.OpOverload):
         return target(*arguments.values())
@@ -185,10 +209,7 @@ def call_target(target: Any, arguments: dict[str, Any]) -> Any:
 
 def barrier(call: Call, reason: str) -> Any:
     """Pin everything that touches the call; its outputs are free."""
-    call.analysis.barriers.append((call.node.name, reason))
-    for value in call.tensors():
-        for factor in value.factors:
-            call.pin([factor.ids], f"barrier: {reason}")
+    call.block((factor.ids for value in call.tensors() for factor in value.factors), reason)
     shapes = call.shapes
     outputs = call.node.meta["val"]
     if isinstance(outputs, torch.Tensor):
@@ -203,6 +224,8 @@ def move(call: Call, tie_first: bool = False) -> Any:
     outputs: list[list[Factor]] = [[] for _ in call.shapes]
     for factor in value.factors:
         moved = _moved(call.node.target, name, spread(factor, value.shape), others)
+        if isinstance(moved, torch.Tensor) and call.loses_stretch(factor, moved):
+            continue
         parts = [moved] if isinstance(moved, torch.Tensor) else list(moved)
         for i, part in enumerate(parts):
             settled = call.settle(part, tie_first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from secateurs.plan import Bypass
 from secateurs.structure.call import Analysis
 from secateurs.structure.groups import module_path
+from secateurs.structure.operators import operator_name
 
 _ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 _CALLS = {
@@ -55,6 +57,25 @@ def find_blocks(graph: torch.fx.Graph, analysis: Analysis) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
+def blocks_of_both(
+    evaluation: tuple[tuple[Block, ...], Analysis], training: tuple[tuple[Block, ...], Analysis]
+) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    """Branches that can go in evaluation mode and in training mode: those of the same weights, in the same order."""
+    rivals = list(training[0])
+    both: list[tuple[Block, Block]] = []
+    for block in evaluation[0]:
+        mine = _weights(block, evaluation[1])
+        same = next((rival for rival in rivals if _weights(rival, training[1]) == mine), None)
+        if same is not None:
+            rivals.remove(same)
+            both.append((block, dataclasses.replace(same, name=block.name)))
+    return tuple(block for block, _ in both), tuple(rival for _, rival in both)
+
+
+def _weights(block: Block, analysis: Analysis) -> set[str]:
+    return {analysis.origin[node] for node in block.nodes if node in analysis.origin}
+
+
 def _branch(add: torch.fx.Node, weighted: set[str]) -> tuple[list[torch.fx.Node], torch.fx.Node] | None:
     operands = [argument for argument in add.args[:2] if isinstance(argument, torch.fx.Node)]
     if len(operands) != 2 or operands[0] is operands[1]:
@@ -97,11 +118,19 @@ def _exclusive(start: torch.fx.Node, add: torch.fx.Node) -> list[torch.fx.Node]:
             source: None
             for node in inside
             for source in node.all_input_nodes
-            if source not in inside and not _is_size(source) and all(user in inside for user in source.users)
+            if source not in inside
+            and not _is_size(source)
+            and all(user in inside or _only_writes(user) for user in source.users)
         }
         if not more:
             return list(inside)
         inside.update(more)
+        inside.update((user, None) for source in more for user in source.users if _only_writes(user))
+
+
+def _only_writes(node: torch.fx.Node) -> bool:
+    """True for a call that changes its first argument in place and whose result nobody reads."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and not node.users
 
 
 def _entries(branch: list[torch.fx.Node]) -> set[torch.fx.Node]:
@@ -160,7 +189,7 @@ def _under(path: str, parent: str) -> bool:
 
 
 def _step(node: torch.fx.Node, path: str, gone: set[torch.fx.Node], rest: list[torch.fx.Node]) -> str | None:
-    called = _CALLS.get(str(node.target))
+    called = _CALLS.get(operator_name(node.target))
     if called is not None:
         return f"call:{called}"
     own = module_path(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,13 +41,23 @@ class Analysis:
     uses: list[Use] = field(default_factory=list)
     barriers: list[tuple[str, str]] = field(default_factory=list)
     """(node name, reason)."""
+    touched: dict[str, np.ndarray] = field(default_factory=dict)
+    """Ids that the operators of ``barriers`` hold."""
     statistics: set[str] = field(default_factory=set)
     """Nodes whose result mixes units by a statistic (softmax or normalisation over the unit axis)."""
     weights: set[str] = field(default_factory=set)
     """Nodes that depend on parameters, buffers and constants only."""
+    kept_whole: list[str] = field(default_factory=list)
+    """Groups that the user keeps whole."""
+    stretched: list[tuple[int, int]] = field(default_factory=list)
+    """Ranges of the ids of axes that a network stretches from one entry to many."""
     grids: int = 0
     folded_grids: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Grouped operators: node to (rows, chosen axis: 0 rows, 1 columns)."""
+
+    def beside(self) -> Analysis:
+        """An empty analysis of another forward of the same network: ids, and the axes that carry them, are shared."""
+        return Analysis(grid=self.grid, ids=self.ids, axes=self.axes, stretched=self.stretched)
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,13 @@ class Call:
         """Pin every unit that runs along ``dims`` of ``value``."""
         for dim in dims:
             self.pin(value.along(dim), reason)
+
+    def block(self, vectors: Iterable[np.ndarray], reason: str) -> None:
+        """Pin every id of the vectors and report the operator as a barrier."""
+        held = [np.ravel(vector) for vector in vectors]
+        self.analysis.barriers.append((self.node.name, reason))
+        self.analysis.touched[self.node.name] = np.concatenate([*held, np.empty(0, dtype=np.int64)])
+        self.pin(held, f"barrier: {reason}")
 
     def align(self, sides: Sequence[list[np.ndarray]], reason: str) -> list[np.ndarray]:
         """Unify the id stacks of several tensors along a shared axis and return the stack they now share.
@@ -174,14 +192,57 @@ class Call:
         return next((d for d in varying if sizes[d] >= FEWEST_ROWS), varying[-1])
 
     def use(self, value_argument: str, dim: int, role: str, kind: str) -> None:
-        """Note that the parameter behind an argument plays ``role`` along ``dim``."""
+        """Note that the parameter behind an argument, or the one it is computed of, plays ``role`` along ``dim``."""
         source = self.raw(value_argument)
-        if isinstance(source, torch.fx.Node) and source.name in self.analysis.origin:
+        if not isinstance(source, torch.fx.Node):
+            return
+        if source.name in self.analysis.origin:
             self.analysis.uses.append(Use(self.node.name, self.analysis.origin[source.name], dim, role, kind))
+        elif source.name in self.analysis.weights:
+            found = self._computed_of(self[value_argument], dim)
+            if found is not None:
+                self.analysis.uses.append(Use(self.node.name, *found, role, kind))
+
+    def _computed_of(self, value: Value, dim: int) -> tuple[str, int] | None:
+        """The axis of the largest parameter that has the units of a computed weight (normalised, of low rank)."""
+        shapes = {name: self.analysis.values[node].shape for node, name in self.analysis.origin.items()}
+        found: list[tuple[str, int]] = []
+        for ids in value.along(dim):
+            mine = np.unique(self.ids.find(ids))
+            for key, stack in self.analysis.axes.items():
+                if any(len(own) == len(ids) and np.array_equal(np.unique(self.ids.find(own)), mine) for own in stack):
+                    found.append(key)
+        return max(found, key=lambda key: math.prod(shapes.get(key[0], ())), default=None)
 
     def raw(self, name: str) -> Any:
         """The argument as it stands in the graph (a node, not a value)."""
         return bind(self.node).get(name)
+
+    def stretch(self, value: Value, result: Value, sizes: Sequence[Any]) -> Value:
+        """``result`` with ids on the axes that were one entry and are ``sizes`` (numbers of the forward's own) now.
+
+        Like constants made in the forward they follow whatever they meet.
+        """
+        factors = list(result.factors)
+        for dim, size in enumerate(sizes):
+            own = dim - (len(sizes) - len(value.shape))
+            if isinstance(size, int) and size > 1 and (own < 0 or value.shape[own] == 1) and not result.along(dim):
+                ids = self.ids.fresh(size)
+                self.analysis.stretched.append((int(ids[0]), int(ids[-1])))
+                factors.append(Factor(dim, ids))
+        return Value(result.shape, tuple(factors))
+
+    def loses_stretch(self, factor: Factor, moved: torch.Tensor) -> bool:
+        """True where a stretched axis that met nothing yet is merged or split: it stays as it is from here on."""
+        ids = factor.ids
+        mine = any(first <= ids[0] <= last for first, last in self.analysis.stretched) if len(ids) else False
+        if not mine or not np.array_equal(self.ids.find(ids), ids):
+            return False
+        lengths = [n for n, step in zip(moved.shape, moved.stride(), strict=True) if n > 1 and step != 0]
+        if len(lengths) <= 1 and (not lengths or len(np.unique(moved.numpy())) == lengths[0]):
+            return False
+        self.pin([ids], "a stretched axis is merged with another")
+        return True
 
     def settle(self, moved: torch.Tensor, tie_first: bool = False) -> Factor | None:
         """Turn ids that an operator moved to new places into a factor along one axis."""
@@ -236,9 +297,18 @@ def concrete_shape(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(concrete_int(size) for size in tensor.shape)
 
 
+UNKNOWN_SIZE = 7
+"""Stands for a size that depends on the values of the input (how many entries of a mask are set)."""
+
+
 def concrete_int(size: Any) -> int:
     """A plain int for an int or a symbolic size."""
-    if isinstance(size, torch.SymInt):
-        hint = size.node.hint
-        return int(hint) if hint is not None else int(size.node.expr)
-    return int(size)
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    hint = size.node.hint
+    if hint is not None:
+        return int(hint)
+    environment = size.node.shape_env
+    known = getattr(environment, "backed_var_to_val", None) or getattr(environment, "var_to_val", {})
+    expression = size.node.expr
+    return int(expression.xreplace({s: known.get(s, UNKNOWN_SIZE) for s in expression.free_symbols}))

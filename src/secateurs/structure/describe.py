@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from secateurs.structure.remarks import about_training
+
 if TYPE_CHECKING:
     from secateurs.structure.graph import Graph
 
@@ -18,4 +20,5 @@ def describe(graph: Graph) -> str:
         lines.append(f"  {group.name}: {group.units} units, {group.max_removable} removable; {coupled}")
     lines.extend(f"  block {block.name}" for block in graph.removable_blocks)
     lines.extend(f"  barrier {barrier}" for barrier in graph.barriers)
+    lines.extend(f"  training mode: {line}" for line in about_training(graph))
     return "\n".join(lines)

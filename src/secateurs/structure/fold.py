@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from secateurs.structure.apply import deep_copy
 from secateurs.structure.groups import module_path
+from secateurs.structure.operators import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    LINEAR_MAPS,
+    TRANSPOSED_CONVOLUTIONS,
+    is_a,
+)
+from secateurs.structure.slicing import deep_copy
 
 if TYPE_CHECKING:
     from secateurs.structure.graph import Graph
@@ -47,11 +54,11 @@ def _module(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def _is_batch_norm(node: torch.fx.Node) -> bool:
-    return "batch_norm" in str(node.target)
+    return is_a(node, BATCH_NORMS)
 
 
 def _is_weighted(node: torch.fx.Node) -> bool:
-    return str(node.target).startswith(("aten.conv", "aten.linear"))
+    return is_a(node, CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, LINEAR_MAPS)
 
 
 def batch_norm_scale(norm: nn.Module) -> torch.Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
+import copy
+import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,27 +17,28 @@ from secateurs.errors import PlanError
 from secateurs.network import AxisSpec, BlockSpec, GroupSpec, LayerSpec, NetworkSpec, ParameterSpec
 from secateurs.plan import Fingerprint, Plan
 from secateurs.structure import rules  # noqa: F401  registers every rule
-from secateurs.structure.analysis import analyse, operator_name
-from secateurs.structure.blocks import Block, find_blocks
-from secateurs.structure.call import Analysis, concrete_shape
+from secateurs.structure.analysis import analyse
+from secateurs.structure.barriers import Barrier, matching, told_apart
+from secateurs.structure.blocks import Block, blocks_of_both, find_blocks
+from secateurs.structure.call import Analysis, bind, concrete_shape
 from secateurs.structure.cut import Cut, cut
-from secateurs.structure.groups import Group, UnitMap, View, digest, find_groups, find_views, module_path, source_line
+from secateurs.structure.followed import Followed, tie_followed
+from secateurs.structure.groups import (
+    Group,
+    UnitMap,
+    View,
+    digest,
+    find_groups,
+    find_views,
+    layer_of,
+    module_path,
+    source_line,
+)
+from secateurs.structure.input_sizes import INPUT_SIZES, InputSizes
+from secateurs.structure.modes import EVALUATION, INTERPRETER, MASKED, RUN_ONLY, TRAINING, TrainingMode
+from secateurs.structure.operators import is_transposed, operator_name
+from secateurs.structure.partly_read import pin_partly_read
 from secateurs.structure.values import Value
-
-
-@dataclass(frozen=True)
-class Barrier:
-    """Something that pins what it touches: the operator, its module and source line, and the reason."""
-
-    operator: str
-    module: str
-    source: str
-    node: str
-    reason: str
-
-    def __str__(self) -> str:
-        where = self.module or "the network's own forward"
-        return f"{self.operator} in {where} ({self.source or 'no source line'}): {self.reason}"
 
 
 class Graph:
@@ -56,34 +57,114 @@ class Graph:
         barriers: Iterable[str] = (),
         keep: Iterable[str] = (),
         grid: str = "auto",
+        training: Sequence[torch.export.ExportedProgram] = (),
+        followed: Iterable[Followed] = (),
     ) -> None:
         self.model = model
         self.args = args
         self.kwargs = kwargs
         self.program = program
+        self.mode = EVALUATION
         self.keep = tuple(keep)
-        blocked = _matching(program.graph, tuple(barriers))
+        self.barrier_patterns, self.followed = tuple(barriers), tuple(followed)
+        others = [told_apart(other.graph, number) for number, other in enumerate(training)]
+        graphs = [program.graph, *others]
+        blocked = matching(graphs, self.barrier_patterns)
+        self._blocked = frozenset(blocked)
         self.analysis: Analysis = analyse(program, grid=grid, barriers=blocked, attributes=_attributes(model, program))
+        tie_followed(self.analysis, self.followed)
+        pin_partly_read(self.analysis, program.graph)
+        twin = self._beside(training[0]) if training else None
+        self.ways = tuple(training[1:])
+        """Programs of other ways that the forward in training mode goes at random: they tie and pin units, too."""
+        for way in self.ways:
+            self._analysed(way)
+        blocks: tuple[Block, ...] = ()
+        found = find_blocks(program.graph, self.analysis)
+        if twin is not None:
+            theirs = find_blocks(twin.program.graph, twin.analysis)
+            found, blocks = blocks_of_both((found, self.analysis), (theirs, twin.analysis))
         self.groups: tuple[Group, ...] = find_groups(self.analysis, self.keep)
         self.units = UnitMap(self.analysis, self.groups)
-        whole = _matching(program.graph, tuple(pattern.partition(":")[0] for pattern in self.keep), "Kept layer")
+        whole = matching(graphs, tuple(pattern.partition(":")[0] for pattern in self.keep), "Kept layer")
         self._held = frozenset({*blocked, *whole})
-        found = find_blocks(program.graph, self.analysis)
         self.removable_blocks: tuple[Block, ...] = tuple(b for b in found if self._held.isdisjoint(b.nodes))
+        self.training_mode = TrainingMode("same")
+        """What the forward in training mode does otherwise."""
+        self.again: Callable[..., Graph] | None = None
+        """Traces the network once more, otherwise: takes the keywords of :func:`secateurs.structure.trace.traced`."""
+        self.training = twin
+        """The same for the forward in training mode, where that does something else and could be exported: its own
+        program, nodes and values, with the groups of this graph."""
+        if twin is not None:
+            twin.groups, twin.units, twin._held, twin.removable_blocks = self.groups, self.units, self._held, blocks
+
+    def _beside(self, training: torch.export.ExportedProgram) -> Graph:
+        twin = copy.copy(self)
+        twin.program, twin.mode, twin.training, twin.training_mode = training, TRAINING, None, TrainingMode("other")
+        twin.ways, twin.analysis = (), self._analysed(training)
+        return twin
+
+    def _analysed(self, program: torch.export.ExportedProgram) -> Analysis:
+        """A forward in training mode, with the units of this graph."""
+        attributes = _attributes(self.model, program)
+        return analyse(program, barriers=self._blocked, attributes=attributes, after=self.analysis)
+
+    @property
+    def input_sizes(self) -> InputSizes:
+        """Sizes of inputs that the exported forward holds for."""
+        found: InputSizes = self.program.graph_module.meta[INPUT_SIZES]
+        return found
+
+    @property
+    def judge_in_training(self) -> str | None:
+        """How a cut network is judged in training mode, or None where that does nothing else."""
+        if self.training is not None and not self.training.analysis.statistics:
+            return MASKED
+        if self.training is not None and not self.training_mode.reason:
+            return INTERPRETER
+        return RUN_ONLY if self.training_mode.kind == "other" else None
 
     @cached_property
     def nodes(self) -> dict[str, torch.fx.Node]:
-        """Exported nodes by name."""
-        return {node.name: node for node in self.program.graph.nodes}
+        """Exported nodes by name, those of the forward in training mode included."""
+        others = {} if self.training is None else self.training.nodes
+        for way in self.ways:
+            others = {**{node.name: node for node in way.graph.nodes}, **others}
+        return {**others, **{node.name: node for node in self.program.graph.nodes}}
 
     @cached_property
     def barriers(self) -> tuple[Barrier, ...]:
-        """Operators that pin what they touch."""
+        """Operators that pin what they touch: those that the user declared, and those that hold a unit of a layer."""
         found = []
         for name, reason in self.analysis.barriers:
+            if name not in self._blocked and not self._holds(name):
+                continue
             node = self.nodes[name]
             found.append(Barrier(operator_name(node.target), module_path(node), source_line(node), name, reason))
-        return tuple(found)
+        told = {dataclasses.replace(barrier, node="") for barrier in found}
+        others = () if self.training is None else self.training.barriers
+        return (*found, *(other for other in others if dataclasses.replace(other, node="") not in told))
+
+    def _holds(self, node: str) -> bool:
+        """Whether a barrier holds a unit that nothing else had pinned before."""
+        ids = self.analysis.ids
+        held = self.analysis.touched.get(node, np.empty(0, dtype=np.int64))
+        mine = held[np.isin(ids.classes(held), self._prunable)]
+        return any(pin.reason.startswith("barrier: ") for pin, _ in ids.reasons(mine))
+
+    @cached_property
+    def _prunable(self) -> np.ndarray:
+        """Classes of the ids of parameters and of whatever else a layer is made of."""
+        trainable = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        used = {(use.parameter, use.dim) for use in self.analysis.uses}
+        axes = [
+            ids
+            for (name, dim), stack in self.analysis.axes.items()
+            if name in trainable or (name, dim) in used
+            for ids in stack
+        ]
+        return np.unique(self.analysis.ids.classes(np.concatenate([*axes, np.empty(0, dtype=np.int64)])))
 
     @property
     def blocks(self) -> tuple[BlockSpec, ...]:
@@ -122,6 +203,7 @@ class Graph:
             fingerprint=self._identity(),
             activation_axes=self._activation_axes(),
             node_blocks=frozen,
+            digest=self.fingerprint.digest,
         )
 
     def _identity(self) -> str:
@@ -157,11 +239,12 @@ class Graph:
         node = self.nodes[name]
         result = self.analysis.values[name]
         result = result[0] if isinstance(result, list) else result
-        source = next(n for n in node.all_input_nodes if n.name not in self.analysis.origin)
+        source = next(n for n in node.all_input_nodes if n.name not in self.analysis.weights)
         value = self.analysis.values[source.name]
-        weight = self.program.state_dict.get(parameter)
-        shape = tuple(weight.shape) if weight is not None else ()
-        is_conv = "conv" in str(node.target)
+        read = bind(node).get("weight")
+        weight = read.meta["val"] if isinstance(read, torch.fx.Node) else self.program.state_dict.get(parameter)
+        shape = concrete_shape(weight) if weight is not None else ()
+        is_conv = kind in _CONVOLUTIONS
         rank = max(len(shape) - 2, 0) if is_conv else 0
         channel = len(result.shape) - rank - 1
         spatial = result.shape[channel + 1 :] if is_conv else ()
@@ -171,10 +254,10 @@ class Graph:
         axis = self.units.axis
         groups, axis_kept = self.analysis.folded_grids.get(name, (1, 0))
         return LayerSpec(
-            name=parameter.rpartition(".")[0] or parameter,
+            name=layer_of(parameter),
             node=name,
             parameter=parameter,
-            kind="transposed" if "transpose" in str(node.target) else kind,
+            kind="transposed" if is_transposed(node) else kind,
             inputs=axis(value.along(channel if is_conv else -1), value.shape[channel if is_conv else -1]),
             outputs=axis(result.along(channel), result.shape[channel]),
             positions=places // self.traced_batch if places % self.traced_batch == 0 else places,
@@ -218,6 +301,17 @@ class Graph:
                 axes.append(self.units.axis(stack, size))
             yield ParameterSpec(target, tuple(axes), owners.get(target, ()), target in trainable)
 
+    def with_barriers(self, patterns: Sequence[str]) -> Graph:
+        """The same export, analysed with these barriers besides its own."""
+        training = () if self.training is None else (self.training.program, *self.ways)
+        barriers = (*self.barrier_patterns, *patterns)
+        found = Graph(
+            self.model, self.args, self.kwargs, self.program, barriers=barriers, keep=self.keep,
+            grid=self.analysis.grid, training=training, followed=self.followed,
+        )  # fmt: skip
+        found.training_mode, found.again = self.training_mode, self.again
+        return found
+
     def views(self, group: str | int) -> tuple[View, ...]:
         """Where a group's units lie: one :class:`View` per parameter axis, in execution order."""
         number = group if isinstance(group, int) else self.group_index(group)
@@ -254,7 +348,7 @@ class Graph:
         provenance: Mapping[str, Any] | None = None,
     ) -> Plan:
         """The choice as a self-contained plan."""
-        from secateurs.structure.recipe import make_plan
+        from secateurs.structure.plans import make_plan
 
         return make_plan(self, kept, tuple(blocks_removed), dict(provenance or {}))
 
@@ -262,6 +356,10 @@ class Graph:
         from secateurs.structure.describe import describe
 
         return describe(self)
+
+
+_CONVOLUTIONS = ("conv", "depthwise", "grouped")
+"""Kinds of layers whose weight slides over space."""
 
 
 def _attributes(model: torch.nn.Module, program: torch.export.ExportedProgram) -> list[str]:
@@ -278,27 +376,6 @@ def _attributes(model: torch.nn.Module, program: torch.export.ExportedProgram) -
     return found
 
 
-def _matching(graph: torch.fx.Graph, patterns: tuple[str, ...], what: str = "Barrier") -> list[str]:
-    """Names of the calls whose operator or module path, or a module around them, matches a pattern.
-
-    Raises:
-        PlanError: a pattern matches nothing.
-    """
-    found: list[str] = []
-    for pattern in patterns:
-        before = len(found)
-        for node in graph.nodes:
-            texts = (operator_name(node.target), module_path(node)) if node.op == "call_function" else ()
-            if any(fnmatch.fnmatchcase(text, glob) for text in texts for glob in (pattern, f"{pattern}.*")):
-                found.append(node.name)
-        if len(found) == before:
-            raise PlanError(
-                f"{what} {pattern!r} matches no operator and no module. Give a glob of a module path such as "
-                "'blocks.3.*', or of an operator such as 'aten.roll*'; 'secateurs doctor' lists both."
-            )
-    return found
-
-
 def _plain(value: Any) -> str:
     """A value as text in which nodes and symbolic sizes are all alike."""
     if isinstance(value, (list, tuple)):
@@ -311,30 +388,3 @@ def _owned(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     owned: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     owned.update(model.named_buffers(remove_duplicate=False))
     return owned
-
-
-def example_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Shapes and types of an example as JSON values: ``[[shape, dtype], …]``, keyword inputs last with their name.
-
-    Inside an input, lists and dictionaries stand as ``{"list": […]}`` and ``{"dict": {…}}``; other values stand for
-    themselves.
-    """
-    found: list[Any] = [_shape_of(item) for item in args]
-    for name, item in kwargs.items():
-        found.append(
-            [*_shape_of(item), name] if isinstance(item, torch.Tensor) else {"keyword": name, "is": _shape_of(item)}
-        )
-    return tuple(found)
-
-
-def _shape_of(item: Any) -> Any:
-    if isinstance(item, torch.Tensor):
-        return [list(item.shape), str(item.dtype).removeprefix("torch.")]
-    if isinstance(item, (tuple, list)):
-        return {"list": [_shape_of(entry) for entry in item]}
-    if isinstance(item, dict):
-        return {"dict": {str(key): _shape_of(entry) for key, entry in item.items()}}
-    return item if isinstance(item, (bool, int, float, str)) else None
-
-
-__all__ = ["Barrier", "Graph", "concrete_shape", "example_shapes"]

@@ -64,12 +64,16 @@ class View:
 
 
 def layer_of(parameter: str) -> str:
-    """Module path of a parameter: its name without the last part."""
-    return parameter.rpartition(".")[0] or parameter
+    """Module path of a parameter: its name without the last part, and without what a parametrisation adds to it."""
+    path, parametrised, _ = parameter.partition(".parametrizations.")
+    return path if parametrised else parameter.rpartition(".")[0] or parameter
 
 
 def find_groups(analysis: Analysis, keep: Iterable[str] = ()) -> tuple[Group, ...]:
-    """Groups in execution order of their first producer. ``keep``: globs of layers or groups that must stay whole."""
+    """Groups in execution order of their first producer, but for those that training alone reads.
+
+    ``keep``: globs of layers or groups that must stay whole.
+    """
     patterns = [glob for pattern in keep for glob in (pattern, f"{pattern}.*")]
     order = _axis_order(analysis)
     members, keys = _membership(analysis, order)
@@ -77,6 +81,7 @@ def find_groups(analysis: Analysis, keep: Iterable[str] = ()) -> tuple[Group, ..
     for rep, found in members.items():
         axes, counts = np.unique([axis for axis, _ in found], return_counts=True)
         by_signature[tuple(zip(axes.tolist(), counts.tolist(), strict=True))].append(rep)
+    read = set(analysis.origin.values())
     groups: list[Group] = []
     taken: dict[str, int] = {}
     for signature, reps in sorted(by_signature.items()):
@@ -89,7 +94,11 @@ def find_groups(analysis: Analysis, keep: Iterable[str] = ()) -> tuple[Group, ..
             ]
             analysis.ids.pin(np.array(reps, dtype=np.int64), "its units can only go all together", (nodes or [""])[0])
             continue
+        if read.isdisjoint(keys[axis][0] for axis, _ in signature):
+            analysis.ids.pin(np.array(reps, dtype=np.int64), "only training reads it, and nothing is gained", "")
+            continue
         if any(fnmatch.fnmatchcase(text, p) for p in patterns for text in (name, *layers)):
+            analysis.kept_whole.append(name)
             continue
         taken[name] = taken.get(name, 0) + 1
         label = name if taken[name] == 1 else f"{name}#{taken[name]}"
@@ -191,15 +200,24 @@ def module_paths(node: torch.fx.Node) -> list[tuple[str, str]]:
     return [(re.sub(r"@\d+", "", path), str(kind)) for path, kind in stack.values()]
 
 
+def within(path: str, module: str) -> bool:
+    """Whether a module's path is ``module`` or inside it; everything is inside the network itself (``""``)."""
+    return not module or path == module or path.startswith(f"{module}.")
+
+
 def source_line(node: torch.fx.Node) -> str:
-    """``file.py:12: x = f(y)`` of the user's code, or an empty text."""
+    """``file.py:12: x = f(y)`` of the user's code, of PyTorch's where there is none, or an empty text."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]
+    found = ""
     for i in range(len(lines) - 1, -1, -1):
         match = re.match(r'File "(.+)", line (\d+), in ', lines[i])
         if match:
             code = lines[i + 1] if i + 1 < len(lines) else ""
-            return f"{match[1].rpartition('/')[2]}:{match[2]}: {code}"
-    return ""
+            line = f"{match[1].rpartition('/')[2]}:{match[2]}: {code}"
+            if "/torch/" not in match[1]:
+                return line
+            found = found or line
+    return found
 
 
 def digest(shapes: dict[str, tuple[int, ...]]) -> str:

@@ -70,6 +70,10 @@ class IdSpace:
         """True where an id must stay, bool, same shape."""
         return self.find(ids) == PINNED
 
+    def classes(self, ids: np.ndarray) -> np.ndarray:
+        """Equal numbers for ids that were made one unit, whether they are pinned or not."""
+        return _roots(self._unpinned, np.ravel(ids))
+
     def reasons(self, ids: np.ndarray) -> list[tuple[Pin, int]]:
         """Why ids of an axis stay: each pin that holds some of them, with how many, most first."""
         stays = ids[(ids != NEUTRAL) & self.pinned(ids)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from secateurs.structure.groups import module_path, source_line
+from secateurs.structure.groups import layer_of, module_path, source_line
 
 if TYPE_CHECKING:
     from secateurs.structure.graph import Graph
@@ -46,7 +46,8 @@ class Inspection:
     """Everything ``secateurs doctor`` prints.
 
     ``removable_parameter_share``/``removable_macs_share``: what goes when every group keeps its fewest units;
-    ``unread``: parameters that the forward in evaluation mode never reads, which therefore stay as they are.
+    ``unread``: parameters that no forward reads, which therefore stay as they are; ``only_training``: those that the
+    forward in training mode alone reads, which are cut along and are not counted.
     """
 
     parameters: int
@@ -59,6 +60,7 @@ class Inspection:
     removable_macs_share: float
     statistics: int
     unread: tuple[str, ...]
+    only_training: tuple[str, ...] = ()
 
 
 def inspect(graph: Graph) -> Inspection:
@@ -86,13 +88,26 @@ def inspect(graph: Graph) -> Inspection:
         removable_macs_share=1 - spec.macs(fewest) / max(macs, 1),
         statistics=len(graph.analysis.statistics),
         unread=unread(graph),
+        only_training=only_training(graph),
     )
 
 
 def unread(graph: Graph) -> tuple[str, ...]:
-    """Names of parameters that the exported forward does not read under any of their names."""
-    read = {alias for name in graph.analysis.origin.values() for alias in graph.aliases.get(name, (name,))}
+    """Names of parameters that no exported forward reads under any of their names."""
+    read = _read(graph) if graph.training is None else _read(graph) | _read(graph.training)
     return tuple(name for name, _ in graph.model.named_parameters() if name not in read)
+
+
+def only_training(graph: Graph) -> tuple[str, ...]:
+    """Names of parameters that the forward reads in training mode alone."""
+    if graph.training is None:
+        return ()
+    read = _read(graph.training) - _read(graph)
+    return tuple(name for name, _ in graph.model.named_parameters() if name in read)
+
+
+def _read(graph: Graph) -> set[str]:
+    return {alias for name in graph.analysis.origin.values() for alias in graph.aliases.get(name, (name,))}
 
 
 def _pins(graph: Graph) -> tuple[PinReport, ...]:
@@ -108,7 +123,7 @@ def _pins(graph: Graph) -> tuple[PinReport, ...]:
         for pin, count in graph.analysis.ids.reasons(np.asarray(ids)):
             node = graph.nodes.get(pin.node)
             report = PinReport(
-                layer=use.parameter.rpartition(".")[0] or use.parameter,
+                layer=layer_of(use.parameter),
                 parameter=use.parameter,
                 dim=use.dim,
                 stays=count,

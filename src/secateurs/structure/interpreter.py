@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from secateurs.plan import Plan
+from secateurs.structure.after_cut import Gone
 from secateurs.structure.analysis import call_target
 from secateurs.structure.call import bind
-from secateurs.structure.cut import Gone, gone_for, rederive
+from secateurs.structure.cut import gone_for, rederive
+from secateurs.structure.operators import is_assertion
 from secateurs.structure.values import Value
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def _execute(graph: Graph, node: torch.fx.Node, known: Mapping[str, Any], gone: 
         return known[node.args[0].name][node.args[1]]  # type: ignore[union-attr,index]
     arguments = torch.fx.node.map_arg(bind(node), lambda n: known[n.name])
     arguments = {name: _double(value) for name, value in arguments.items()}
-    if "_assert" in str(node.target):
+    if is_assertion(node):
         return None
     value = graph.analysis.values.get(node.name)
     if node.name in graph.analysis.statistics:
@@ -98,9 +100,10 @@ def _masked(result: Any, value: Any, gone: Gone) -> Any:
     if not isinstance(result, torch.Tensor) or not isinstance(value, Value):
         return result
     for dim in value.dims():
-        mask = ~gone.kept(value, dim)
-        if mask.any():
-            result = result.index_fill(dim, torch.from_numpy(np.flatnonzero(mask)), 0)
+        removed = torch.from_numpy(np.flatnonzero(~gone.kept(value, dim)))
+        # A view of what is masked stays a view: the forward may write to its base through it.
+        if len(removed) and bool(result.index_select(dim, removed).any()):
+            result = result.index_fill(dim, removed, 0)
     return result
 
 
@@ -129,3 +132,24 @@ def _scattered(result: Any, value: Any, gone: Gone) -> Any:
         shape[dim] = value.shape[dim]
         result = result.new_zeros(shape).index_copy(dim, kept, result)
     return result
+
+
+def values_of(program: torch.export.ExportedProgram, inputs: Any = None) -> Iterator[tuple[str, Any]]:
+    """Name and value of every node of an exported graph, run on its own weights; nothing is removed.
+
+    ``inputs``: positional and keyword inputs, by default the program's own example.
+    """
+    leaves = iter(pytree.tree_leaves(program.example_inputs if inputs is None else inputs))
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    known: dict[torch.fx.Node, Any] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            target, user = specs[node.name].target, specs[node.name].kind is InputKind.USER_INPUT
+            known[node] = next(leaves) if user else program.state_dict.get(target, program.constants.get(target))
+        elif node.op == "get_attr":
+            known[node] = getattr(program.graph_module, str(node.target))
+        elif node.op == "call_function" and not is_assertion(node):
+            arguments = torch.fx.node.map_arg(bind(node), known.__getitem__)
+            known[node] = call_target(node.target, arguments)
+        if node in known:
+            yield node.name, known[node]

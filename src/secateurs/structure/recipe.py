@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,11 @@ from secateurs.errors import StructureError
 from secateurs.plan import Bypass, Patch, Plan
 from secateurs.structure.call import bind
 from secateurs.structure.cut import Cut, gone_for
-from secateurs.structure.groups import module_paths
+from secateurs.structure.examples import example_shapes
+from secateurs.structure.groups import module_path, module_paths, source_line, within
+from secateurs.structure.parting import parting
 from secateurs.structure.scales import QueryRows, query_rows, scales_for
+from secateurs.structure.verify import CutError, verify
 
 if TYPE_CHECKING:
     from secateurs.structure.graph import Graph
@@ -39,37 +43,26 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CutRecipe:
     """How plans of one network are carried out: attributes that follow, or why the graph must be rebuilt.
 
-    ``fragile``: the user's forward follows some choices only (halves of equal width, say), so every plan is tried.
+    ``fragile``: the user's forward follows some choices only (halves of equal width, say), so every plan is tried;
+    ``module``, ``source``: where it does not follow the others.
     """
 
     links: tuple[Link, ...]
     rebuild: str | None
     queries: tuple[QueryRows, ...] = ()
     fragile: bool = False
+    module: str = ""
+    source: str = ""
 
 
-def make_plan(
-    graph: Graph, kept: Mapping[str, Sequence[int]], blocks_removed: tuple[str, ...], provenance: dict[str, Any]
-) -> Plan:
-    """A self-contained plan of a choice."""
-    recipe = recipe_of(graph)
-    plan = _plan(graph, graph.cut(kept, blocks_removed), blocks_removed, provenance, recipe)
-    if recipe.fragile and plan.rebuild is None:
-        reason = _refusal(graph, plan)
-        if reason is not None:
-            recipe = dataclasses.replace(recipe, rebuild=reason)
-            plan = _plan(graph, graph.cut(kept, blocks_removed), blocks_removed, provenance, recipe)
-    return plan
-
-
-def recipe_of(graph: Graph) -> Recipe:
+def recipe_of(graph: Graph) -> CutRecipe:
     """The network's recipe, found on the first call by trying a cut of every group."""
     cached = graph.__dict__.get("_recipe")
     if cached is None:
-        cached = _learn(graph)
+        cached = learn(graph)
         graph.__dict__["_recipe"] = cached
     return cached  # type: ignore[no-any-return]
 
@@ -80,68 +73,116 @@ FEW_TRIALS = 4
 """The same for a cut of equal shares, which only tells that some plans may keep the user's class."""
 
 
-def _learn(graph: Graph) -> Recipe:
+def learn(graph: Graph, most: int = MOST_TRIALS, few: int = FEW_TRIALS) -> CutRecipe:
     """The first set of attributes with which the user's module follows an uneven cut, else one that follows an even
-    cut, else none."""
+    cut, else none.
+
+    Args:
+        graph: the traced network.
+        most: sets that are tried on an uneven cut.
+        few: and on an even one.
+    """
     queries = tuple(query_rows(graph))
-    reason: str | None = "no cut was tried"
+    failures: dict[bool, list[tuple[CutError, Plan]]] = {True: [], False: []}
     for uneven in (True, False):
-        probe = graph.cut(_probe(graph, uneven))
-        for links in _trials(graph, _candidates(graph, probe))[: MOST_TRIALS if uneven else FEW_TRIALS]:
-            recipe = Recipe(links, None, queries, fragile=not uneven)
-            plan = _plan(graph, probe, (), {}, recipe)
-            reason = _refusal(graph, plan)
-            if reason is None:
-                reason = _refusal_to_train(graph, plan)
-                return recipe if reason is None else Recipe((), reason)
-    return Recipe((), reason)
+        probe = telling(graph, uneven)
+        for links in _trials(graph, _candidates(graph, probe))[: most if uneven else few]:
+            recipe = CutRecipe(links, None, queries, fragile=not uneven)
+            plan = plan_with(graph, probe, (), {}, recipe)
+            failure = refusal(graph, plan)
+            if failure is None:
+                if uneven:
+                    return recipe
+                return dataclasses.replace(placed(graph, recipe, failures[True]), rebuild=None)
+            failures[uneven].append((failure, plan))
+    return placed(graph, CutRecipe((), ""), failures[True])
 
 
-def _probe(graph: Graph, uneven: bool) -> dict[str, list[int]]:
+def placed(graph: Graph, recipe: CutRecipe, failures: Sequence[tuple[CutError, Plan]]) -> CutRecipe:
+    """The recipe with reason, module and line of the failed plan that came farthest: there the forward, and no
+    attribute, is in the way."""
+    failure, plan = max(failures, key=lambda failed: _reached(graph, failed[0]))
+    place, reason = failure.place, failure.in_short
+    if not place.source:
+        found = parting(graph, plan)
+        if found.source:
+            place, reason = found, f"{reason.removesuffix('.')}, as of {found}."
+    if _unread(graph, place.layer):
+        reason = (
+            f"{reason.removesuffix('.')}. Nothing reads what {place.layer} gives, so the exported graph does not hold "
+            "it; leave that call out, and the class may follow."
+        )
+    return dataclasses.replace(recipe, rebuild=reason, module=place.module, source=place.source)
+
+
+def _unread(graph: Graph, layer: str) -> bool:
+    """Whether a layer has parameters, none of which the graph reads."""
+    programs = [graph.program] if graph.training is None else [graph.program, graph.training.program]
+    read = {
+        id(graph.model.get_parameter(name))
+        for program in programs
+        for node in program.graph.nodes
+        if node.users and (name := program.graph_signature.inputs_to_parameters.get(node.name))
+    }
+    own = {id(parameter) for parameter in graph.model.get_submodule(layer).parameters()}
+    return bool(layer and own) and read.isdisjoint(own)
+
+
+def _reached(graph: Graph, failure: CutError) -> int:
+    """Number of the operator at which a plan failed; behind the last where the outputs alone are other ones."""
+    nodes, place = list(graph.program.graph.nodes), failure.place
+    if failure.ran and not place.layer:
+        return len(nodes)
+    paths = [module_path(node) for node in nodes]
+    inside = [number for number, path in enumerate(paths) if path == place.layer or within(path, place.module)]
+    on_line = [number for number in inside if source_line(nodes[number]) == place.source]
+    in_layer = [number for number in on_line if paths[number] == place.layer]
+    return next(iter(in_layer or on_line or inside), -1)
+
+
+_SLOPES = (0.7, 0.35, -0.7, 0.0)
+"""By how much low positions of a group are likelier to stay in a trial than high ones."""
+
+
+def telling(graph: Graph, uneven: bool) -> Cut:
+    """Of a few cuts the one that changes the most integers: one that stays by chance would need no attribute."""
+
+    def changed(cut: Cut) -> int:
+        entries = 0
+        for name, arguments in cut.constants.items():
+            dense = bind(graph.nodes[name])
+            for argument, new in arguments.items():
+                old = dense.get(argument)
+                pair = (new, old) if isinstance(new, list) and isinstance(old, (list, tuple)) else ([new], [old])
+                entries += sum(a != b for a, b in itertools.zip_longest(*pair))
+        return entries
+
+    return max((graph.cut(_probe(graph, uneven, seed)) for seed in range(len(_SLOPES))), key=changed)
+
+
+def _probe(graph: Graph, uneven: bool, seed: int = 0) -> dict[str, list[int]]:
     """Units that stay in a trial: everywhere six of ten at random, or other shares in every group and fewer high
     positions than low ones, so that nothing fits by chance."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     kept = {}
     for number, group in enumerate(graph.groups):
         share = (0.75, 0.55, 0.66, 0.5, 0.6)[number % 5] if uneven else 0.6
         count = max(group.min_units, min(round(share * group.units), group.units - 1))
-        slope = 0.7 * np.arange(group.units) / group.units if uneven else 0
+        slope = _SLOPES[seed] * np.arange(group.units) / group.units if uneven else 0
         kept[group.name] = sorted(np.argsort(rng.random(group.units) + slope)[:count].tolist())
     return kept
 
 
-def _refusal(graph: Graph, plan: Plan) -> str | None:
+def refusal(graph: Graph, plan: Plan) -> CutError | None:
     """Why the user's own module cannot carry a plan out, or None where it can."""
-    from secateurs.structure.verify import check_plan
-
     try:
-        check_plan(graph.model, plan, (graph.args, graph.kwargs), graph=graph)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what could not be tried is said where the plan is applied
+            verify(graph.model, plan, (graph.args, graph.kwargs), graph=graph, traced=lambda: graph)
+    except CutError as error:
+        return error
     except StructureError as error:
-        return str(error).partition(" The original is intact.")[0]
-    return None
-
-
-def _refusal_to_train(graph: Graph, plan: Plan) -> str | None:
-    """Why the cut module does not run in training mode where the dense one does, or None.
-
-    Layers that only training reads (an auxiliary head) are not in the exported graph, so their inputs were not cut.
-    """
-    from secateurs.structure.apply import cut_copy, deep_copy
-    from secateurs.structure.inspection import unread
-    from secateurs.structure.trace import quiet
-
-    if not unread(graph):
-        return None
-    with torch.no_grad(), quiet():
-        try:
-            deep_copy(graph.model, {}).train()(*graph.args, **graph.kwargs)
-        except Exception:
-            return None
-        try:
-            cut_copy(graph.model, plan).train()(*graph.args, **graph.kwargs)
-        except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0][:200]
-            return f"The cut network does not run in training mode ({type(error).__name__}: {first})."
+        return CutError(str(error))
     return None
 
 
@@ -229,7 +270,7 @@ def _holders(module: torch.nn.Module, path: str, node: str, argument: str, old: 
     return found
 
 
-def _patches(graph: Graph, resolved: Cut, recipe: Recipe) -> tuple[Patch, ...]:
+def _patches(graph: Graph, resolved: Cut, recipe: CutRecipe) -> tuple[Patch, ...]:
     patches: dict[tuple[str, str], Patch] = {}
     for link in recipe.links:
         new = resolved.constants.get(link.node, {}).get(link.argument)
@@ -243,11 +284,9 @@ def _patches(graph: Graph, resolved: Cut, recipe: Recipe) -> tuple[Patch, ...]:
     return tuple(patches.values())
 
 
-def _plan(
-    graph: Graph, resolved: Cut, blocks_removed: tuple[str, ...], provenance: dict[str, Any], recipe: Recipe
+def plan_with(
+    graph: Graph, resolved: Cut, blocks_removed: tuple[str, ...], provenance: dict[str, Any], recipe: CutRecipe
 ) -> Plan:
-    from secateurs.structure.graph import example_shapes
-
     bypasses: list[Bypass] = []
     rebuild = recipe.rebuild
     for block in graph.removable_blocks:
@@ -258,6 +297,8 @@ def _plan(
                 bypasses.append(block.bypass)
     if graph.analysis.statistics:
         provenance = {**provenance, "statistics": sorted(graph.analysis.statistics)}
+    if graph.judge_in_training is not None:
+        provenance = {**provenance, "training": graph.judge_in_training}
     return Plan(
         groups=resolved.kept,
         group_sizes={group.name: group.units for group in graph.groups},

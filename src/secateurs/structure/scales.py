@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from secateurs.plan import Scale
-from secateurs.structure.analysis import call_target, rule_for
+from secateurs.structure.after_cut import Gone
+from secateurs.structure.analysis import call_target
 from secateurs.structure.call import bind
+from secateurs.structure.modes import IN_TRAINING
+from secateurs.structure.operators import ATTENTIONS, CASTS, COPIES, DROPOUTS, LINEAR_MAPS, is_a, rule_for
 from secateurs.structure.values import Value
 
 if TYPE_CHECKING:
-    from secateurs.structure.cut import Gone
     from secateurs.structure.graph import Graph
 
 
@@ -33,11 +35,19 @@ def query_rows(graph: Graph) -> list[QueryRows]:
     """For every attention call with an implicit scale over prunable head sizes: where its query comes from.
 
     Calls whose query is not just moved from a linear map (normalised or rotated queries) are left out; the check
-    then makes the graph be rebuilt with the scale written out.
+    then makes the graph be rebuilt with the scale written out. What training alone reads counts as well.
     """
+    found = _calls(graph)
+    if graph.training is not None:
+        read = set(graph.analysis.origin.values())
+        found += [rows for rows in _calls(graph.training) if read.isdisjoint(rows.parameters)]
+    return found
+
+
+def _calls(graph: Graph) -> list[QueryRows]:
     found = []
     for node in graph.program.graph.nodes:
-        if node.op != "call_function" or "scaled_dot_product_attention" not in str(node.target):
+        if not is_a(node, ATTENTIONS):
             continue
         query = graph.analysis.values.get(str(node.args[0]))
         if bind(node).get("scale") is not None or not isinstance(query, Value) or not query.along(-1):
@@ -52,7 +62,8 @@ def scales_for(graph: Graph, sources: list[QueryRows], gone: Gone) -> tuple[Scal
     """Factors √(d'/d) that undo what a smaller head size does to the implicit 1/√d."""
     scales = []
     for source in sources:
-        query = graph.analysis.values[str(graph.nodes[source.node].args[0])]
+        part = graph.training if graph.training is not None and source.node.startswith(IN_TRAINING) else graph
+        query = part.analysis.values[str(part.nodes[source.node].args[0])]
         assert isinstance(query, Value)
         stays = gone.kept(query, -1)
         if stays.all() or not stays.any():
@@ -68,12 +79,11 @@ def _trace_back(graph: Graph, attention: torch.fx.Node) -> QueryRows | None:
     chain: list[torch.fx.Node] = []
     node = attention.args[0]
     while isinstance(node, torch.fx.Node) and node.op == "call_function":
-        name = str(node.target)
-        if name in ("aten.linear.default", "aten.conv2d.default"):
+        if is_a(node, LINEAR_MAPS, ("aten.conv2d",)):
             return _rows(graph, attention, node, chain[::-1])
         function = rule_for(node.target)
         moves = node.target is operator.getitem or (
-            function is not None and (function.__module__.endswith(".movement") or name in _COPIES)
+            function is not None and (function.__module__.endswith(".movement") or is_a(node, _COPIES))
         )
         tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), (torch.Tensor, list, tuple))]
         if not moves or len(tensors) != 1:
@@ -83,14 +93,14 @@ def _trace_back(graph: Graph, attention: torch.fx.Node) -> QueryRows | None:
     return None
 
 
-_COPIES = ("aten.contiguous.default", "aten.clone.default", "aten.dropout.default", "aten.to.dtype")
+_COPIES = (*COPIES, *DROPOUTS, *CASTS)
 
 
 def _rows(
     graph: Graph, attention: torch.fx.Node, source: torch.fx.Node, chain: list[torch.fx.Node]
 ) -> QueryRows | None:
     value = graph.analysis.values[source.name]
-    dim = len(value.shape) - 1 if "linear" in str(source.target) else 1
+    dim = len(value.shape) - 1 if is_a(source, LINEAR_MAPS) else 1
     view = [1] * len(value.shape)
     view[dim] = value.shape[dim]
     current: Any = torch.arange(value.shape[dim]).view(view).expand(value.shape).contiguous()
@@ -103,7 +113,7 @@ def _rows(
             arguments[name] = torch.fx.node.map_arg(argument, lambda n: graph.analysis.values[n.name])
             if isinstance(argument, torch.fx.Node) and isinstance(argument.meta.get("val"), torch.Tensor):
                 arguments[name] = current
-        if str(node.target) in _COPIES:
+        if is_a(node, _COPIES):
             continue
         current = call_target(node.target, arguments)
     rows = tuple(int(row) for row in np.unique(current.numpy()))

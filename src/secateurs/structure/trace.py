@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
-from secateurs.errors import StructureError
+from secateurs.errors import StructureError, why
+from secateurs.structure.capture import Capture, captured
+from secateurs.structure.examples import require_plain, shapes_of, split_example
+from secateurs.structure.followed import followed
+from secateurs.structure.forms import not_captured, plain
 from secateurs.structure.graph import Graph
-from secateurs.structure.inline import inline_contexts
+from secateurs.structure.modes import DRAWS, TrainingMode, calls_to_try, into_training, seed_python, training_of
+from secateurs.structure.untouched import evaluating, quiet, untouched
+from secateurs.structure.ways import ways_of
 
 
 def trace(
@@ -26,10 +30,14 @@ def trace(
     grid: str = "auto",
     repeat: bool = True,
 ) -> Graph:
-    """A :class:`Graph` of the network in evaluation mode; the network itself is left untouched.
+    """A :class:`Graph` of the network; the network itself is left untouched.
+
+    Evaluation mode is what counts. Where the forward in training mode does something else (an auxiliary head, other
+    outputs), that is looked at as well, so that what only training reads is cut along.
 
     Args:
-        model: the trained network, in any mode, on any device.
+        model: the trained network, in any mode, on any device. What ``torch.compile``, ``DataParallel`` and averaged
+            models wrap is taken out of them.
         example: one tensor, a tuple of positional inputs, or ``(args, kwargs)``. A batch of one is repeated to two,
             so that the batch size is not mistaken for a constant.
         barriers: globs of module paths or operators (``blocks.3.attn``, ``aten.roll*``) to leave alone.
@@ -42,35 +50,48 @@ def trace(
     Raises:
         StructureError: the network cannot be run on the example or cannot be exported.
     """
+    return traced(model, example, tuple(barriers), tuple(keep), grid=grid, repeat=repeat)
+
+
+def traced(
+    model: torch.nn.Module,
+    example: Any,
+    barriers: tuple[str, ...] = (),
+    keep: tuple[str, ...] = (),
+    *,
+    grid: str = "auto",
+    repeat: bool = True,
+    free: bool = False,
+    chance: bool = False,
+) -> Graph:
+    """See :func:`trace`. ``free``: height, width and length of the inputs are free where they may be; ``chance``:
+    training mode counts also where it differs by what is drawn at random alone."""
     if grid not in ("auto", "rows", "columns"):
         raise StructureError(f"grid is {grid!r}; it must be auto, rows or columns.")
-    _require_module(model)
+    model = plain(model)
     args, kwargs = split_example(example)
-    with evaluating(model), quiet():
-        program = _export(model, args, kwargs, repeat)
-        inline_contexts(program)
-    blocked, kept = tuple(barriers), tuple(keep)
-    graph = Graph(model, args, kwargs, program, barriers=blocked, keep=kept, grid=grid)
+    with quiet():
+        how = Capture(barriers, repeat, free)
+        program = _evaluation(model, args, kwargs, how)
+        pairs = followed(model, program)
+        training, trained = _training(model, args, kwargs, how, chance)
+
+    def graph_of(kind: str) -> Graph:
+        found = Graph(
+            model, args, kwargs, program, barriers=barriers, keep=keep, grid=kind, training=trained, followed=pairs
+        )
+        found.training_mode = training
+        found.again = functools.partial(traced, model, example, keep=keep)
+        return found
+
+    graph = graph_of(grid)
     if grid == "auto" and graph.analysis.grids:
         share = removable_share(graph)
         for other in ("columns", "rows") if share < ENOUGH else ():
-            rival = Graph(model, args, kwargs, program, barriers=blocked, keep=kept, grid=other)
+            rival = graph_of(other)
             if removable_share(rival) > share + 0.01:
                 graph, share = rival, removable_share(rival)
     return graph
-
-
-def _require_module(model: Any) -> None:
-    if isinstance(model, torch.jit.ScriptModule):
-        raise StructureError(
-            f"{type(model).__name__} is a TorchScript module, which cannot be exported or cut. "
-            "Give the nn.Module that it was made from."
-        )
-    for name, tensor in model.named_parameters():
-        if isinstance(tensor, torch.nn.parameter.UninitializedParameter):
-            raise StructureError(
-                f"{name} has no shape yet (a lazy module). Run the network once on an example, then trace it."
-            )
 
 
 ENOUGH = 0.95
@@ -83,126 +104,57 @@ def removable_share(graph: Graph) -> float:
     return 1 - spec.parameter_count(spec.min_widths) / max(spec.parameter_count(spec.dense_widths), 1)
 
 
-def split_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword inputs of an example in any of its forms."""
-    if isinstance(example, torch.Tensor):
-        return (example,), {}
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    if isinstance(example, (tuple, list)):
-        if len(example) == 2 and isinstance(example[0], (tuple, list)) and isinstance(example[1], Mapping):
-            return tuple(example[0]), dict(example[1])
-        return tuple(example), {}
-    raise StructureError(
-        f"The example is a {type(example).__name__}. Give a tensor, a tuple of positional inputs, or (args, kwargs)."
-    )
-
-
-@contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every submodule gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the exporter's warnings and log lines."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._dynamo", "torch.onnx", "torch")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """The common first size of all tensor inputs, or None."""
-    sizes = {
-        leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()
-    }
-    return sizes.pop() if len(sizes) == 1 else None
-
-
-def _doubled(tree: Any) -> Any:
-    def repeat(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == 1:
-            return leaf.repeat(2, *[1] * (leaf.dim() - 1))
-        return leaf
-
-    return pytree.tree_map(repeat, tree)
-
-
-def _dynamic(tree: Any) -> Any:
-    def mark(leaf: Any) -> Any:
-        return {0: torch.export.Dim.AUTO} if isinstance(leaf, torch.Tensor) and leaf.dim() else None
-
-    return pytree.tree_map(mark, tree)
-
-
-def _export(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], repeat: bool
+def _evaluation(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: Capture
 ) -> torch.export.ExportedProgram:
-    attempts: list[tuple[Any, Any, bool]] = []
-    if repeat and _batch(args, kwargs) is not None:
-        attempts.append((_doubled(args), _doubled(kwargs), True))
-        attempts.append((_doubled(args), _doubled(kwargs), False))
-    attempts.append((args, kwargs, False))
-    failure: Exception | None = None
-    for positional, keyword, dynamic in attempts:
-        shapes = (_dynamic(positional), _dynamic(keyword)) if dynamic else None
+    with untouched(model), evaluating(model):
         try:
-            return _export_once(model, positional, keyword, shapes)
+            return captured(model, args, kwargs, how)
         except Exception as error:
-            failure = failure or error
-    assert failure is not None
-    with torch.no_grad():
+            failure = error
+        with torch.no_grad():
+            try:
+                model(*args, **kwargs)
+            except Exception as error:
+                raise StructureError(
+                    f"The network does not run on the example ({why(error)}). "
+                    f"Inputs: {shapes_of(args, kwargs)}. Give an example that the network accepts (--input)."
+                ) from error
+        if "Unsupported input type" in str(failure):
+            require_plain(args, kwargs)
+        raise not_captured(model, failure) from failure
+
+
+def _training(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: Capture, chance: bool
+) -> tuple[TrainingMode, tuple[torch.export.ExportedProgram, ...]]:
+    """What training mode does otherwise, and its program where that is needed and can be had.
+
+    Where Python's or NumPy's random numbers decide which way it goes, there is a program for each way.
+    """
+    found = training_of(model, args, kwargs)
+    if found.kind != "other" and not (chance and found.kind == "chance"):
+        return found, ()
+    with untouched(model):
+        into_training(model)
         try:
-            model(*args, **kwargs)
+            programs = [captured(model, args, kwargs, how)]
         except Exception as error:
-            raise StructureError(
-                f"The network does not run on the example ({type(error).__name__}: {_first_line(error)}). "
-                f"Inputs: {_shapes(args, kwargs)}. Give an example that the network accepts (--input)."
-            ) from error
-    raise StructureError(
-        f"torch.export cannot capture {type(model).__name__} ({type(failure).__name__}: {_first_line(failure)}). "
-        "The network runs, so something in its forward depends on the values of the input; "
-        "see https://pytorch.org/docs/stable/export.html, or prune the part of it that does not."
-    ) from failure
+            return dataclasses.replace(found, reason=why(error)), ()
+    if found.reason == DRAWS:
+        programs += _other_ways(model, args, kwargs, how)
+    return found, tuple(programs)
 
 
-def _export_once(model: torch.nn.Module, args: Any, kwargs: Any, shapes: Any) -> torch.export.ExportedProgram:
-    if shapes is None:
-        return torch.export.export(model, args, kwargs, strict=False)
-    positional, keyword = shapes
-    return torch.export.export(model, args, kwargs, dynamic_shapes=_named(model, positional, keyword), strict=False)
-
-
-def _named(model: torch.nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> Any:
-    """Dynamic shapes by position, or by name where there are keyword inputs."""
-    if not keyword:
-        return tuple(positional)
-    import inspect
-
-    bound = inspect.signature(model.forward).bind(*positional, **keyword)
-    return dict(bound.arguments)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else ""
-
-
-def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    leaves = pytree.tree_leaves((args, kwargs))
-    return ", ".join(str(tuple(leaf.shape)) for leaf in leaves if isinstance(leaf, torch.Tensor)) or "none"
+def _other_ways(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: Capture
+) -> Iterator[torch.export.ExportedProgram]:
+    """Programs of the ways that training mode goes where it draws; one that cannot be exported is left out."""
+    for seed in ways_of(model, calls_to_try(args, kwargs)[0]):
+        program = None
+        with untouched(model), contextlib.suppress(Exception):
+            into_training(model)
+            seed_python(seed)
+            program = captured(model, args, kwargs, how)
+        if program is not None:
+            yield program

@@ -10,6 +10,7 @@ from torch import nn
 
 from secateurs.errors import PlanError, StructureError
 from secateurs.plan import Plan
+from secateurs.structure.layout import arranged_as
 
 
 def slice_optimizer(optimizer: torch.optim.Optimizer, dense: nn.Module, small: nn.Module, plan: Plan) -> None:
@@ -48,7 +49,7 @@ def _sliced_state(state: dict[str, Any], parameter: torch.Tensor, axes: dict[int
         if isinstance(value, torch.Tensor) and value.dim() and value.shape == parameter.shape:
             for dim, kept in axes.items():
                 value = value.index_select(dim, torch.tensor(kept, dtype=torch.long, device=value.device))
-            result[key] = value.clone(memory_format=torch.preserve_format)
+            result[key] = arranged_as(value, state[key]).clone(memory_format=torch.preserve_format)
         elif not isinstance(value, torch.Tensor) or value.numel() == 1:
             result[key] = value
         else:
@@ -89,3 +90,18 @@ def agree_on_plan(decide: Callable[[], Plan], group: Any = None) -> Plan:
     if received[:1] == b"-":
         raise PlanError(f"Rank 0 could not decide on a plan: {received[1:].decode()}")
     return Plan.from_json(received[1:].decode(), "the plan from rank 0")
+
+
+@torch.no_grad()
+def scatter(dense: nn.Module, small: nn.Module, plan: Plan) -> None:
+    """Write the tensors of ``small = apply(dense, plan)`` back to where they were cut from (in place)."""
+    wide = dense.state_dict()
+    for name, tensor in small.state_dict().items():
+        index: list[torch.Tensor] = []
+        for dim, size in enumerate(wide[name].shape):
+            kept = torch.tensor(plan.slices.get(name, {}).get(dim, tuple(range(size))), device=tensor.device)
+            index.append(kept.reshape([-1 if axis == dim else 1 for axis in range(tensor.ndim)]))
+        if index:
+            wide[name][tuple(index)] = tensor
+        else:
+            wide[name].copy_(tensor)

@@ -2,212 +2,236 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from secateurs.errors import StructureError
+from secateurs.errors import StructureError, why
 from secateurs.plan import Plan
-from secateurs.structure.apply import cut_copy, deep_copy, require_sound
-from secateurs.structure.graph import Graph
-from secateurs.structure.precision import Float64
-from secateurs.structure.trace import evaluating, quiet, split_example, trace
+from secateurs.structure.build import build, cut_of
+from secateurs.structure.comparison import (
+    TOLERANCE,
+    agree_where_stable,
+    differences,
+    leaves_of,
+    nest_of,
+    relative_difference,
+    tensors_of,
+)
+from secateurs.structure.draws import Call
+from secateurs.structure.modes import INTERPRETER, RUN_ONLY, calls_to_try, in_words
+from secateurs.structure.oracle import Case, Oracle, run
+from secateurs.structure.places import CodePlace, place_of
+from secateurs.structure.precision import Settled
+from secateurs.structure.slicing import cut_copy, require_sound
+from secateurs.structure.untouched import quiet, untouched
 
-TOLERANCE = 1e-6
-"""Largest allowed max|difference| / max|output| in float64."""
+if TYPE_CHECKING:
+    from secateurs.structure.graph import Graph
+
+SHAKES = 4
+"""Runs with other rounding that tell which elements of an output rounding decides."""
 
 
-def scratch(model: nn.Module, seed: int) -> nn.Module:
-    """A float64 copy on the CPU, in evaluation mode, with every floating parameter and statistic redrawn.
+def verify(
+    model: nn.Module,
+    plan: Plan,
+    call: Call,
+    *,
+    seed: int = 0,
+    graph: Graph | None = None,
+    traced: Callable[[], Graph],
+) -> float:
+    """What :func:`secateurs.structure.check_plan` says, given the inputs and a way to trace the network (``traced``),
+    which is asked where the check needs the graph and has none.
 
-    Real networks start with zero gammas or tiny layer scales, behind which a shuffled branch changes nothing.
+    Raises:
+        StructureError: as there.
     """
-    generator = torch.Generator().manual_seed(seed)
-    replaced: dict[int, object] = {}
-    for module in model.modules():
-        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if id(tensor) not in replaced and tensor.is_floating_point():
-                drawn = _drawn(module, name, tensor, generator)
-                replaced[id(tensor)] = nn.Parameter(drawn) if isinstance(tensor, nn.Parameter) else drawn
-    return deep_copy(model, replaced).cpu().double().eval()
+    require_sound(model, plan.slices)
+    with untouched(model, parameters=False), quiet():  # the copies share classes, globals, caches and hooks with it
+        training = _judge_in_training(plan, graph)
+        needed = plan.rebuild is not None or plan.provenance.get("statistics") or training == INTERPRETER
+        if needed and graph is None:
+            graph = traced()
+        found, untried = _checked(_oracle(model, plan, call, seed, graph, traced)), ""
+        if training is not None:
+            oracle = _oracle_in_training(model, plan, call, seed, graph, traced, training)
+            found, untried = (max(found, _checked(oracle)), "") if oracle.runs() else (found, oracle.failure)
+    if untried:
+        warnings.warn(
+            f"The cut network was not tried in training mode: the dense one does not run so on redrawn weights "
+            f"({untried}). Run a training step of the result, and of the dense network, before you rely on it.",
+            stacklevel=3,
+        )
+    return found
 
 
-def _drawn(module: nn.Module, name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    if tensor.dim() >= 2 and tensor.numel() > max(tensor.shape):
-        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-        fan_in = tensor[:, 0].numel() if transposed else tensor[0].numel()
-        limit = (6.0 / max(fan_in, 1)) ** 0.5
-        return torch.empty(tensor.shape, dtype=torch.float64).uniform_(-limit, limit, generator=generator)
-    uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-    if name == "running_var":
-        return uniform + 0.5
-    sign = torch.where(torch.rand(tensor.shape, generator=generator) < 0.5, -1.0, 1.0)
-    if name in ("running_mean", "bias"):
-        return 0.3 * sign * uniform
-    return sign * (uniform + 0.5)
+def _judge_in_training(plan: Plan, graph: Graph | None) -> str | None:
+    if plan.rebuild is None:
+        return plan.provenance.get("training")
+    return None if graph is None or graph.training is None else graph.judge_in_training
 
 
-def mask_removed(model: nn.Module, plan: Plan) -> nn.Module:
-    """``model`` with every removed index set to zero in place: the dense network that ignores them."""
-    with torch.no_grad():
-        for name, axes in plan.removed().items():
-            path, _, leaf = name.rpartition(".")
-            module = model.get_submodule(path)
-            tensor = getattr(module, leaf)
-            if leaf == "running_var":
-                continue
-            for dim, gone in axes.items():
-                tensor.index_fill_(dim, torch.tensor(gone, device=tensor.device), 0)
-    return model
+def _oracle(
+    model: nn.Module, plan: Plan, call: Call, seed: int, graph: Graph | None, traced: Callable[[], Graph]
+) -> Oracle:
+    """The oracle of a plan; one that was asked last of this graph for the same cut is asked again."""
+    needed = plan.rebuild is not None or bool(plan.provenance.get("statistics"))
+    if needed and graph is not None:
+        call = graph.program.example_inputs  # the batch that the graph was traced with
+    last = None if graph is None else graph.__dict__.get("_oracle")
+    if isinstance(last, Oracle) and last.answers(model, plan, seed):
+        last.plan = plan
+        return last
+    oracle = Oracle(model, plan, call, graph, seed, traced=traced)
+    if graph is not None:
+        graph.__dict__["_oracle"] = oracle
+    return oracle
 
 
-def random_inputs(
-    args: Sequence[Any], kwargs: Mapping[str, Any], seed: int = 0
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example with every floating tensor redrawn in float64; integer inputs are kept."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-            return torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
-        return leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf
-
-    return pytree.tree_map(draw, tuple(args)), pytree.tree_map(draw, dict(kwargs))
-
-
-def stored_example(plan: Plan) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """An example of the shapes and types that the plan stores."""
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    for entry in plan.example_shapes:
-        if isinstance(entry, dict) and "keyword" in entry:
-            kwargs[entry["keyword"]] = _from_shape(entry["is"])
-        elif isinstance(entry, (list, tuple)) and len(entry) == 3:
-            kwargs[entry[2]] = _from_shape(entry[:2])
-        else:
-            args.append(_from_shape(entry))
-    return tuple(args), kwargs
+def _oracle_in_training(
+    model: nn.Module,
+    plan: Plan,
+    call: Call,
+    seed: int,
+    graph: Graph | None,
+    traced: Callable[[], Graph],
+    training: str,
+) -> Oracle:
+    """The same in training mode, on two samples where the example has one and the network takes two."""
+    last = None if graph is None else graph.__dict__.get("_oracle_in_training")
+    if isinstance(last, Oracle) and last.answers(model, plan, seed) and last.training == training:
+        last.plan = plan
+        return last
+    for samples in calls_to_try(*call):
+        oracle = Oracle(model, plan, samples, graph, seed, training, traced=traced)
+        if oracle.runs():
+            break
+    if graph is not None:
+        graph.__dict__["_oracle_in_training"] = oracle
+    return oracle
 
 
-def _from_shape(entry: Any) -> Any:
-    if isinstance(entry, (list, tuple)):
-        return torch.zeros(tuple(entry[0]), dtype=getattr(torch, entry[1]))
-    if isinstance(entry, dict):
-        if "list" in entry:
-            return [_from_shape(item) for item in entry["list"]]
-        return {key: _from_shape(item) for key, item in entry["dict"].items()}
-    return entry
-
-
-def tensors_of(output: Any) -> list[torch.Tensor]:
-    """Every tensor of an output, in order."""
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-
-
-def relative_difference(first: Any, second: Any) -> float:
-    """Largest max|a - b| / max|b| over all floating outputs; infinity where shapes, counts or finiteness differ."""
-    ours, theirs = tensors_of(first), tensors_of(second)
-    if len(ours) != len(theirs):
-        return float("inf")
+def _checked(oracle: Oracle) -> float:
+    buffers = oracle.buffers
+    small = _cut(oracle)
     worst = 0.0
-    for a, b in zip(ours, theirs, strict=True):
-        if a.shape != b.shape:
-            return float("inf")
-        if not b.is_floating_point():
-            continue
-        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-            return float("inf")
-        scale = float(b.abs().max()) if b.numel() else 0.0
-        gap = float((a - b).abs().max()) if b.numel() else 0.0
-        worst = max(worst, gap / scale if scale else (float("inf") if gap else 0.0))
+    for case in oracle.cases():
+        if oracle.buffers is not buffers:  # the network runs on its own buffers only
+            buffers, small = oracle.buffers, _cut(oracle)
+        found = _compared(oracle, small, case)
+        worst = max(worst, found)
+        if oracle.interpreted and oracle.plan.rebuild is not None and not case.optional:
+            _require_nest(oracle, small, case)
     return worst
 
 
-def check_plan(
-    model: nn.Module, plan: Plan, example: Any = None, *, seed: int = 0, graph: Graph | None = None
-) -> float:
-    """Relative difference between the cut network and its oracle on redrawn parameters.
-
-    The oracle is the user's own dense network with the removed indices set to zero; where a statistic spans units
-    (normalisation or softmax over them) it is the interpreter of the exported graph.
-
-    Args:
-        model: the dense network.
-        plan: what stays.
-        example: inputs; without it, inputs of the plan's stored shapes.
-        seed: of the redrawn parameters and inputs.
-        graph: the traced network, if at hand (else it is traced where it is needed).
-
-    Raises:
-        StructureError: the cut network does not run, or the difference is above 1e-6.
-    """
-    args, kwargs = split_example(example) if example is not None else stored_example(plan)
-    needs_graph = plan.rebuild is not None or bool(plan.provenance.get("statistics"))
-    if needs_graph and graph is None:
-        graph = trace(model, (args, kwargs), grid=str(plan.provenance.get("grid", "auto")))
-    if graph is not None and needs_graph:
-        args, kwargs = graph.program.example_inputs  # the batch that the graph was traced with
-    require_sound(model, plan.slices)
-
-    def drawn() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The same inputs for every run, which may change them in place."""
-        return random_inputs(args, kwargs, seed)
-
-    dense = scratch(model, seed)
-    with torch.no_grad(), quiet(), Float64():
-        try:
-            small = _carried_out(dense, plan, graph)
-            inputs, keywords = drawn()
-            ours = small(*inputs, **keywords)
-        except Exception as error:
-            raise StructureError(
-                f"The cut network does not run ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}). "
-                "The original is intact. Please report the architecture; --keep PATTERN leaves the layer alone."
-            ) from error
-        theirs: Any = None
-        if not plan.provenance.get("statistics"):
-            inputs, keywords = drawn()
-            theirs = mask_removed(dense, plan)(*inputs, **keywords)
-    if theirs is None or not _finite(theirs):  # not finite: something divides by what is zero now, a weight's own size
-        from secateurs.structure.interpreter import interpret
-
-        graph = graph or trace(model, (args, kwargs), grid=str(plan.provenance.get("grid", "auto")))
-        with torch.no_grad(), quiet(), Float64():
-            theirs = interpret(graph, plan, dense, *drawn())
-    error_found = relative_difference(ours, theirs)
-    if not error_found <= TOLERANCE:
-        where = first_difference(dense, small, plan, *drawn())
-        raise StructureError(
-            f"The cut network computes something else: relative difference {error_found:.2g} (allowed {TOLERANCE:g}), "
-            f"first at {where}. The original is intact. Please report the architecture; "
-            "--keep PATTERN leaves the layer alone."
+def _require_nest(oracle: Oracle, small: nn.Module, case: Case) -> None:
+    """Nothing, if a rebuilt network returns what the network does but for the values of tensors, which alone the
+    interpreter knows."""
+    ours, theirs = run(small, case.inputs()), run(oracle.whole(), case.inputs())
+    numbers = [[leaf for leaf in leaves_of(nest) if not isinstance(leaf, torch.Tensor)] for nest in (ours, theirs)]
+    if nest_of(ours) != nest_of(theirs) or max(differences(*numbers), default=0.0) > TOLERANCE:
+        raise CutError(
+            f"The rebuilt network returns other outputs than the network: {in_words(ours)} in place of "
+            f"{in_words(theirs)}. The original is intact. Return tensors in lists, tuples, dictionaries or dataclasses."
         )
-    return error_found
 
 
-def _finite(result: Any) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors_of(result) if tensor.is_floating_point())
+def _cut(oracle: Oracle) -> nn.Module:
+    try:
+        return oracle.in_mode(_carried_out(oracle.source(), oracle.plan, oracle.graph))
+    except Exception as error:
+        raise _does_not_run(error, "") from error
+
+
+def _compared(oracle: Oracle, small: nn.Module, case: Case) -> float:
+    try:
+        ours = _answer(oracle, small, case)
+    except Exception as error:
+        if case.optional and oracle.plan.rebuild is not None and isinstance(error, StructureError):
+            return 0.0  # it says itself that it takes the traced sizes only
+        where = " in training mode" if oracle.training else f" on {case}" if case.optional else ""
+        raise _does_not_run(error, where, small) from error
+    theirs = case.expected
+    if oracle.training == RUN_ONLY and nest_of(ours) == nest_of(theirs):
+        return 0.0
+    found = relative_difference(ours, theirs)
+    if found <= TOLERANCE:
+        return found
+    if not any(isinstance(leaf, (torch.Tensor, bool, int, float, complex)) for leaf in leaves_of(theirs)):
+        raise StructureError(
+            f"The network returns {type(theirs).__name__}, in which the check finds no tensor and no number to "
+            "compare, so no cut can be proved right. The original is intact. Return tensors, in containers or "
+            "dataclasses if you like."
+        )
+    settled = relative_difference(_answer(oracle, small, case, Settled()), oracle.settled(case))
+    if settled <= TOLERANCE:  # values tied, and rounding alone had decided
+        return settled
+    if _differs_by_rounding(oracle, case, ours):
+        return 0.0
+    mode = " in training mode" if oracle.training else ""
+    path = first_difference(oracle.dense(), small, oracle.plan, case)
+    raise CutError(
+        f"The cut network computes something else{mode}: relative difference {found:.2g} (allowed {TOLERANCE:g}) on "
+        f"{case}, first at {path or 'the output'}. The original is intact. Please report the architecture; --keep "
+        "PATTERN leaves the layer alone.",
+        CodePlace(module=path, layer=path),
+        ran=True,
+    )
+
+
+def _differs_by_rounding(oracle: Oracle, case: Case, ours: Any) -> bool:
+    shaken = [oracle.shaken(case, 0)]
+    if relative_difference(shaken[0], case.expected) <= TOLERANCE:
+        return False
+    shaken += [oracle.shaken(case, seed) for seed in range(1, SHAKES)]
+    return agree_where_stable(ours, case.expected, shaken)
+
+
+def _answer(oracle: Oracle, small: nn.Module, case: Case, *modes: Any) -> Any:
+    found = run(small, case.inputs(), *modes)
+    return tensors_of(found) if oracle.interpreted else found
+
+
+class CutError(StructureError):
+    """A cut network fails or computes something else. ``place``: where in the user's code, as far as that is known;
+    ``ran``: it runs, but computes something else."""
+
+    def __init__(self, message: str, place: CodePlace | None = None, *, ran: bool = False) -> None:
+        super().__init__(message)
+        self.place, self.ran = place or CodePlace(), ran
+
+    @property
+    def in_short(self) -> str:
+        """What is wrong, without what to do."""
+        return str(self).partition(" The original is intact.")[0]
+
+
+def _does_not_run(error: Exception, where: str, network: nn.Module | None = None) -> CutError:
+    place = CodePlace() if network is None else place_of(error, network)
+    where += f" ({why(error)})" + (f", in {place}" if place.source else "")
+    return CutError(
+        f"The cut network does not run{where}. The original is intact. Please report the architecture; --keep PATTERN "
+        "leaves the layer alone.",
+        place,
+    )
 
 
 def _carried_out(dense: nn.Module, plan: Plan, graph: Graph | None) -> nn.Module:
     if plan.rebuild is None:
         return cut_copy(dense, plan)
-    from secateurs.structure.rebuild import build, cut_of
-
     assert graph is not None
-    return build(graph, cut_of(graph, plan), dense, plan.rebuild).double().eval()
+    return build(graph, cut_of(graph, plan), dense.eval(), plan.rebuild).double()
 
 
-def first_difference(
-    dense: nn.Module, small: nn.Module, plan: Plan, inputs: Sequence[Any], keywords: Mapping[str, Any]
-) -> str:
-    """Module path whose output differs first between the masked dense and the cut network."""
-    ours = _outputs(small, *copy.deepcopy((inputs, keywords)))
-    theirs = _outputs(mask_removed(dense, plan), inputs, keywords)
+def first_difference(dense: nn.Module, small: nn.Module, plan: Plan, case: Case) -> str:
+    """Module path whose output differs first between the masked dense and the cut network; empty: the network's own."""
+    ours, theirs = _outputs(small, case.inputs()), _outputs(dense, case.inputs())
     for name, output in ours.items():
         other = theirs.get(name)
         if other is None or output.dim() != other.dim():
@@ -215,8 +239,8 @@ def first_difference(
         if output.shape != other.shape:
             other = _kept_channels(name, other, plan)
         if output.shape == other.shape and relative_difference(output, other) > TOLERANCE:
-            return name or "the output"
-    return "the output"
+            return name
+    return ""
 
 
 def _kept_channels(name: str, output: torch.Tensor, plan: Plan) -> torch.Tensor:
@@ -230,20 +254,19 @@ def _kept_channels(name: str, output: torch.Tensor, plan: Plan) -> torch.Tensor:
     return output
 
 
-def _outputs(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _outputs(model: nn.Module, call: Call) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
 
     def remember(name: str) -> Any:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:
             if isinstance(output, torch.Tensor) and name not in found:
-                found[name] = output.detach()
+                found[name] = output.detach().clone()  # the next layer may change it in place
 
         return hook
 
     handles = [module.register_forward_hook(remember(name)) for name, module in model.named_modules()]
     try:
-        with torch.no_grad(), evaluating(model), Float64():
-            model(*inputs, **keywords)
+        run(model, call)
     except Exception:
         pass
     finally:

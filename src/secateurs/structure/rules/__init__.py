@@ -10,10 +10,14 @@ from secateurs.structure.rules import (  # noqa: F401
     contraction,
     convolution,
     elementwise,
+    indexing,
+    linear_algebra,
     movement,
     normalisation,
+    ordering,
     recurrent,
     reduction,
+    spectrum,
 )
 
 for _point in metadata.entry_points(group="secateurs.rules"):

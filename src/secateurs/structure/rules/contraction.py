@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.structure.analysis import rule
 from secateurs.structure.call import Call
+from secateurs.structure.operators import rule
 from secateurs.structure.values import Factor, Value
 
 _CONTRACTED = "is contracted with something that stays"
@@ -81,7 +81,7 @@ def product(call: Call, a: Value, b: Value) -> Value:
     return Value(shape, tuple(factors))
 
 
-@rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot")
+@rule("aten.matmul", "aten.linalg_matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.vdot")
 def matmul(call: Call) -> Any:
     """Both sides may carry units; what is contracted is consumed."""
     a, b = call.tensors()

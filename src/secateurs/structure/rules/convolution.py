@@ -6,23 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.structure.analysis import rule
 from secateurs.structure.call import FEWEST_ROWS, Call
 from secateurs.structure.ids import NEUTRAL
+from secateurs.structure.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, is_transposed, rule
+from secateurs.structure.rules import sizes
 from secateurs.structure.values import Factor, Value
 
 
-@rule(
-    "aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.conv_transpose1d", "aten.conv_transpose2d",
-    "aten.conv_transpose3d", "aten.convolution",
-)  # fmt: skip
+@rule(*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, sizes=sizes.groups)
 def convolution(call: Call) -> Any:
     """Input channels meet weight columns, weight rows become output channels, space must be free."""
     value: Value = call["input"]
     weight: Value = call["weight"]
     rank = len(weight.shape) - 2
     channel = len(value.shape) - rank - 1
-    transposed = "transpose" in str(call.node.target) or bool(call.get("transposed", False))
+    transposed = is_transposed(call.node)
     groups = int(call["groups"])
     call.pin_dims(weight, range(2, len(weight.shape)), "it is a kernel position")
     if rank == 1 and _over_units(call, value, channel, transposed):

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from secateurs.structure.analysis import rule
 from secateurs.structure.call import Call
+from secateurs.structure.operators import rule
+from secateurs.structure.rules import sizes
 from secateurs.structure.values import Factor, Value
+from secateurs.structure.vanishing import vanishes
 
 _POINTWISE = (
     "aten.relu6", "aten.relu6_", "aten.dropout", "aten.dropout_", "aten.feature_dropout", "aten.alpha_dropout",
@@ -27,6 +29,12 @@ _POINTWISE = (
     "aten.add", "aten.add_", "aten.sub", "aten.sub_", "aten.mul", "aten.mul_", "aten.div", "aten.div_", "aten.rsub",
     "aten._assert_tensor_metadata", "aten.logical_and", "aten.logical_or", "aten.logical_not", "aten.rrelu_",
     "aten.celu", "aten.bernoulli_", "aten.add_relu", "aten.softplus_", "aten.maximum", "aten.minimum",
+    "aten.logical_xor", "aten.__and__", "aten.__or__", "aten.__xor__", "aten.__lshift__", "aten.__rshift__",
+    "aten.floor_divide", "aten.zero", "aten.complex", "aten.polar", "aten._conj", "aten.conj", "aten._neg_view",
+    "aten.resolve_conj", "aten.resolve_neg", "aten.real", "aten.imag", "aten.angle", "aten.lift", "aten.lift_fresh",
+    "aten.alias_copy", "aten.detach_copy", "aten.normal", "aten.uniform", "aten.exponential", "aten.log_normal",
+    "aten.cauchy", "aten.geometric", "aten.random", "aten.randint_like", "aten.poisson", "aten.pin_memory",
+    "aten.rrelu_with_noise_functional",
 )  # fmt: skip
 
 
@@ -47,6 +55,9 @@ def pointwise(call: Call) -> Any:
         stack = call.align(sides, "meets a tensor that keeps this axis")
         factors.extend(Factor(dim, ids) for ids in stack)
     value = Value(shape, tuple(factors))
+    if factors and call.node.name in call.analysis.weights and not vanishes(call.analysis, call.node):
+        # A weight computed of nothing is something (softplus, exp): only the interpreter knows that it is not there.
+        call.analysis.statistics.add(call.node.name)
     return value if isinstance(call.node.meta["val"], torch.Tensor) else [value] * len(call.shapes)
 
 
@@ -91,7 +102,7 @@ def glu(call: Call) -> Any:
 
 @rule(
     "aten.zeros", "aten.ones", "aten.full", "aten.empty", "aten.new_zeros", "aten.new_ones", "aten.new_full",
-    "aten.new_empty", "aten.rand", "aten.randn",
+    "aten.new_empty", "aten.rand", "aten.randn", "aten.randint", "aten.normal.float_float", sizes=sizes.target_sizes,
 )  # fmt: skip
 def create(call: Call) -> Any:
     """A constant made in the forward pass: its axes follow whatever they meet."""
@@ -99,7 +110,7 @@ def create(call: Call) -> Any:
     return Value(call.shape, factors)
 
 
-@rule("aten.arange", "aten.linspace", "aten.scalar_tensor", "aten.eye", "aten.tril", "aten.triu", "aten.cumsum")
+@rule("aten.arange", "aten.linspace", "aten.logspace", "aten.scalar_tensor", "aten.eye", "aten.randperm")
 def positional(call: Call) -> Any:
     """Values that depend on their position: axes must stay."""
     for value in call.tensors():

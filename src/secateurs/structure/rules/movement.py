@@ -6,30 +6,48 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.structure.analysis import barrier, call_target, move, rule
+from secateurs.structure.analysis import STRETCHES, move
 from secateurs.structure.call import Call
 from secateurs.structure.ids import NEUTRAL, PINNED
+from secateurs.structure.operators import PADS, base_name, rule, short_name
+from secateurs.structure.rules import sizes
+from secateurs.structure.rules.elementwise import pointwise
 from secateurs.structure.values import Factor, Value, spread
 
 _PURE = (
-    "aten.view", "aten.reshape", "aten._unsafe_view", "aten.permute", "aten.transpose", "aten.t", "aten.numpy_T",
-    "aten.squeeze", "aten.unsqueeze", "aten.expand", "aten.expand_as", "aten.select", "aten.narrow", "aten.split",
-    "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.unbind", "aten.flip", "aten.repeat", "aten.tile",
-    "aten.repeat_interleave", "aten.unflatten", "aten.flatten", "aten.movedim", "aten.moveaxis", "aten.swapaxes",
-    "aten.swapdims", "aten.diagonal", "aten.rot90", "aten.view_as", "aten.reshape_as",
-    "aten.pixel_unshuffle", "aten.mT", "aten.mH", "aten.adjoint", "aten.unsafe_split", "aten.unsafe_chunk",
-    "aten.unsafe_split_with_sizes", "aten.broadcast_to", "aten.hsplit", "aten.vsplit", "aten.ravel",
-    "aten.fliplr", "aten.flipud",
+    "aten.permute", "aten.transpose", "aten.t", "aten.numpy_T", "aten.squeeze", "aten.unsqueeze", "aten.expand_as",
+    "aten.tensor_split", "aten.unbind", "aten.flip", "aten.repeat_interleave", "aten.flatten", "aten.movedim",
+    "aten.moveaxis", "aten.swapaxes", "aten.swapdims", "aten.diagonal", "aten.rot90", "aten.view_as",
+    "aten.reshape_as", "aten.pixel_unshuffle", "aten.mT", "aten.mH", "aten.adjoint", "aten.hsplit", "aten.vsplit",
+    "aten.ravel", "aten.fliplr", "aten.flipud", "aten.dsplit", "aten.atleast_1d", "aten.atleast_2d",
+    "aten.atleast_3d", "aten.matrix_H", "aten.squeeze_copy", "aten.unsqueeze_copy", "aten.permute_copy",
+    "aten.transpose_copy", "aten.t_copy", "aten.unbind_copy", "aten.diagonal_copy",
+)  # fmt: skip
+_RESHAPED = (
+    "aten.view", "aten.view_copy", "aten.reshape", "aten._unsafe_view", "aten._reshape_alias", "aten._reshape_copy",
+    "aten.expand", "aten.expand_copy", "aten.broadcast_to",
+)  # fmt: skip
+_SPLIT = (
+    "aten.split", "aten.split_copy", "aten.split_with_sizes", "aten.split_with_sizes_copy", "aten.unsafe_split",
+    "aten.unsafe_split_with_sizes",
 )  # fmt: skip
 
 
 @rule(*_PURE)
+@rule(*_RESHAPED, sizes=sizes.target_sizes)
+@rule("aten.repeat", "aten.tile", sizes=sizes.repeats)
+@rule("aten.unflatten", sizes=sizes.split_axis)
+@rule(*_SPLIT, sizes=sizes.parts)
+@rule("aten.chunk", "aten.unsafe_chunk", sizes=sizes.chunks)
+@rule("aten.narrow", "aten.narrow_copy", sizes=sizes.window)
+@rule("aten.select", "aten.select_copy", sizes=sizes.position)
 def pure(call: Call) -> Any:
     """Ids move with their elements; a second tensor (``view_as``) lends its shape, and its units to what is spread."""
     first = next(value for value in call.arguments.values() if isinstance(value, Value))
     if len(call.tensors()) > 1:
         return _like(call, first)
-    return move(call)
+    stretched = STRETCHES.get(base_name(call.node.target))
+    return move(call) if stretched is None else call.stretch(first, move(call), call.raw(stretched))
 
 
 def _like(call: Call, value: Value) -> Value:
@@ -40,11 +58,16 @@ def _like(call: Call, value: Value) -> Value:
         settled = call.settle(moved.reshape(call.shape) if same else moved.expand(call.shape))
         if settled is not None:
             factors.append(settled)
-    if str(call.node.target) == "aten.expand_as.default":
+    if base_name(call.node.target) == "aten.expand_as":
         shape = (1,) * (len(call.shape) - len(value.shape)) + value.shape
         other: Value = call["other"]
         factors += [factor for factor in other.factors if shape[factor.dim] == 1]
-    return Value(call.shape, tuple(factors))
+    found = Value(call.shape, tuple(factors))
+    if base_name(call.node.target) in ("aten.view_as", "aten.reshape_as"):
+        shape_giver: Value = call["other"]
+        for dim in sorted(found.dims() | shape_giver.dims()):
+            call.align([found.along(dim), shape_giver.along(dim)], "takes the shape of another tensor")
+    return found
 
 
 @rule("aten.pixel_shuffle")
@@ -62,7 +85,7 @@ def channel_shuffle(call: Call) -> Any:
     return move(call)
 
 
-@rule("aten.slice")
+@rule("aten.slice", "aten.slice_copy", sizes=sizes.bounds)
 def slice_(call: Call) -> Any:
     """A part of an axis; every second unit cannot be re-derived as a slice, so a step pins."""
     value = call["self"]
@@ -71,7 +94,7 @@ def slice_(call: Call) -> Any:
     return move(call)
 
 
-@rule("aten.roll")
+@rule("aten.roll", sizes=sizes.shifts)
 def roll(call: Call) -> Any:
     """A rotation; of the unit axis too, since the shift is re-derived."""
     if not call["dims"]:
@@ -79,14 +102,14 @@ def roll(call: Call) -> Any:
     return move(call)
 
 
-@rule("aten.unfold")
+@rule("aten.unfold", "aten.unfold_copy")
 def unfold(call: Call) -> Any:
     """Windows along one axis, which must be free."""
     call.pin_dims(call["self"], [call["dimension"]], "sliding windows run over this axis")
     return move(call)
 
 
-@rule("aten.pad", "aten.constant_pad_nd")
+@rule(*PADS, sizes=sizes.amounts)
 def pad(call: Call) -> Any:
     """Padding with a constant brings ids of its own, which follow what they meet; other modes read neighbours."""
     value: Value = call["self"]
@@ -153,60 +176,70 @@ def stack(call: Call) -> Any:
     return Value(joined.shape, tuple(factor for factor in joined.factors if factor.dim != dim))
 
 
-@rule("aten.index", "aten._unsafe_index", "aten.index_select", "aten.gather", "aten.take_along_dim")
-def index(call: Call) -> Any:
-    """Positions known at trace time move ids; positions computed from the input need free axes."""
-    wanted = call.get("indices", call.get("index"))
-    wanted = wanted if isinstance(wanted, (list, tuple)) else [wanted]
-    value: Value = call["self"]
-    if "dim" in call.arguments:
-        dims = [call["dim"] % len(value.shape)]
-    else:
-        dims = [d for d, item in enumerate(wanted) if item is not None]
-    if all(item is None or item.constant is not None for item in wanted):
-        call.pin_dims(value, dims, "units are picked by a tensor of positions")
-        return move_first(call, "self")
-    for item in wanted:
-        if item is not None:
-            call.pin([factor.ids for factor in item.factors], "positions are computed from it")
-    if len(dims) != 1 or len(call.shape) != len(value.shape):
-        return barrier(call, "positions computed from the input")
-    call.pin_dims(value, dims, "positions are computed from the input")
-    return value.with_shape(call.shape, [d for d in range(len(value.shape)) if d not in dims])
+@rule("aten.meshgrid", "aten.broadcast_tensors")
+def spread_out(call: Call) -> Any:
+    """Every result has the units of every input along its axis."""
+    tensors = call.tensors()
+    if short_name(call.node.target) != "meshgrid":
+        return pointwise(call)
+    axes = list(range(len(call.shape)))
+    if call.get("indexing") == "xy" and len(axes) > 1:
+        axes[:2] = axes[1], axes[0]
+    factors = tuple(Factor(dim, ids) for dim, value in zip(axes, tensors, strict=True) for ids in value.along(0))
+    return [Value(shape, factors) for shape in call.shapes]
 
 
-def move_first(call: Call, name: str) -> Value:
-    """Move the ids of one argument; the other tensors are real index tensors."""
-    value: Value = call[name]
-    others = {n: _constant(a) for n, a in call.arguments.items() if n != name}
-    factors = []
-    for factor in value.factors:
-        moved = call_target(call.node.target, {**call.arguments, **others, name: spread(factor, value.shape)})
-        settled = call.settle(moved)
-        if settled is not None:
-            factors.append(settled)
+@rule("aten.block_diag")
+def block_diag(call: Call) -> Any:
+    """Rows and columns stand one after the other; what is in no block is zero whatever goes."""
+    factors: list[Factor] = []
+    for dim in range(2):
+        parts = []
+        for value in call["tensors"]:
+            value = Value((*(1,) * (2 - len(value.shape)), *value.shape), _shifted(value, 2 - len(value.shape)))
+            stack = value.along(dim)
+            parts.append(stack[0] if len(stack) == 1 else np.full(value.shape[dim], PINNED))
+            call.pin(stack if len(stack) > 1 else [], "two kinds of units meet one")
+        factors.append(Factor(dim, np.concatenate(parts)))
     return Value(call.shape, tuple(factors))
 
 
-def _constant(argument: Any) -> Any:
-    if isinstance(argument, Value):
-        return argument.constant
-    if isinstance(argument, (list, tuple)):
-        return [_constant(item) for item in argument]
-    return argument
+def _shifted(value: Value, by: int) -> tuple[Factor, ...]:
+    return tuple(Factor(factor.dim + by, factor.ids) for factor in value.factors)
 
 
-@rule("aten.im2col", "aten.col2im")
+@rule("aten.diag_embed")
+def diag_embed(call: Call) -> Any:
+    """An axis becomes the diagonal of a square: row and column go together."""
+    value: Value = call["self"]
+    rank, last = len(call.shape), len(value.shape) - 1
+    rows, columns = (int(call.get(name, default)) % rank for name, default in (("dim1", -2), ("dim2", -1)))
+    if call.get("offset", 0) != 0:
+        call.pin_dims(value, [last], "it lies beside the diagonal")
+    places = [dim for dim in range(rank) if dim not in (rows, columns)]
+    factors = [Factor(places[f.dim], f.ids) for f in value.factors if f.dim != last]
+    if call.get("offset", 0) == 0:
+        factors += [Factor(dim, ids) for dim in (rows, columns) for ids in value.along(last)]
+    return Value(call.shape, tuple(factors))
+
+
+@rule("aten.im2col")
 def im2col(call: Call) -> Any:
     """Patches of channels; the channel axis carries each unit once per kernel position."""
     value: Value = call["self"]
-    call.pin_dims(value, range(2 if len(value.shape) == 4 else 1, len(value.shape)), "patches are cut from this axis")
-    if "col2im" in str(call.node.target):
-        area = int(np.prod(call["kernel_size"]))
-        factors = []
-        for ids in value.along(len(value.shape) - 2):
-            _, units = call.grid(ids, (len(ids) // area, area))
-            chosen = units if len(units) == len(ids) // area else np.full(len(ids) // area, PINNED)
-            factors.append(Factor(len(value.shape) - 2, chosen))
-        return Value(call.shape, tuple(factors))
+    call.pin_dims(value, range(len(value.shape) - 2, len(value.shape)), "patches are cut from this axis")
     return move(call)
+
+
+@rule("aten.col2im")
+def col2im(call: Call) -> Any:
+    """Patches are added up to an image: the kernel positions of a channel go together."""
+    value: Value = call["self"]
+    rows, area = len(value.shape) - 2, int(np.prod(call["kernel_size"]))
+    call.pin_dims(value, [rows + 1], "patches are laid along this axis")
+    factors = [factor for factor in value.factors if factor.dim < rows]
+    for ids in value.along(rows):
+        table = ids.reshape(-1, area)
+        call.ids.tie(table)
+        factors.append(Factor(rows, table.max(axis=1)))
+    return Value(call.shape, tuple(factors))

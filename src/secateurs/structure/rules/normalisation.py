@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateurs.structure.analysis import rule
 from secateurs.structure.call import FEWEST_ROWS, Call
+from secateurs.structure.operators import BATCH_NORMS, rule
+from secateurs.structure.rules import sizes
 from secateurs.structure.values import Factor, Value
 
 _STATISTIC = "a statistic spans units"
@@ -33,10 +34,7 @@ def _scale(call: Call, value: Value, dim: int, names: tuple[str, ...], kind: str
     return Value(value.shape, (*others, *(Factor(dim, ids) for ids in stack)))
 
 
-@rule(
-    "aten.batch_norm", "aten._native_batch_norm_legit_no_training", "aten.native_batch_norm", "aten.cudnn_batch_norm",
-    "aten._native_batch_norm_legit", "aten._batch_norm_with_update", "aten._batch_norm_no_update",
-)  # fmt: skip
+@rule(*BATCH_NORMS)
 def batch_norm(call: Call) -> Any:
     """Every channel alone; four parameters and statistics per channel.
 
@@ -56,7 +54,13 @@ def instance_norm(call: Call) -> Any:
     return _scale(call, value, 1, ("weight", "bias", "running_mean", "running_var"), "instance_norm")
 
 
-@rule("aten.layer_norm", "aten.native_layer_norm", "aten.rms_norm", "aten._fused_rms_norm")
+@rule(
+    "aten.layer_norm",
+    "aten.native_layer_norm",
+    "aten.rms_norm",
+    "aten._fused_rms_norm",
+    sizes=sizes.normalized_shape,
+)
 def layer_norm(call: Call) -> Any:
     """The statistic over the unit axis changes when units go: allowed, and checked against the interpreter."""
     value: Value = call["input"]
@@ -78,11 +82,12 @@ def layer_norm(call: Call) -> Any:
     return _result(call, result)
 
 
-@rule("aten.group_norm")
+@rule("aten.group_norm", sizes=sizes.groups)
+@rule("aten.native_group_norm", sizes=sizes.channels_and_groups)
 def group_norm(call: Call) -> Any:
     """Whole groups where there are enough of them (the statistic is untouched), else tied positions."""
     value: Value = call["input"]
-    groups = int(call["num_groups"])
+    groups = int(call.get("num_groups", call.get("group")))
     call.pin_dims(value, range(2, len(value.shape)), _STATISTIC)
     channels = value.shape[1]
     scaled = _scale(call, value, 1, ("weight", "bias"), "group_norm")
@@ -97,10 +102,10 @@ def group_norm(call: Call) -> Any:
             call.ids.tie(table if rows else table.T)
     if not rows and scaled.along(1):
         call.analysis.statistics.add(call.node.name)
-    return scaled
+    return _result(call, scaled)
 
 
-@rule("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax", "aten.softmin")
+@rule("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax", "aten.softmin", "aten._safe_softmax")
 def softmax(call: Call) -> Any:
     """Over a free axis nothing happens; over units the statistic changes."""
     value: Value = call["self"]

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateurs.structure.analysis import barrier, rule
+from secateurs.structure.analysis import barrier
 from secateurs.structure.call import Call, Use
+from secateurs.structure.operators import rule
 from secateurs.structure.values import Factor, Value
 
 _STATE = "is the state of a recurrent layer"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateurs.structure.analysis import rule
 from secateurs.structure.call import Call
+from secateurs.structure.operators import operator_name, rule, short_name
 from secateurs.structure.values import Factor, Value
 from secateurs.structure.vanishing import vanishes
 
@@ -42,7 +42,7 @@ def reduce_dims(call: Call, value: Value, dims: Sequence[int], keepdim: bool) ->
 
 
 def _is_statistic(call: Call, keepdim: bool) -> bool:
-    name = str(call.node.target).split(".")[1]
+    name = short_name(call.node.target)
     source = call.node.all_input_nodes[0]
     if call.node.name in call.analysis.weights:
         return name in _STATISTICS and not _gives_positions(call)
@@ -51,13 +51,13 @@ def _is_statistic(call: Call, keepdim: bool) -> bool:
 
 def _gives_positions(call: Call) -> bool:
     used = any(user.target is operator.getitem and user.args[1] == 1 and user.users for user in call.node.users)
-    return used and str(call.node.target) in ("aten.max.dim", "aten.min.dim")
+    return used and operator_name(call.node.target) in ("aten.max.dim", "aten.min.dim")
 
 
 @rule(
     "aten.mean", "aten.sum", "aten.amax", "aten.amin", "aten.max", "aten.min", "aten.var", "aten.std", "aten.var_mean",
     "aten.std_mean", "aten.prod", "aten.logsumexp", "aten.argmax", "aten.argmin", "aten.any", "aten.all",
-    "aten.median", "aten.nansum",
+    "aten.median", "aten.nansum", "aten.nanmean", "aten.count_nonzero",
 )  # fmt: skip
 def reduction(call: Call) -> Any:
     """Over free axes units pass."""
@@ -80,11 +80,13 @@ _SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
     "aten.max_pool3d_with_indices", "aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d",
     "aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool3d", "aten._adaptive_avg_pool2d",
     "aten._adaptive_avg_pool3d", "aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d",
-    "aten.max_pool1d_with_indices", "aten.lp_pool2d", "aten.fractional_max_pool2d",
+    "aten.max_pool1d_with_indices", "aten.lp_pool2d", "aten.fractional_max_pool2d", "aten.fractional_max_pool3d",
+    "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.reflection_pad3d", "aten.replication_pad1d",
+    "aten.replication_pad2d", "aten.replication_pad3d",
 )  # fmt: skip
 def pooling(call: Call) -> Any:
-    """Runs over the trailing axes; channels pass."""
-    name = str(call.node.target)
+    """Pooling, and padding that reads neighbours: runs over the trailing axes; channels pass."""
+    name = short_name(call.node.target)
     rank = next(size for text, size in _SPATIAL.items() if text in name)
     return _resample(call, call["self"], rank)
 
@@ -101,6 +103,7 @@ def _resample(call: Call, value: Value, rank: int) -> Any:
     "aten.upsample_nearest1d", "aten.upsample_nearest2d", "aten.upsample_nearest3d", "aten.upsample_bilinear2d",
     "aten.upsample_bicubic2d", "aten.upsample_linear1d", "aten.upsample_trilinear3d", "aten._upsample_nearest_exact2d",
     "aten._upsample_bilinear2d_aa", "aten._upsample_bicubic2d_aa", "aten._upsample_nearest_exact1d",
+    "aten._upsample_nearest_exact3d", "aten._upsample_lanczos2d_aa",
 )  # fmt: skip
 def upsample(call: Call) -> Any:
     """Interpolation over space."""
@@ -112,7 +115,7 @@ def upsample(call: Call) -> Any:
 def unpool(call: Call) -> Any:
     """Values go back to where a pooling took them from: channels meet the channels of the places."""
     value, places = call["self"], call["indices"]
-    lead = len(value.shape) - int(str(call.node.target).split("unpool")[1][0])
+    lead = len(value.shape) - _SPATIAL[short_name(call.node.target).removeprefix("max_unpool")]
     for each in (value, places):
         call.pin_dims(each, range(lead, len(value.shape)), "pooling or resampling runs over this axis")
     stack = call.align([value.along(lead - 1), places.along(lead - 1)], "is put back to places that stay")
@@ -125,3 +128,29 @@ def grid_sampler(call: Call) -> Any:
     """Sampling at positions: channels pass, the positions must be whole."""
     call.pin([factor.ids for factor in call["grid"].factors], "positions are computed from it")
     return _resample(call, call["input"], len(call["input"].shape) - 2)
+
+
+@rule("aten.affine_grid_generator")
+def affine_grid(call: Call) -> Any:
+    """Positions of an affine map."""
+    call.pin([factor.ids for factor in call["theta"].factors], "positions are computed from it")
+    return Value(call.shape)
+
+
+@rule("torchvision.roi_align", "torchvision.roi_pool", "torchvision.ps_roi_align", "torchvision.ps_roi_pool")
+def regions(call: Call) -> Any:
+    """Pooling of boxes: channels pass, the boxes must be whole; position-sensitive pooling spends channels."""
+    value: Value = call["input"]
+    call.pin([factor.ids for factor in call["rois"].factors], "positions are computed from it")
+    spent = range(1, 4) if short_name(call.node.target).startswith("ps_") else range(2, 4)
+    call.pin_dims(value, spent, "pooling or resampling runs over this axis")
+    kept = tuple(factor for factor in value.factors if factor.dim == 1 and 1 not in spent)
+    results = [Value(shape, kept if len(shape) == 4 else ()) for shape in call.shapes]
+    return results[0] if isinstance(call.node.meta["val"], torch.Tensor) else results
+
+
+@rule("torchvision.nms")
+def suppression(call: Call) -> Any:
+    """Boxes are compared: they and their scores must be whole."""
+    call.pin([factor.ids for value in call.tensors() for factor in value.factors], "boxes are compared by value")
+    return Value(call.shape)

@@ -1,0 +1,135 @@
+"""A forward as an exported program: batch free where it may be, contexts inlined, unknown operators spelled out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from secateurs.structure.containers import make_known, marked
+from secateurs.structure.decompose import decompose_unknown
+from secateurs.structure.examples import batch_of, doubled
+from secateurs.structure.inline import inline_contexts
+from secateurs.structure.input_sizes import INPUT_SIZES, input_sizes
+from secateurs.structure.ones import with_ones
+from secateurs.structure.untouched import fresh_runs
+
+
+@dataclass(frozen=True)
+class Capture:
+    """How a forward is exported.
+
+    ``barriers``: globs of operators that are left as they are; ``repeat``: a batch of one is repeated to two, so that
+    the batch size is not mistaken for a constant; ``free``: every axis of the inputs may be free (height, width,
+    length) where the exporter finds that the network takes others, not the batch alone.
+    """
+
+    barriers: tuple[str, ...] = ()
+    repeat: bool = True
+    free: bool = False
+
+
+def captured(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: Capture
+) -> torch.export.ExportedProgram:
+    """The program of the forward in the mode that the network is in.
+
+    Raises:
+        Exception: what the exporter raised first.
+    """
+    program = _export(model, args, kwargs, how)
+    inline_contexts(program)
+    decompose_unknown(program, how.barriers)
+    # Now: whoever compares two symbolic sizes later binds them for good.
+    sizes = input_sizes(program)
+    program.graph_module.meta[INPUT_SIZES] = with_ones(program, model, sizes) if how.free else sizes
+    return program
+
+
+def _export(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: Capture
+) -> torch.export.ExportedProgram:
+    args, kwargs = _apart((args, kwargs))
+    attempts: list[tuple[Any, Any, Callable[[int, torch.Tensor], bool] | None]] = []
+    if how.repeat and batch_of(args, kwargs) is not None:
+        positional, keyword = doubled(args), doubled(kwargs)
+        attempts += [(positional, keyword, axes) for axes in (_FREE if how.free else ())]
+        attempts += [(positional, keyword, _batch), (positional, keyword, None)]
+    elif how.free:
+        attempts += [(args, kwargs, axes) for axes in _FREE]
+    attempts.append((args, kwargs, None))
+    failure: Exception | None = None
+    for positional, keyword, axes in attempts:
+        shapes = None if axes is None else (_dynamic(positional, axes), _dynamic(keyword, axes))
+        try:
+            with fresh_runs(model):
+                return _export_once(model, positional, keyword, shapes)
+        except Exception as error:
+            failure = failure or error
+    assert failure is not None
+    if make_known(_output(model, args, kwargs)):
+        return _export(model, args, kwargs, how)
+    raise failure
+
+
+def _output(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the forward returns; nothing where it fails, which is not what is asked here."""
+    try:
+        with fresh_runs(model), torch.no_grad():
+            return model(*args, **kwargs)
+    except Exception:
+        return None
+
+
+def _apart(tree: Any) -> Any:
+    """Inputs of which no two are one tensor: the exporter would read the last of them in place of all."""
+    seen: set[int] = set()
+
+    def own(leaf: torch.Tensor) -> torch.Tensor:
+        if id(leaf) in seen:
+            return leaf.clone(memory_format=torch.preserve_format)
+        seen.add(id(leaf))
+        return leaf
+
+    return pytree.tree_map_only(torch.Tensor, own, tree)
+
+
+def _batch(dim: int, tensor: torch.Tensor) -> bool:
+    return dim == 0
+
+
+_FREE: tuple[Callable[[int, torch.Tensor], bool], ...] = (
+    lambda dim, tensor: True,
+    lambda dim, tensor: dim in (0, tensor.dim() - 2, tensor.dim() - 1),
+    lambda dim, tensor: dim in (0, tensor.dim() - 1),
+    lambda dim, tensor: dim in (0, tensor.dim() - 2),
+)
+"""Which axes may be free, most first: the exporter fails with an axis that it cannot tell to be a number."""
+
+
+def _dynamic(tree: Any, axes: Callable[[int, torch.Tensor], bool]) -> Any:
+    def mark(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.dim():
+            return None
+        return {dim: torch.export.Dim.AUTO for dim in range(leaf.dim()) if axes(dim, leaf)}
+
+    return marked(tree, mark)
+
+
+def _export_once(model: torch.nn.Module, args: Any, kwargs: Any, shapes: Any) -> torch.export.ExportedProgram:
+    if shapes is None:
+        return torch.export.export(model, args, kwargs, strict=False)
+    positional, keyword = shapes
+    return torch.export.export(model, args, kwargs, dynamic_shapes=_named(model, positional, keyword), strict=False)
+
+
+def _named(model: torch.nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> Any:
+    """Dynamic shapes by position, or by name where there are keyword inputs."""
+    if not keyword:
+        return tuple(positional)
+    bound = inspect.signature(model.forward).bind(*positional, **keyword)
+    return dict(bound.arguments)
