@@ -38,20 +38,22 @@ from secateurs.data import Data, accuracy, open_data
 from secateurs.data.images import Images
 from secateurs.export.artifacts import variants
 from secateurs.importance.context import Context
+from secateurs.importance.scoring import Scorer, scores
 from secateurs.importance.statistics import gather
-from secateurs.importance.values import scores
 from secateurs.latency.model import LatencyModel
+from secateurs.latency.targets import open_target
+from secateurs.measure.profile import profile
 from secateurs.models import Loaded, load
 from secateurs.plan import Plan
-from secateurs.planning import Planner
-from secateurs.profiling import open_target, profile
+from secateurs.planning.channels import Channels
+from secateurs.planning.planner import Planner
 from secateurs.provenance import versions
 from secateurs.recover.batch_norm import reestimate
 from secateurs.recover.finetune import finetune
-from secateurs.recover.least_squares import correct_bias
 from secateurs.recover.recipe import Recipe
+from secateurs.recover.refit.least_squares import correct_bias
 from secateurs.recover.repair import repair
-from secateurs.search_options import Legal
+from secateurs.search.legal import Legal, find_strategy
 from secateurs.structure import Graph, apply, trace
 
 ROWS = Path(__file__).parent / "results" / "accuracy_at_latency.csv"
@@ -196,8 +198,9 @@ class Bench:
             names = [group.name for number, group in enumerate(self.graph.spec.groups) if number not in inside]
             legal = replace(legal, pinned=tuple(names))
         resources = ("macs",) if method == "MACs knapsack" else ("latency",)
-        planner = Planner(self.graph, costs, strategy, criterion, legal=legal, resources=resources)
-        planner.__dict__["scores"] = self.scores[criterion]
+        search = find_strategy(strategy)
+        scorer = Scorer(self.graph, criterion, known=self.scores[criterion])
+        planner = Planner(Channels(self.graph, costs, legal), scorer, search, resources)
         if resources == ("latency",):
             planner.__dict__["models"] = {"latency": self.table}
         return planner

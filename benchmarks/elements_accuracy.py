@@ -31,27 +31,27 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from secateurs.data import Data, accuracy, open_data
-from secateurs.element_planning import measured_space
-from secateurs.element_refinement import refined
-from secateurs.element_training import ElementTraining
 from secateurs.elements.rectangles import deployable
 from secateurs.elements.selection import eligible, patterns
 from secateurs.export.program import export_program
+from secateurs.importance.scoring import Scorer
+from secateurs.jobs.plan_stage import calibration_batches
 from secateurs.latency.store import Store
 from secateurs.latency.targets import open_target
-from secateurs.latency.targets._base import processor_name, skips_pruned_elements
+from secateurs.latency.targets._base import processor_name
 from secateurs.latency.timing import Protocol, compare
 from secateurs.models import Loaded, load
 from secateurs.plan import Measurement, Plan
-from secateurs.planning import Planner
-from secateurs.planning_stage import calibration_batches
-from secateurs.progress import silent
+from secateurs.planning.elements.costs import measured_space
+from secateurs.planning.elements.refinement import refined
+from secateurs.planning.planner import Planner
 from secateurs.provenance import versions
 from secateurs.recover.finetune import finetune
 from secateurs.recover.recipe import Recipe
 from secateurs.recover.repair import repair
-from secateurs.scoring import score
-from secateurs.search_options import Legal, SearchOptions
+from secateurs.recover.schedules.elements import ElementTraining
+from secateurs.search.legal import Legal
+from secateurs.search.rows import kept_rows
 from secateurs.structure import Graph, apply, trace
 from secateurs.structure.kernel_elements import elements_pruned, macs_left
 
@@ -229,7 +229,7 @@ def measure(bench: Bench, plans: dict[str, Plan]) -> dict[str, Measurement]:
             for number, name in enumerate(["dense", *names[start : start + AT_ONCE]]):
                 small = apply(bench.loaded.module, plans[name], bench.loaded.example(), check=False).eval()
                 files[name] = Path(folder) / f"{start + number}.pt2"
-                written = deployable(small, plans[name], bench.loaded.example(), skips=skips_pruned_elements(target))
+                written = deployable(small, plans[name], bench.loaded.example(), skips=target.skips_pruned_elements)
                 export_program(written, bench.loaded.example(), files[name])
             found |= compare(target, files, protocol=PRECISE)
     return found
@@ -244,18 +244,21 @@ def make_plans(bench: Bench) -> None:
     space = measured_space(bench.graph, open_target(TARGET), "block", Legal(), store=Store())
     own = len(bench.graph.spec.groups)
     dense_widths = tuple(np.array([group.units]) for group in space.spec.groups)
-    known = score(bench.graph, "fisher", calibration_batches(images), None, 0, silent)
+    known = Scorer(bench.graph, "fisher", calibration_batches(images)).scores
     for name, options in {
-        "channels": (*space.options[:own], *dense_widths[own:]),
-        "joint": space.options,
-        "counts": (*dense_widths[:own], *space.options[own:]),
+        "channels": (*space.offered[:own], *dense_widths[own:]),
+        "joint": space.offered,
+        "counts": (*dense_widths[:own], *space.offered[own:]),
     }.items():
         if (WORK / f"{name}.plan.json").exists():
             continue
         planner = Planner(
-            bench.graph, None, "knapsack", "fisher", known=known, elements=replace(space, options=options),
-            target=TARGET, legal=Legal(blocks=name != "counts"), images=images, options=SearchOptions(folder=WORK),
-        )  # fmt: skip
+            replace(space, offered=options, legal=Legal(blocks=name != "counts")),
+            Scorer(bench.graph, "fisher", known=known),
+            target=TARGET,
+            images=images,
+            rows=kept_rows(WORK / "evaluations.sqlite3"),
+        )
         limit = goal
         for _ in range(6):
             plan = planner.plan(planner.solve({"latency": limit}), f"{limit:.4f}")

@@ -32,21 +32,22 @@ import numpy as np
 from secateurs.cost import CostModel, CostTerm
 from secateurs.data import open_data
 from secateurs.errors import InfeasibleBudgetError
+from secateurs.importance.scoring import Scorer
 from secateurs.models import load
-from secateurs.planning import Planner
+from secateurs.planning.channels import Channels
+from secateurs.planning.planner import Planner
 from secateurs.progress import silent
 from secateurs.provenance import versions
 from secateurs.search.exact import solve_exact
 from secateurs.search.hamp.archive import Archive, Box
 from secateurs.search.hamp.encoding import Encoding
-from secateurs.search.hamp.judging import Judging, evaluate_all
+from secateurs.search.hamp.evaluating import Judging, evaluate_all
 from secateurs.search.hamp.operators import random_genomes
-from secateurs.search.hamp.search import Search, Settings
+from secateurs.search.hamp.search import HampSettings, Search
 from secateurs.search.hamp.start import make_start
 from secateurs.search.options import reachable_lengths
 from secateurs.search.problem import Constraint, Problem
 from secateurs.search.rows import FileRows
-from secateurs.search_options import Legal
 from secateurs.structure import trace
 
 RESULTS = Path(__file__).parent / "results" / "hamp.csv"
@@ -81,12 +82,12 @@ def open_all(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
 def prepare(arguments: argparse.Namespace) -> None:
     """Freezes latency tables, legal widths and scores."""
     from secateurs.latency.store import Store
-    from secateurs.profiling import profile
+    from secateurs.measure.profile import profile
 
     _, data, graph = open_all(arguments)
     costs = profile(graph, TARGET, threads=1, store=Store(arguments.store))
     batches = data.calibration.take(512).batches(64)
-    planner = Planner(graph, costs, "knapsack", CRITERION, data=batches, legal=Legal())
+    planner = Planner(Channels(graph, costs), Scorer(graph, CRITERION, batches))
     problem = planner.problem({"latency": 1.0})
     arrays = {f"options{g}": np.asarray(options) for g, options in enumerate(problem.options)}
     arrays |= {f"scores{g}": planner.scores[group.name] for g, group in enumerate(graph.groups)}
@@ -120,9 +121,9 @@ def _axis(axis: Any) -> Any:
 
 def open_problem(arguments: argparse.Namespace) -> tuple[Problem, dict[str, Any], Any]:
     """The frozen problem with its evaluator and stored rows, the facts, and what networks are made from."""
-    from secateurs.evaluation import make_evaluator
-    from secateurs.importance.values import curve
+    from secateurs.judging.evaluator import make_evaluator
     from secateurs.network import AxisSpec
+    from secateurs.search.values import curve
 
     loaded, data, graph = open_all(arguments)
     held = np.load(arguments.folder / "problem.npz")
@@ -200,7 +201,7 @@ def hamp(**changes: Any) -> Method:
     """This project's search."""
 
     def go(problem: Problem, encoding: Encoding, judging: Judging, seed: int, most: int) -> None:
-        settings = Settings(
+        settings = HampSettings(
             population=POPULATION, evaluations=most, stagnation=0, local_every=3, start_from_known=False
         )
         search = Search(problem, replace(settings, **changes), seed)
@@ -316,8 +317,8 @@ def measure(arguments: argparse.Namespace) -> None:
     """Every front that has no row yet, measured on the target beside dense: how far the latency model was off."""
     from secateurs.latency.predictor import ModelError
     from secateurs.latency.store import Store
-    from secateurs.measured_networks import measured_latencies
-    from secateurs.profiling import profile
+    from secateurs.measure.networks import measured_latencies
+    from secateurs.measure.profile import profile
 
     problem, facts, _ = open_problem(arguments)
     _, _, graph = open_all(arguments)
@@ -357,9 +358,9 @@ def workers(arguments: argparse.Namespace) -> None:
     """
     import time
 
+    from secateurs.judging.cluster import ray_pool
+    from secateurs.judging.processes import process_pool
     from secateurs.latency.lock import measuring
-    from secateurs.search.hamp.cluster import ray_pool
-    from secateurs.search.hamp.processes import process_pool
 
     problem, facts, loaded = open_problem(arguments)
     evaluator: Any = problem.evaluator

@@ -35,24 +35,25 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from secateurs.bench import Bench as Files
 from secateurs.cost import CostModel
 from secateurs.data import Data, Images, accuracy, open_data
-from secateurs.evaluation import CALIBRATED, make_evaluator
 from secateurs.importance.dynamic import Dynamics, watch_training
-from secateurs.importance.values import curve, scores
+from secateurs.importance.scoring import Scorer, cross_entropy_among, scores
+from secateurs.judging.evaluator import CALIBRATED, make_evaluator
 from secateurs.latency.model import LatencyModel
 from secateurs.latency.store import Store
+from secateurs.latency.targets import open_target
+from secateurs.measure.bench import Bench as Files
+from secateurs.measure.profile import profile
+from secateurs.measure.sensitivity import measured_sensitivity
 from secateurs.models import Loaded, load
 from secateurs.plan import Plan
-from secateurs.planning import make_plan
-from secateurs.profiling import open_target, profile
+from secateurs.planning.planner import make_plan
 from secateurs.progress import Progress, silent
 from secateurs.provenance import versions
 from secateurs.recover.finetune import finetune
 from secateurs.recover.recipe import Recipe
 from secateurs.recover.repair import repair
-from secateurs.scoring import cross_entropy_among, score
 from secateurs.search.knapsack import Knapsack
 from secateurs.search.lap.sensitivity import agreement, modelled, spread_sample
 from secateurs.search.lap.settings import LapSettings, Prior
@@ -60,7 +61,7 @@ from secateurs.search.lap.strategy import Lap
 from secateurs.search.options import legal_widths, right_ends
 from secateurs.search.problem import Constraint, Problem
 from secateurs.search.rows import FileRows
-from secateurs.sensitivity import measured_sensitivity
+from secateurs.search.values import curve
 from secateurs.structure import Graph, apply, trace
 
 ROWS = Path(__file__).parent / "results" / "lap.csv"
@@ -208,7 +209,7 @@ class Bench:
             dynamics = self._dynamics
             return scores(self.graph, dynamics.criterion(acs_mode="self" if criterion == "acs_self" else "pairs"))
         batches = list(self.data.calibration.take(512).batches(64)) if criterion in FROM_IMAGES else None
-        return score(self.graph, criterion, batches, None, 0, self.progress, classes=self.data.classes)
+        return Scorer(self.graph, criterion, batches, classes=self.data.classes, progress=self.progress).scores
 
     @cached_property
     def _dynamics(self) -> Dynamics:

@@ -25,16 +25,18 @@ import torch
 from result_rows import append
 
 import secateurs
-from secateurs.bench import FINAL, Bench
-from secateurs.closed_loop import Attempt, Limits, close, goal_for
 from secateurs.errors import InfeasibleBudgetError
+from secateurs.importance.scoring import Scorer
 from secateurs.latency.store import Store
 from secateurs.latency.targets import open_target
 from secateurs.latency.timing import compare
+from secateurs.measure.bench import FINAL, Bench
+from secateurs.measure.profile import profile
 from secateurs.models import load
 from secateurs.plan import Measurement
-from secateurs.planning import Choice, Planner
-from secateurs.profiling import profile
+from secateurs.planning.channels import Channels
+from secateurs.planning.closed_loop import Attempt, Limits, close, goal_for
+from secateurs.planning.planner import Choice, Planner
 from secateurs.progress import silent
 from secateurs.provenance import target_label
 from secateurs.structure import apply, trace
@@ -69,8 +71,9 @@ class Cell:
 
     def thoroughly(self, choice: Choice) -> dict[str, Measurement]:
         """Measured for the row, from a fresh export."""
-        self.bench.export(self.small(choice), self.bench.deployed)
-        files = {"dense": self.bench.dense, "pruned": self.bench.deployed}
+        deployed = self.bench.dense.with_name(f"pruned.{self.bench.target.artifact}")
+        self.bench.export(self.small(choice), deployed)
+        files = {"dense": self.bench.dense, "pruned": deployed}
         return compare(self.bench.target, files, threads=self.bench.threads, protocol=FINAL)
 
 
@@ -144,9 +147,11 @@ def main() -> None:
             with Store(options.store) as store, tempfile.TemporaryDirectory() as folder:
                 costs = profile(graph, target, threads=options.threads, store=store, seed=options.seed)
                 planner = Planner(
-                    graph, costs, "knapsack", options.criterion, options.seed, target=target_label(costs.target)
+                    Channels(graph, costs),
+                    Scorer(graph, options.criterion, seed=options.seed),
+                    target=target_label(costs.target),
                 )
-                bench = Bench(target, Path(folder), loaded.example(), options.threads, 1, options.seed, silent)
+                bench = Bench.inside(Path(folder), target, loaded.example(), options.threads, 1, options.seed, silent)
                 bench.export(loaded.module, bench.dense)
                 for limit in missing:
                     entry = run(Cell(planner, bench, loaded.module, store), limit)

@@ -30,18 +30,20 @@ from onnx import TensorProto, helper, numpy_helper
 from result_rows import append
 
 import secateurs
-from secateurs import planning
 from secateurs.errors import SecateursError
 from secateurs.export.artifacts import variants
+from secateurs.importance.scoring import Scorer
 from secateurs.latency.collect import Collector, Variants
 from secateurs.latency.design import Sample, rounded
 from secateurs.latency.lock import measuring
 from secateurs.latency.model import LatencyModel, ModelError, Profiler
 from secateurs.latency.store import Store
 from secateurs.latency.targets import Target, lower_half, open_target
+from secateurs.measure.profile import typical_plans
 from secateurs.models import load
 from secateurs.network import LayerSpec, NetworkSpec
-from secateurs.profiling import typical_plans
+from secateurs.planning.channels import Channels
+from secateurs.planning.planner import Planner
 from secateurs.progress import silent
 from secateurs.search.exact import Effort
 from secateurs.search.knapsack import Knapsack
@@ -96,7 +98,11 @@ def solver(setting: Setting, model: LatencyModel, count: int) -> list[Sample]:
     criteria = [("l1", 0), ("l2", 0), ("splamp", 0), ("lamp", 0), *(("random", seed) for seed in range(count))]
     found: dict[Sample, None] = {}
     for (criterion, seed), ratio in itertools.product(criteria, (0.8, 0.6, 0.4)):
-        planner = planning.Planner(setting.graph, model, Knapsack(Effort(gap=1e-3, seconds=5.0)), criterion, seed)
+        planner = Planner(
+            Channels(setting.graph, model),
+            Scorer(setting.graph, criterion, seed=seed),
+            Knapsack(Effort(gap=1e-3, seconds=5.0)),
+        )
         try:
             solution = planner.solve({"latency": ratio}).solution
         except SecateursError as error:

@@ -19,7 +19,8 @@ from secateurs.errors import InfeasibleBudgetError, UnstableTimingError
 from secateurs.latency.targets._base import Target
 from secateurs.latency.timing import Protocol as Timing
 from secateurs.latency.timing import compare
-from secateurs.planning import Choice, Planner
+from secateurs.planning.channels import Channels
+from secateurs.planning.planner import Choice, Planner
 
 WINDOW, FARTHEST = 1.04, 1.5
 """Rivals may be this much slower than ours; a coarse one that has nothing nearer may be so much slower."""
@@ -120,7 +121,8 @@ class Match:
 
     def _keep(self, method: str, budget: int, limit: float, choice: Choice) -> Entry:
         planner, solution = self.planners[method], choice.solution
-        costs, dense = planner.costs, planner.graph.spec.dense_widths
+        assert isinstance(planner.space, Channels)
+        costs, dense = planner.space.costs, planner.graph.spec.dense_widths
         assert costs is not None
         entry: Entry = {
             "method": method,

@@ -22,9 +22,11 @@ import torch
 from result_rows import append
 
 from secateurs.data import open_data
+from secateurs.importance.scoring import Scorer
 from secateurs.latency.lock import measuring
 from secateurs.models import load
-from secateurs.planning import Planner
+from secateurs.planning.channels import Channels
+from secateurs.planning.planner import Planner
 from secateurs.provenance import versions
 from secateurs.recover.batch_norm import reestimate
 from secateurs.recover.repair import repair
@@ -51,7 +53,7 @@ def main() -> None:
     dense = loaded.module.eval()
     reestimate(dense, data.calibration.take(64).batches(32))
     graph = trace(dense, loaded.example())
-    planner = Planner(graph, None, criterion="l2", resources=("macs",))
+    planner = Planner(Channels(graph), Scorer(graph, "l2"), resources=("macs",))
     choice = planner.solve({"macs": given.macs})
     plan = planner.plan(choice)
     small = apply(dense, plan, loaded.example(), check=False).eval()

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from secateurs.errors import InfeasibleBudgetError
-from secateurs.importance.values import order
 from secateurs.importance.weights import tensor_of
 from secateurs.progress import Progress, silent
 from secateurs.search.problem import Problem, Solution
+from secateurs.search.values import order
 from secateurs.structure import Graph
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]

@@ -22,9 +22,9 @@ from matching import Candidates, chosen
 from torch import Tensor, nn
 
 from secateurs.importance.context import Context
+from secateurs.importance.scoring import scores
 from secateurs.importance.statistics import gather
-from secateurs.importance.values import scores
-from secateurs.planning import make_plan
+from secateurs.planning.planner import make_plan
 from secateurs.provenance import versions
 from secateurs.recover.batch_norm import reestimate
 from secateurs.recover.repair import repair

@@ -49,7 +49,7 @@ from secateurs.elements.module import SparseConv2d
 from secateurs.elements.openvino import to_openvino
 from secateurs.elements.operator import call_arguments, channels_last, geometry
 from secateurs.elements.packing import Packed, pack
-from secateurs.elements.patterns import Choice, choose
+from secateurs.elements.patterns import PatternChoice, choose
 from secateurs.elements.runner import PIXELS_APART, Runner
 from secateurs.latency.lock import measuring
 
@@ -258,7 +258,7 @@ def measure_layer(layer: Layer, keep: int, threads: int, seconds: float, *, copi
     """The row of a layer; the measurement lock is held while turns are taken, not while they are prepared."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
-    choice = Choice(keep=keep, block=32 if layer.filters >= 32 else 16)
+    choice = PatternChoice(keep=keep, block=32 if layer.filters >= 32 else 16)
     weight = torch.randn(layer.filters, layer.channels, 3, 3) * 0.1
     weight = weight * choose(torch.rand_like(weight), choice)
     bias, x = torch.randn(layer.filters), torch.randn(1, layer.channels, layer.size, layer.size)
@@ -351,7 +351,7 @@ def measure_network(
     model.eval()
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
-            module.weight.data *= choose(torch.rand_like(module.weight), Choice(keep=keep))
+            module.weight.data *= choose(torch.rand_like(module.weight), PatternChoice(keep=keep))
     x = torch.randn(1, 3, size, size)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

@@ -52,9 +52,9 @@ def main() -> None:
     for line in figures(rows):
         print(line)
     if not options.networks:
-        from support_matrix import write_matrix
+        from support_matrix import write_page
 
-        write_matrix(list(rows.values()), ROOT / "docs" / "support-matrix.md")
+        write_page(ROOT)
 
 
 def sweep(names: list[str], path: Path, again: bool, timeout: float) -> None:

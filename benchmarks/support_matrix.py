@@ -1,9 +1,13 @@
-"""Writes docs/support-matrix.md from the rows of the structure sweep."""
+"""Writes docs/support-matrix.md from the rows of the structure sweep and of the networks after public reports."""
 
 from __future__ import annotations
 
+import collections
+import csv
 from pathlib import Path
 from typing import Any
+
+from secateurs.errors import shortened
 
 HEADER = """# Support matrix
 
@@ -20,11 +24,101 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_matrix(rows: list[dict[str, Any]], path: Path) -> None:
-    """The page, one line per network."""
+REPORTED = """
+## Networks after public reports
+
+Each was written small, by hand, after a report in the tracker of a pruning or export tool: the trait that broke it
+there and as little around it as that needs (`tests/zoo/reported_*.py`). *before*: what became of it on commit
+`{before}`, which had not seen these networks; *after*: what becomes of it on `{after}`. Each is traced, planned with
+`keep=0.6` and random units, cut through the check, judged in float64 at two batch sizes by a judge that shares no code
+with the cut, compared in the form of its outputs in evaluation and in training, and trained for a step. *gone*: share
+of the parameters that went. Rows: `benchmarks/results/reported_networks.csv`, from `scripts/bench reported_networks`.
+
+{counts}
+
+"""
+CHECKED = """
+## What the check lets through
+
+The check that every user gets (docs/structure.md, "The check"), asked beside the independent judge about random cuts
+of networks of one trait each (`tests/structure/traits_*.py`), of random networks and of architectures of the list
+above, in the user's own class and before anything is rebuilt. *right*, *wrong*: by the judge; *passed*, *refused*: by
+the check; *pinned*: nothing can go. What is *wrong and refused* is rebuilt from the graph, or told. *damaged*: index
+lists were permuted so that the outputs alone can tell, and the judge calls it wrong; *unseen* of these passed. Commit
+`{old}` drew a constant image, `{new}` draws at random. Rows: `benchmarks/results/users_check.csv`, from
+`scripts/bench users_check`.
+
+"""
+CHECKED_COLUMNS = (
+    "code", "networks", "count", "right and passed", "right and refused", "wrong and refused", "wrong and passed",
+    "pinned or refused before", "traceback", "damaged", "unseen",
+)  # fmt: skip
+REPORTED_COLUMNS = ("network", "report", "trait", "before", "after", "gone", "why")
+SHORT = {
+    "right in own class": "right", "right rebuilt": "right, rebuilt", "refused with reason": "refused",
+    "nothing removed silently": "nothing removed, silently",
+}  # fmt: skip
+
+
+def write_page(root: Path) -> None:
+    """The whole page, from every stored row."""
+    results, path = root / "benchmarks" / "results", root / "docs" / "support-matrix.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = "| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS) + "\n"
-    path.write_text(HEADER + head + "".join(_line(row) for row in rows), encoding="utf-8")
+    text = HEADER + _head(COLUMNS) + "".join(_line(row) for row in _rows(results / "structure_sweep.csv"))
+    text += _reported(_rows(results / "reported_networks.csv")) + _checked(_rows(results / "users_check.csv"))
+    path.write_text(text, encoding="utf-8")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _head(columns: tuple[str, ...]) -> str:
+    return "| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns) + "\n"
+
+
+def _reported(rows: list[dict[str, Any]]) -> str:
+    """The table of networks after public reports; nothing without rows."""
+    before, after = ({row["network"]: row for row in rows if row["code"] == code} for code in ("before", "after"))
+    if not after:
+        return ""
+    counts = "\n".join(f"* {name}: {_counts(part)}" for name, part in (("before", before), ("after", after)) if part)
+    commits = ["`, `".join(dict.fromkeys(row["commit"] for row in part.values())) for part in (before, after)]
+    text = REPORTED.format(before=commits[0], after=commits[1], counts=counts) + _head(REPORTED_COLUMNS)
+    for name, row in after.items():
+        old = before.get(name, {}).get("outcome", "")
+        gone = _percent(row["removed"]) if row["outcome"].startswith("right") else ""
+        now, why = SHORT.get(row["outcome"], row["outcome"]), shortened(row["reason"].replace("|", "/"))
+        cells = (name, row["report"], row["trait"], SHORT.get(old, old), now, gone, why)
+        text += "| " + " | ".join(cells) + " |\n"
+    return text
+
+
+def _checked(rows: list[dict[str, Any]]) -> str:
+    """The table of what the check said beside the judge; nothing without rows."""
+    codes = list(dict.fromkeys(row["code"] for row in rows))
+    if not codes:
+        return ""
+    text = CHECKED.format(old=codes[0], new=codes[-1]) + _head(CHECKED_COLUMNS)
+    for code in codes:
+        for family in dict.fromkeys(row["family"] for row in rows):
+            mine = [row for row in rows if (row["code"], row["family"]) == (code, family)]
+            if not mine:
+                continue
+            kinds = collections.Counter(row["kind"] for row in mine)
+            kinds["pinned or refused before"] = kinds["pinned"] + kinds["refused"]
+            damaged, unseen = (sum(int(row[name] or 0) for row in mine) for name in ("damaged_wrong", "damaged_passed"))
+            counts = [kinds[name] for name in CHECKED_COLUMNS[3:-2]]
+            text += "| " + " | ".join(map(str, (code, family, len(mine), *counts, damaged, unseen))) + " |\n"
+    return text
+
+
+def _counts(rows: dict[str, dict[str, Any]]) -> str:
+    counted = collections.Counter(row["outcome"] for row in rows.values())
+    return f"{len(rows)} networks, " + ", ".join(f"{count} {outcome}" for outcome, count in counted.most_common())
 
 
 def _line(row: dict[str, Any]) -> str:
