@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from secateurs import registry
+from secateurs.latency.targets._base import with_precision
 from secateurs.testing.latency import FakeTarget
 
 torch.set_num_threads(1)
@@ -54,13 +55,18 @@ def weight_costs(content: bytes) -> dict[str, float]:
     """Per convolution and linear layer 5 µs and 20 ns per weight: needs nothing but the file."""
     graph = onnx.load_model_from_string(content).graph
     sizes = {tensor.name: int(torch.Size(tensor.dims).numel()) for tensor in graph.initializer}
+    sizes |= {n.output[0]: sizes.get(n.input[0], 0) // 2 for n in graph.node if n.op_type == "DequantizeLinear"}
     kinds = ("Conv", "Gemm", "MatMul")
     return {n.output[0]: 0.005 + 2e-5 * sizes.get(n.input[1], 0) for n in graph.node if n.op_type in kinds}
 
 
-def make_fake_target() -> FakeTarget:
-    """A target whose latency is exact and follows from the file's weights; a file takes twice its size in memory."""
-    return FakeTarget(weight_costs, base_ms=0.02, memory=lambda content: 2 * len(content))
+def make_fake_target(precision: str = "f32") -> FakeTarget:
+    """A target whose latency is exact and follows from the file's weights, which take half as long in int8.
+
+    A file takes twice its size in memory.
+    """
+    name = with_precision("fake", precision, ("f32", "int8"))
+    return FakeTarget(weight_costs, 0.02, memory=lambda content: 2 * len(content), name=name, precision=precision)
 
 
 @pytest.fixture(scope="session")

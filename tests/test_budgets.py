@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import secateurs as sc
+from secateurs.budgets import Budget, describe_budgets, parse_budgets
 from secateurs.models import load
-from secateurs.plan import Budget, describe_budgets, parse_budgets
 from secateurs.resources import Seen, macs_model, memory_model, size_model
 
 DENSE = 1000.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from secateurs.budgets import Budget
 from secateurs.errors import (
     DataError,
     ExportError,
@@ -21,17 +22,17 @@ from secateurs.errors import (
     UnstableTimingError,
     UnsupportedOperatorError,
 )
-from secateurs.plan import Budget, Measurement, Plan
+from secateurs.plan import Measurement, Plan
 
 # After secateurs.plan, the module: the name then means the function, and importing the module again leaves it so.
-from secateurs.planning import plan
-from secateurs.search_options import Legal
+from secateurs.planning.entry import plan
+from secateurs.search.legal import Legal
 
 if TYPE_CHECKING:
-    from secateurs.job import Result
+    from secateurs.jobs.entry import prune
+    from secateurs.jobs.stages import Result
     from secateurs.latency.model import LatencyModel
-    from secateurs.profiling import profile
-    from secateurs.pruning import prune
+    from secateurs.measure.profile import profile
     from secateurs.report.record import Record
     from secateurs.structure import Graph, apply, trace
 
@@ -69,10 +70,10 @@ _ON_FIRST_USE = {
     "Graph": "secateurs.structure",
     "LatencyModel": "secateurs.latency.model",
     "Record": "secateurs.report.record",
-    "Result": "secateurs.job",
+    "Result": "secateurs.jobs.stages",
     "apply": "secateurs.structure",
-    "profile": "secateurs.profiling",
-    "prune": "secateurs.pruning",
+    "profile": "secateurs.measure.profile",
+    "prune": "secateurs.jobs.entry",
     "trace": "secateurs.structure",
 }
 

@@ -15,13 +15,24 @@ The tree::
     └── ExportError               the deployed file cannot be written or differs
 
 Each message says what happened (with the values), where, and what to do. The
-command line prints it as one paragraph without a traceback.
+command line prints it as one paragraph without a traceback. What another library
+raised is told by :func:`why` inside it.
 """
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+_TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9'\"(\[`])|\n+")
+_ABBREVIATIONS = ("e.g.", "i.e.", "vs.", "etc.", "cf.")
+MOST = 300
+"""Characters of a reason, at most."""
 
 
 class SecateursError(Exception):
@@ -77,3 +88,70 @@ class DataError(SecateursError):
 
 class ExportError(SecateursError):
     """The deployed file cannot be written, or computes something else than the module."""
+
+
+def plain(text: str) -> str:
+    """``text`` without terminal codes and other control characters; line ends stay."""
+    return _CONTROL.sub("", _TERMINAL_CODES.sub("", text.replace("\r\n", "\n")))
+
+
+def root(error: BaseException) -> BaseException:
+    """What led to ``error``: the end of its chain of causes, or the first in it that was raised on purpose."""
+    seen: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in seen:
+        seen.append(at)
+        if isinstance(at, SecateursError):
+            return at
+        at = at.__cause__
+    return seen[-1]
+
+
+def why(error: BaseException, most: int = MOST) -> str:
+    """Why it failed, as ``ValueError: whole sentences``, of at most ``most`` characters.
+
+    Terminal codes are left out, causes are followed to the first one, and an error without a message names its place.
+    """
+    first = root(error)
+    if isinstance(first, SecateursError):
+        return str(first).strip().removesuffix(".")
+    kind, text = type(first).__name__, shortened(str(first), most)
+    if isinstance(first, OSError) and first.strerror:
+        text = f"{first.strerror}: {first.filename}" if first.filename else first.strerror
+    if not text:
+        return f"{kind} without a message{_place(first)}"
+    return text if text.startswith(f"{kind}:") else f"{kind}: {text}"
+
+
+def shortened(text: str, most: int = MOST) -> str:
+    """The first paragraph of a message on one line, whole sentences of it only, without the last full stop.
+
+    Where the first sentence alone is too long, it ends at a word, with an ellipsis.
+    """
+    paragraph = re.split(r"(?<!:)\n\s*\n", plain(text).strip(), maxsplit=1)[0]
+    kept = ""
+    for sentence in _sentences(paragraph):
+        longer = f"{kept}{'' if not kept else ' ' if kept[-1] in '.!?:,;' else '; '}{sentence}"
+        if kept and len(longer) > most:
+            break
+        kept = longer
+    if len(kept) > most:
+        kept = f"{kept[:most].rsplit(' ', 1)[0].rstrip('.,;: ')} …"
+    return kept.removesuffix(".")
+
+
+def _sentences(paragraph: str) -> list[str]:
+    """Sentences, and lines that end without a full stop, each on one line."""
+    found: list[str] = []
+    for part in _SENTENCE_END.split(paragraph):
+        sentence = " ".join(part.split())
+        if found and found[-1].endswith(_ABBREVIATIONS):
+            found[-1] += f" {sentence}"
+        elif sentence:
+            found.append(sentence)
+    return found
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" (in {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

@@ -123,7 +123,11 @@ class OperatorSpec:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Groups, weighted layers, removable blocks and parameters of one traced network."""
+    """Groups, weighted layers, removable blocks and parameters of one traced network.
+
+    ``fingerprint``: equal for networks with equal latency at equal widths; ``digest``: of names and shapes, as the
+    network's plans hold it (empty: not known).
+    """
 
     groups: tuple[GroupSpec, ...]
     layers: tuple[LayerSpec, ...]
@@ -134,6 +138,7 @@ class NetworkSpec:
     """Channel axis of every exported node's output, by node name (for element-wise and pooling costs)."""
     node_blocks: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Blocks with which an exported node vanishes, by node name (only nodes inside a block)."""
+    digest: str = ""
 
     @property
     def dense_widths(self) -> np.ndarray:

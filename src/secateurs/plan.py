@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,135 +11,20 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from secateurs.errors import PlanError
+from secateurs.errors import PlanError, PlanMismatchError, why
+from secateurs.files import write_atomic
 
 SCHEMA = "secateurs.plan/1"
-
-
-@dataclass(frozen=True)
-class Resource:
-    """What a budget limits. ``unit``: of its figures; ``units``: what a limit may be written in, and how many of
-    ``unit`` that is; ``example``: for messages."""
-
-    name: str
-    unit: str
-    units: Mapping[str, float]
-    example: str
-
-    @property
-    def words(self) -> str:
-        """``file size``."""
-        return self.name.replace("_", " ")
-
-    @property
-    def option(self) -> str:
-        """``--file-size``."""
-        return f"--{self.name.replace('_', '-')}"
-
-
-_BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
-RESOURCES: dict[str, Resource] = {
-    resource.name: resource
-    for resource in (
-        Resource("latency", "ms", {"ms": 1.0}, "3.2ms"),
-        Resource("memory", "bytes", _BYTES, "20MB"),
-        Resource("file_size", "bytes", _BYTES, "10MB"),
-        Resource("macs", "macs", {"k": 1e3, "M": 1e6, "G": 1e9}, "300M"),
-    )
-}
-"""What can be limited: ``latency`` of one run; ``memory``, the peak that the network adds to the runtime's process;
-``file_size`` of the deployed file; ``macs``, multiply-adds at batch 1."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A limit: so much of a resource, a fraction of what the dense network takes, or a reduction by a factor.
-
-    ``kind``: the resource's unit (``"ms"``, ``"bytes"``, ``"macs"``), ``"ratio"`` (0 < value < 1, fraction of dense
-    *kept*) or ``"speedup"`` (value > 1); ``resource``: a key of :data:`RESOURCES`.
-    """
-
-    kind: str
-    value: float
-    resource: str = "latency"
-
-    @classmethod
-    def parse(cls, text: str | float | Budget, resource: str = "latency") -> Budget:
-        """Read ``"60%"``, ``"2x"``, a bare fraction ``0.6``, or an amount: ``"3.2ms"``, ``"20MB"``, ``"300M"``.
-
-        Raises:
-            PlanError: not one of these forms, or out of range (0, negative, ≥ 100 %, ≤ 1x).
-        """
-        if isinstance(text, Budget):
-            return text
-        what = RESOURCES[resource]
-        hint = f"Give an amount such as {what.example}, a share of dense such as 60%, or a factor such as 2x."
-        if isinstance(text, (int, float)) and not isinstance(text, bool):
-            text = f"{float(text) * 100!r}%"
-        units = "|".join([*what.units, "%", "x"])
-        match = re.fullmatch(rf"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*({units})?\s*", str(text))
-        name = f"{what.words.capitalize()} budget {text!r}"
-        if match is None:
-            raise PlanError(f"{name} is not understood. {hint}")
-        value, unit = float(match[1]), match[2]
-        if not math.isfinite(value) or value <= 0:
-            raise PlanError(f"{name} must be above zero. {hint}")
-        if unit is None:
-            raise PlanError(f"{name} has no unit. {hint}")
-        if unit == "%":
-            if value >= 100:
-                raise PlanError(f"{name} is not below what the dense network takes (100%). {hint}")
-            return cls("ratio", value / 100, resource)
-        if unit == "x":
-            if value <= 1:
-                raise PlanError(f"{name} must be above 1x. {hint}")
-            return cls("speedup", value, resource)
-        return cls(what.unit, value * what.units[unit], resource)
-
-    @property
-    def absolute(self) -> bool:
-        """Whether it names an amount, not a share of dense."""
-        return self.kind not in ("ratio", "speedup")
-
-    def limit(self, dense: float) -> float:
-        """The limit in the resource's unit, given what the dense network takes."""
-        if self.absolute:
-            return self.value
-        return dense * self.value if self.kind == "ratio" else dense / self.value
-
-    def __str__(self) -> str:
-        if self.absolute:
-            units = {name: size for name, size in RESOURCES[self.resource].units.items() if not name.endswith("iB")}
-            name = max((n for n in units if self.value >= units[n]), key=lambda n: units[n], default=next(iter(units)))
-            return f"{self.value / units[name]:.10g}{name}"
-        return f"{self.value * 100:g}%" if self.kind == "ratio" else f"{self.value:g}x"
-
-
-def parse_budgets(
-    latency: str | float | Budget | None = None,
-    memory: str | float | Budget | None = None,
-    file_size: str | float | Budget | None = None,
-    macs: str | float | Budget | None = None,
-) -> tuple[Budget, ...]:
-    """The budgets that are given, latency first: the order in which they count as the main one.
-
-    Raises:
-        PlanError: one of them is not understood.
-    """
-    given = {"latency": latency, "memory": memory, "file_size": file_size, "macs": macs}
-    return tuple(Budget.parse(text, name) for name, text in given.items() if text is not None)
-
-
-def describe_budgets(budgets: Sequence[Budget]) -> str:
-    """``60%`` for latency alone, else ``latency 60%, file size 10MB``."""
-    if len(budgets) == 1 and budgets[0].resource == "latency":
-        return str(budgets[0])
-    return ", ".join(f"{RESOURCES[budget.resource].words} {budget}" for budget in budgets)
 
 
 RELOADED = 0.01
 """So much one and the same file differs from itself in another process, however long both are measured: it lies
 elsewhere in memory. The interval of one measurement cannot tell."""
+
+
+def differs_by_noise(ratio: float, upper: float) -> bool:
+    """Whether a ratio of latencies, with the upper end of its interval, differs from 1 by no more than its noise."""
+    return abs(ratio - 1) <= max(RELOADED, upper - ratio)
 
 
 @dataclass(frozen=True)
@@ -166,9 +49,7 @@ class Measurement:
     @property
     def tie(self) -> bool:
         """Whether the ratio differs from 1 by no more than its noise: neither file is faster."""
-        if self.ratio is None:
-            return False
-        return abs(self.ratio - 1) <= max(RELOADED, (self.ratio_upper or self.ratio) - self.ratio)
+        return self.ratio is not None and differs_by_noise(self.ratio, self.ratio_upper or self.ratio)
 
 
 class Patch(BaseModel):
@@ -276,6 +157,18 @@ class Plan(BaseModel):
         mine, theirs = set(self.blocks_removed), set(other.blocks_removed)
         return {"groups": groups, "blocks_removed": (tuple(sorted(mine - theirs)), tuple(sorted(theirs - mine)))}
 
+    def then(self, second: Plan) -> Plan:
+        """Both rounds as one plan for the dense network: this one, then ``second``, made for what this one leaves.
+
+        ``apply(dense, first.then(second))`` has the weights of ``apply(apply(dense, first), second)``, bit for bit,
+        where nothing is trained in between: a checkpoint of three rounds is the dense one and one plan.
+
+        Raises:
+            PlanMismatchError: ``second`` was made for another network, or decides in units that the dense one lacks.
+            PlanError: one round rebuilds the network as a graph and one scales rows of it.
+        """
+        return _composed(self, second)
+
     def to_json(self) -> str:
         """Stable JSON text."""
         return json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1, sort_keys=False) + "\n"
@@ -290,7 +183,7 @@ class Plan(BaseModel):
         try:
             raw = json.loads(text)
         except json.JSONDecodeError as error:
-            raise PlanError(f"{source} is not JSON ({error}). Give a file that 'secateurs plan' wrote.") from error
+            raise PlanError(f"{source} is not JSON ({why(error)}). Give a file that 'secateurs plan' wrote.") from error
         if not isinstance(raw, Mapping) or raw.get("schema") != SCHEMA:
             found = raw.get("schema") if isinstance(raw, Mapping) else type(raw).__name__
             raise PlanError(f"{source} has schema {found!r}, this version reads {SCHEMA!r}. Make the plan again.")
@@ -317,26 +210,164 @@ class Plan(BaseModel):
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"Plan file {path} cannot be read ({error}). Check the path.") from error
+            raise PlanError(f"Plan file {path} cannot be read ({why(error)}). Check the path.") from error
         return cls.from_json(text, str(path))
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` under ``path`` so that a crash or a full disk leaves the old file or none, never half of one.
+def _composed(first: Plan, second: Plan) -> Plan:
+    why_rebuilt = first.rebuild or second.rebuild
+    if why_rebuilt and (first.scales or second.scales):
+        raise PlanError(
+            f"One of these two plans rebuilds the network as a graph ({why_rebuilt.rstrip('.')}), and one of them "
+            f"scales rows of {(*first.scales, *second.scales)[0].parameter} to hold attention's 1/√d, which a graph "
+            "writes out instead. Apply them one after the other, or plan with barriers= that keep the network's class."
+        )
+    _require_next(first, second)
+    kept = {name: {dim: tuple(stay) for dim, stay in axes.items()} for name, axes in first.slices.items()}
+    for name, axes in second.slices.items():
+        mine = kept.setdefault(name, {})
+        for dim, stay in axes.items():
+            mine[dim] = _of(mine[dim], stay) if dim in mine else tuple(stay)
+    scales = [
+        scale.model_copy(update={"indices": _of(first.slices.get(scale.parameter, {}).get(0), scale.indices)})
+        for scale in second.scales
+    ]
+    patches = {(patch.module, patch.attribute): patch for patch in (*first.patches, *second.patches)}
+    rounds = [
+        *first.provenance.get("rounds", [first.provenance]),
+        *second.provenance.get("rounds", [second.provenance]),
+    ]
+    grid = {"grid": first.provenance["grid"]} if "grid" in first.provenance else {}
+    return first.model_copy(
+        update={
+            "groups": _composed_groups(first, second),
+            "blocks_removed": (*first.blocks_removed, *second.blocks_removed),
+            "elements": _composed_elements(first, second),
+            "slices": kept,
+            "patches": tuple(patches.values()),
+            "bypasses": (*first.bypasses, *second.bypasses),
+            "scales": (*first.scales, *scales),
+            "rebuild": why_rebuilt,
+            "provenance": {**second.provenance, **grid, "rounds": rounds},
+        }
+    )
+
+
+def _of(kept: Sequence[int] | None, indices: Sequence[int]) -> tuple[int, ...]:
+    """Indices among what was kept, in the numbering from before."""
+    return tuple(indices) if kept is None else tuple(kept[index] for index in indices)
+
+
+def _shapes_left(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the network that a plan leaves; what a removed block does not keep is gone."""
+    left = {}
+    for name, shape in plan.fingerprint.shapes.items():
+        inside = [bypass for bypass in plan.bypasses if name.startswith(f"{bypass.module}.")]
+        stays = all(
+            any(name.startswith(f"{bypass.module}.{step.partition(':')[2]}.") for step in bypass.steps)
+            for bypass in inside
+        )
+        axes = plan.slices.get(name, {})
+        if stays:
+            left[name] = tuple(len(axes[dim]) if dim in axes else size for dim, size in enumerate(shape))
+    return left
+
+
+def _require_next(first: Plan, second: Plan) -> None:
+    """Nothing, if ``second`` was made for the network that ``first`` leaves.
 
     Raises:
-        PlanError: the folder is missing, not writable, or the disk is full.
+        PlanMismatchError: naming the first difference.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise PlanError(
-            f"Cannot write {path} ({error.strerror or error}). Free space or choose another folder."
-        ) from error
+    left, wanted = _shapes_left(first), second.fingerprint.shapes
+    for name in (*left, *(name for name in wanted if name not in left)):
+        ours, theirs = left.get(name), wanted.get(name)
+        if ours != theirs:
+            raise PlanMismatchError(
+                f"The second plan was not made for what the first one leaves: {name} is "
+                f"{list(ours) if ours is not None else 'not there'} after the first and "
+                f"{list(theirs) if theirs is not None else 'not there'} in the second. Make the second plan for the "
+                "network that apply(dense, first) returns."
+            )
+
+
+def _composed_groups(first: Plan, second: Plan) -> dict[str, tuple[int, ...]]:
+    groups = dict(first.groups)
+    for name, stay in second.groups.items():
+        size = second.group_sizes[name]
+        if name in groups and len(groups[name]) == size:
+            groups[name] = _of(groups[name], stay)
+        elif len(stay) < size:
+            known = f"{len(groups[name])} units after the first" if name in groups else "no group of the first"
+            grid = first.provenance.get("grid", "auto")
+            told = repr(grid) if grid in ("rows", "columns") else "'rows' (heads) or 'columns', as the first round did,"
+            raise PlanMismatchError(
+                f"The second plan decides about {name} in {size} units, which is {known}: the first took heads for "
+                "units and the second positions within them, or the other way round. Trace the small network with "
+                f"grid={told} and plan it again."
+            )
+    return groups
+
+
+def _composed_elements(first: Plan, second: Plan) -> dict[str, ElementPattern]:
+    between, left = _shapes_left(first), _shapes_left(second)
+    elements = {}
+    for name in dict.fromkeys((*first.elements, *second.elements)):
+        one, two, axes = first.elements.get(name), second.elements.get(name), second.slices.get(name, {})
+        if name not in left:  # its block was removed
+            continue
+        if one is None or (two is None and not axes):
+            elements[name] = two or first.elements[name]
+            continue
+        rows = _kernels(one, *between[name][:2])
+        rows = [
+            [rows[o][c] for c in axes.get(1, range(between[name][1]))] for o in axes.get(0, range(between[name][0]))
+        ]
+        if two is not None:
+            theirs = _kernels(two, *left[name][:2])
+            rows = [[a & b for a, b in zip(*pair, strict=True)] for pair in zip(rows, theirs, strict=True)]
+        elements[name] = _packed(rows, [pattern for pattern in (two, one) if pattern is not None])
+    return elements
+
+
+def _kernels(pattern: ElementPattern, filters: int, channels: int) -> list[list[frozenset[int]]]:
+    """Kept positions of every kernel, [filters][channels per group]."""
+    for groups in (g for g in range(1, filters + 1) if filters % g == 0):
+        units = _pattern_units(pattern, filters, channels, groups)
+        if max(max(row) for row in units) + 1 == len(pattern.pattern):
+            return [[frozenset(pattern.pattern[unit]) for unit in row] for row in units]
+    raise PlanError(
+        f"A pattern of {len(pattern.pattern)} units (scope {pattern.scope!r}) does not fit {filters} × {channels} "
+        "kernels: the plan is damaged. Make the plan again."
+    )
+
+
+def _pattern_units(pattern: ElementPattern, filters: int, channels: int, groups: int = 1) -> list[list[int]]:
+    """The scope unit of every kernel, as in ``structure.kernel_elements.units_of``."""
+    per_group = filters // groups
+    blocks = -(-per_group // pattern.block)
+    place = {chosen: position for position, chosen in enumerate(pattern.order)}
+    rows = []
+    for position in (place.get(o, o) for o in range(filters)):
+        group, within = divmod(position, per_group)
+        start, step = {
+            "layer": (0, 0), "filter": (position, 0), "in_channel": (group * channels, 1),
+            "kernel": (position * channels, 1), "block": ((group * blocks + within // pattern.block) * channels, 1),
+        }[pattern.scope]  # fmt: skip
+        rows.append([start + step * c for c in range(channels)])
+    return rows
+
+
+def _packed(rows: list[list[frozenset[int]]], models: Sequence[ElementPattern]) -> ElementPattern:
+    """The rows as one pattern, in the form of one of the ``models`` where its units still share theirs."""
+    filters, channels = len(rows), len(rows[0])
+    plain = ElementPattern(scope="kernel", pattern=())
+    for model in (*(m for m in models if len(m.order) in (0, filters)), plain):
+        units = _pattern_units(model, filters, channels)
+        found: dict[int, frozenset[int]] = {}
+        if all(
+            found.setdefault(units[o][c], rows[o][c]) == rows[o][c] for o in range(filters) for c in range(channels)
+        ):
+            break
+    pattern = tuple(tuple(sorted(found[unit])) for unit in range(len(found)))
+    return model.model_copy(update={"pattern": pattern})

@@ -1,4 +1,4 @@
-"""What can be chosen by name: strategies, criteria, targets, models and data sources.
+"""What can be chosen by name: strategies, criteria, targets, and how files of a format are written.
 
 Built-ins are ``"module:attribute"`` strings, loaded on first use, so that listing names imports nothing heavy.
 Third parties add a name with an entry point of the group ``secateurs.<kind>``::
@@ -9,11 +9,12 @@ Third parties add a name with an entry point of the group ``secateurs.<kind>``::
 
 from __future__ import annotations
 
+import functools
 import importlib
 from importlib import metadata
 from typing import Any
 
-from secateurs.errors import PlanError, SecateursError
+from secateurs.errors import PlanError, SecateursError, why
 
 _BUILT_IN: dict[str, dict[str, str]] = {
     "strategies": {
@@ -43,7 +44,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "reconstruction": "secateurs.importance.reconstruction:score",
         "obs": "secateurs.importance.obs:score",
         "fisher_obs": "secateurs.importance.fisher_obs:score",
-        "measured": "secateurs.measured_values:score",
+        "measured": "secateurs.importance.measured:score",
         "splamp": "secateurs.importance.splamp:score",
         "acs": "secateurs.importance.dynamic:score",
         "acs_self": "secateurs.importance.dynamic:score_self",
@@ -53,12 +54,25 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "openvino-cpu": "secateurs.latency.targets.openvino:OpenVinoCpu",
         "torch-cpu": "secateurs.latency.targets.torch:TorchCpu",
         "torch-compile-cpu": "secateurs.latency.targets.torch:TorchCompileCpu",
-        "torch-sparse-cpu": "secateurs.sparse_target:TorchSparseCpu",
+        "torch-sparse-cpu": "secateurs.latency.targets.torch_sparse:TorchSparseCpu",
         "executorch-xnnpack": "secateurs.latency.targets.executorch:ExecutorchXnnpack",
         "torch-cuda": "secateurs.latency.targets.torch_cuda:TorchCuda",
         "torch-compile-cuda": "secateurs.latency.targets.torch_cuda:TorchCompileCuda",
         "onnxruntime-cuda": "secateurs.latency.targets.onnxruntime_cuda:OnnxRuntimeCuda",
         "tensorrt": "secateurs.latency.targets.onnxruntime_cuda:TensorRt",
+    },
+    "exporters": {
+        "onnx": "secateurs.export.onnx:export_onnx",
+        "onnx:int8": "secateurs.export.quantised:export_onnx_int8",
+        "pt2": "secateurs.export.program:export_program",
+        "pte": "secateurs.export.executorch:export_executorch",
+        "xml": "secateurs.export.open_vino:export_openvino",
+    },
+    "variants": {
+        "onnx": "secateurs.export.variants:OnnxVariants",
+        "onnx:int8": "secateurs.export.quantised_variants:QuantisedVariants",
+        "pt2": "secateurs.export.torch_variants:TorchVariants",
+        "pte": "secateurs.export.executorch_variants:ExecutorchVariants",
     },
 }
 
@@ -94,6 +108,49 @@ def load(kind: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise SecateursError(
-            f"{singular.capitalize()} {name!r} needs {error.name or module}, which cannot be imported ({error}). "
+            f"{singular.capitalize()} {name!r} needs {error.name or module}, which cannot be imported ({why(error)}). "
             f"Install the extra that provides it, see the README's table of extras."
         ) from error
+
+
+def completed(given: Any, declared: Any) -> Any:
+    """``given`` with the default of every member that ``declared`` states and it lacks.
+
+    Members are added to what a strategy or a target declares as time goes by. What inherits from it has their defaults;
+    what was written before, or does not inherit, gets them here, and nobody else need ask whether a member is there.
+    """
+    if declared in type(given).__mro__:
+        return given
+    made: Any = object.__new__(_completing(declared))
+    object.__setattr__(made, "given", given)
+    return made
+
+
+@functools.cache
+def _completing(declared: Any) -> type:
+    """Objects with the members of their ``given`` first, and those of ``declared`` after."""
+
+    def read(made: object, name: str) -> Any:
+        try:
+            return getattr(object.__getattribute__(made, "given"), name)
+        except AttributeError:
+            return object.__getattribute__(made, name)
+
+    return type(f"Completed{declared.__name__}", (declared,), {"__getattribute__": read})
+
+
+@functools.cache
+def completed_kind(kind: Any, declared: Any) -> Any:
+    """The same for what makes such objects, a class or a function: what it makes is :func:`completed`.
+
+    Members that are read of the class itself are its own where it has them.
+    """
+    if isinstance(kind, type) and declared in kind.__mro__:
+        return kind
+
+    def make(_: type, *arguments: Any, **settings: Any) -> Any:
+        return completed(kind(*arguments, **settings), declared)
+
+    stated = {name for base in declared.__mro__[:-1] for name in vars(base) if not name.startswith("_")}
+    own = {name: getattr(kind, name) for name in stated if hasattr(kind, name)}
+    return type(f"Completed{declared.__name__}", (declared,), {**own, "__new__": make})

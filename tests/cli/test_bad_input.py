@@ -200,7 +200,7 @@ def test_a_full_disk_is_a_message(run_folder: Path, monkeypatch: pytest.MonkeyPa
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device", str(run_folder / "dense.onnx"))
 
-    monkeypatch.setattr("secateurs.job.accuracy", full)
+    monkeypatch.setattr("secateurs.jobs.comparison.evaluate", full)
     message = paragraph(prune(out=run_folder))
     assert "disk is full" in message
     assert "dense.onnx" in message
@@ -210,7 +210,7 @@ def test_a_bug_is_named_as_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch
     def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("secateurs.job.accuracy", broken)
+    monkeypatch.setattr("secateurs.jobs.comparison.evaluate", broken)
     message = paragraph(prune(out=run_folder))
     assert "bug in secateurs: ZeroDivisionError" in message
     assert "SECATEURS_DEBUG" in message
@@ -220,6 +220,6 @@ def test_ctrl_c_says_how_to_go_on(run_folder: Path, monkeypatch: pytest.MonkeyPa
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("secateurs.job.accuracy", interrupted)
+    monkeypatch.setattr("secateurs.jobs.comparison.evaluate", interrupted)
     message = paragraph(prune(out=run_folder), code=130)
     assert f"secateurs prune --resume -o {run_folder}" in message

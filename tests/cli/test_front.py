@@ -16,8 +16,8 @@ pytest.importorskip("pymoo")
 from typer.testing import CliRunner, Result
 
 from secateurs.cli.app import app
-from secateurs.front_job import FrontJob
-from secateurs.front_settings import Pick
+from secateurs.jobs.front import FrontJob
+from secateurs.jobs.front_settings import Pick
 from secateurs.latency import model
 from secateurs.report.front_record import Front, FrontPoint
 from secateurs.search.rows import FileRows
@@ -136,8 +136,8 @@ def test_a_picked_point_is_that_point_however_slow_it_turns_out(copied: Path) ->
 def test_a_pick_may_be_trained_longer_in_a_folder_of_its_own(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def carry(job: FrontJob, front: Front, pick: Pick, folder: str) -> None:
-        asked.append((pick.number, folder, job.settings.epochs))
+    def carry(job: FrontJob, front: Front, pick: Pick, folder: Path) -> None:
+        asked.append((pick.number, folder.relative_to(copied).as_posix(), job.settings.epochs))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(FrontJob, "carry", carry)
@@ -273,7 +273,7 @@ def test_wrong_input_is_refused_before_anything_is_made(words: tuple[str, ...], 
 
 def test_without_ray_its_option_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "secateurs.search.hamp.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "secateurs.judging.cluster", raising=False)
     result = call("front", "digits-resnet?width=1", "--data", "digits", "-o", tmp_path / "x", "--ray", "local")
     assert result.exit_code == 1
     assert "pip install 'secateurs[ray]'" in result.stderr

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_accuracy_among_some_classes() -> None:
 def test_accuracy_mistakes() -> None:
     with pytest.raises(DataError, match="NaN"):
         accuracy(Fixed(torch.full((4, 3), float("nan"))), _images(4))
-    with pytest.raises(DataError, match=r"outputs of shape \[batch, classes\]"):
+    with pytest.raises(DataError, match=r"score per image and class \[batch, classes\]"):
         accuracy(Fixed(torch.zeros(4, 3, 2)), _images(4))
     with pytest.raises(DataError, match="no images"):
         accuracy(Fixed(torch.zeros(4, 3)), _images(4).take(0))
@@ -199,6 +200,75 @@ def test_own_uint8_data_get_the_preprocessing(loaded: Loaded) -> None:
 def test_own_data_mistakes(loaded: Loaded, given: object, part: str) -> None:
     with pytest.raises(DataError, match=part):
         from_loaders(given, Floats(20), loaded)
+
+
+def batches(*pairs: tuple[object, object]) -> list[tuple[object, object]]:
+    return list(pairs)
+
+
+def raising() -> Iterator[object]:
+    yield torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])
+    raise RuntimeError("worker \x1b[1mdied\x1b[0m")
+
+
+SIZED = torch.zeros(4, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        (
+            batches((SIZED, torch.arange(4)), (torch.zeros(4, 3, 9, 8), torch.arange(4))),
+            r"Batch 1 .*\(3, 9, 8\), batch 0",
+        ),
+        (batches(([SIZED[0], torch.zeros(3, 9, 9)], [0, 1])), r"Batch 0 .*shapes \(3, 8, 8\), \(3, 9, 9\)"),
+        (batches((SIZED, torch.arange(4)), (SIZED, torch.arange(3))), "Batch 1 .* 4 inputs and 3 labels"),
+        (batches((SIZED, torch.arange(4)), SIZED), "Batch 1 .* no \\(inputs, labels\\) pair"),
+        (batches((SIZED, ["cat"] * 4)), "Batch 0 .* labels that are no numbers"),
+        (batches((SIZED.long(), torch.arange(4))), "Batch 0 .* int64 inputs. Give pixels as uint8"),
+        (
+            batches((SIZED, torch.arange(4)), (SIZED.byte(), torch.arange(4))),
+            "Batch 1 .* uint8 inputs, batch 0 float32",
+        ),
+        (batches((SIZED, torch.eye(4))), "one-hot: give the index"),
+        (batches((SIZED, torch.rand(4, 4))), "several numbers per image"),
+        (batches((SIZED, torch.tensor([0.5] * 4))), "class indices"),
+        (raising(), "training data raised RuntimeError: worker died"),
+        ([(SIZED[0], "cat")] * 4, "Give each class a number from 0 on"),
+        ([(SIZED[0].long(), 0)] * 4, "int64 inputs"),
+    ],
+)
+def test_batches_with_mistakes(loaded: Loaded, given: object, part: str) -> None:
+    with pytest.raises(DataError, match=part) as caught:
+        from_loaders(given, Floats(20), loaded)
+    assert "Return whole numbers" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_float_types_are_taken(loaded: Loaded, form: torch.dtype) -> None:
+    for given in ([(torch.zeros(20, 3, 8, 8, dtype=form), torch.arange(20) % 4)], [(SIZED[0].to(form), 1)] * 20):
+        inputs, _ = from_loaders(given, given, loaded).test.batch(np.array([0]))
+        assert inputs.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.arange(4)[:, None], [0, 1, 2, 3], np.arange(4, dtype=np.uint8), torch.tensor([True, False] * 2)]
+)
+def test_whole_numbers_in_any_form(loaded: Loaded, labels: object) -> None:
+    data = from_loaders([(SIZED, labels)], Floats(20), loaded)
+    assert data.train.source.labels.dtype == np.int64
+    assert len(data.train) + len(data.validation) == 4
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_batches_of_pixels_get_the_preprocessing(loaded: Loaded, last: bool) -> None:
+    """Whatever order their dimensions have, and whatever size."""
+    pixels = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 3, 8, 8)
+    pixels = pixels.permute(0, 2, 3, 1) if last else pixels
+    data = from_loaders([(pixels, torch.arange(20) % 4)], [(pixels, torch.arange(20) % 4)], loaded)
+    inputs, _ = data.test.batch(np.array([7]))
+    assert inputs.shape == (1, 3, 8, 8)
+    assert torch.allclose(inputs[0, 0, 0, 0], torch.tensor((7 / 255 - loaded.mean[0]) / loaded.std[0]), atol=1e-6)
 
 
 def test_data_factory(tmp_path: Path, loaded: Loaded) -> None:

@@ -38,7 +38,7 @@ def command(folder: Path) -> list[str]:
         "--data",
         "digits",
         "--macs",
-        "50%",
+        "20%",  # so much that training is worth its while on any machine
     ]
     options = ["--criterion", "taylor", "--precision", "fp32", "--epochs", "3"]
     return [sys.executable, "-m", "secateurs", *job, "-o", str(folder), *options]
@@ -65,6 +65,6 @@ def test_a_kill_in_fine_tuning_and_a_resume_end_alike(tmp_path: Path) -> None:
     result, expected = json.loads(resumed.stdout), json.loads((whole / "result.json").read_text())
     assert (killed / "plan.json").read_text() == (whole / "plan.json").read_text()
     assert result["pruned"]["accuracy"] == expected["pruned"]["accuracy"]
-    assert result["pruned"]["accuracy"] >= 0.8
+    assert result["pruned"]["accuracy"] >= 0.7
     assert not any("repaired network" in note for note in result["notes"]), "what was trained is kept"
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

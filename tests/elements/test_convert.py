@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from secateurs.elements import native
 from secateurs.elements.convert import convert
 from secateurs.elements.module import SparseConv2d
-from secateurs.elements.patterns import Choice, choose
+from secateurs.elements.patterns import PatternChoice, choose
 from secateurs.elements.rectangles import deployable
 from secateurs.elements.runner import Runner
 from secateurs.elements.selection import patterns
@@ -34,7 +34,7 @@ def prune(model: nn.Module) -> dict[str, Tensor]:
     masks = {}
     for name, parameter in model.named_parameters():
         if parameter.dim() == 4 and parameter.shape[-1] == 3:
-            masks[name] = choose(parameter.detach().square(), Choice(keep=4))
+            masks[name] = choose(parameter.detach().square(), PatternChoice(keep=4))
             parameter.data *= masks[name]
     return masks
 
@@ -195,7 +195,7 @@ def test_additions_that_spread_are_not_fused() -> None:
 def test_masks_decide_and_are_checked() -> None:
     model = settle(CifarResNet(8))
     x = torch.randn(1, 3, 32, 32)
-    mask = choose(torch.rand(16, 16, 3, 3), Choice(keep=2))
+    mask = choose(torch.rand(16, 16, 3, 3), PatternChoice(keep=2))
     converted = convert(model, x, {"layer1.0.conv1.weight": mask}, dense_too=False)
     assert len(layers(converted)) == 1
     assert layers(converted)[0].density == pytest.approx(2 / 9)

@@ -14,7 +14,7 @@ from torch import Tensor
 from secateurs.elements import native, reference
 from secateurs.elements.operator import call_arguments, geometry, sparse_conv2d
 from secateurs.elements.packing import Packed, pack, unpack
-from secateurs.elements.patterns import SCOPES, Choice, choose
+from secateurs.elements.patterns import SCOPES, PatternChoice, choose
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 TOLERANCE = 1e-5
@@ -131,7 +131,7 @@ def test_geometries(isa: str, case: tuple, threads: int) -> None:
 @pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), (2, 1, 1), (1, 0, 2)])
 def test_every_scope_is_packed_right(scope: str, stride: int, padding: int, dilation: int) -> None:
     weight = torch.randn(40, 24, 3, 3)
-    kept = choose(weight.square(), Choice(scope=scope, keep=4, pool="unit"))
+    kept = choose(weight.square(), PatternChoice(scope=scope, keep=4, pool="unit"))
     packed = pack(weight, kept=kept)
     x = torch.randn(1, 24, 11, 9)
     call = geometry((3, 3), (stride, stride), (padding,) * 4, (dilation, dilation))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import signal
@@ -93,3 +94,36 @@ def test_a_forked_process_ends(child: str) -> None:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+OLDER_PROCESSOR = """
+#include <cstdio>
+#include <cstdlib>
+#include "sparse_conv.h"
+#include "tile.h"
+namespace secateurs {
+// As on a processor without them: the first of their instructions ends the process.
+const Isa* isa_avx512() { std::abort(); }
+const Isa* isa_avx2() { std::abort(); }
+const Isa* isa_neon() { return nullptr; }
+}  // namespace secateurs
+int main() { std::puts(secateurs_isa()); }
+"""
+
+
+def compiler_of() -> str:
+    """The C++ compiler, or the test is skipped."""
+    found = next((c for c in ("g++", "clang++") if shutil.which(c)), None)
+    if found is None or platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip("no C++ compiler, or no processor of this kind")
+    return found
+
+
+def test_nothing_of_an_instruction_set_is_called_where_the_processor_lacks_it(tmp_path: Path) -> None:
+    main = tmp_path / "main.cpp"
+    main.write_text(OLDER_PROCESSOR)
+    program = tmp_path / "older"
+    sources = [main, native.SOURCES / "dispatch.cpp", native.SOURCES / "plain.cpp"]
+    flags = ["-std=c++17", "-O1", f"-I{native.SOURCES}", "-D__builtin_cpu_supports(name)=false", "-o", str(program)]
+    subprocess.run([compiler_of(), *flags, *map(str, sources)], check=True)
+    assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "plain\n"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from secateurs.elements import native
 from secateurs.elements import openvino as sparse_openvino
 from secateurs.elements.convert import convert
-from secateurs.elements.patterns import Choice, choose
+from secateurs.elements.patterns import PatternChoice, choose
 from secateurs.errors import StructureError, TargetUnavailableError
 from secateurs.models.cifar_resnet import CifarResNet
 
@@ -50,7 +50,7 @@ def pruned(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d):
             keep = 4 if module.kernel_size == (3, 3) else 0.5
             block = 8 if module.groups > 1 else 32
-            module.weight.data *= choose(torch.rand_like(module.weight), Choice(keep=keep, block=block))
+            module.weight.data *= choose(torch.rand_like(module.weight), PatternChoice(keep=keep, block=block))
     if isinstance(model, Zoo):
         model.empty.weight.data.zero_()
     return model.eval()

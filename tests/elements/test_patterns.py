@@ -11,7 +11,7 @@ from secateurs.elements.alignment import align, order_filters, retained
 from secateurs.elements.metrics import energy_weighted, gradient_products, input_energies, magnitude
 from secateurs.elements.patterns import (
     SCOPES,
-    Choice,
+    PatternChoice,
     choose,
     from_pattern,
     library,
@@ -25,7 +25,7 @@ from secateurs.elements.reference import compact_im2col, masked, shift_gemm, sub
 from secateurs.errors import PlanError, PlanMismatchError, StructureError
 
 
-def squared_distance(weight: Tensor, choice: Choice, groups: int) -> float:
+def squared_distance(weight: Tensor, choice: PatternChoice, groups: int) -> float:
     """Smallest distance to the constraint set over all supports of every unit, by exhaustion."""
     unit = unit_of(tuple(weight.shape), choice, groups)
     total = 0.0
@@ -38,9 +38,9 @@ def squared_distance(weight: Tensor, choice: Choice, groups: int) -> float:
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("groups", [1, 2])
-def test_t9_projection_is_the_nearest_point_and_idempotent(scope: str, groups: int) -> None:
+def test_projection_is_the_nearest_point_and_idempotent(scope: str, groups: int) -> None:
     weight = torch.randn(12, 4, 3, 3)
-    choice = Choice(scope=scope, keep=4, block=8, pool="unit")
+    choice = PatternChoice(scope=scope, keep=4, block=8, pool="unit")
     nearest = project(weight, choice, groups=groups)
     distance = float((weight.double() - nearest.double()).square().sum())
     assert distance == pytest.approx(squared_distance(weight, choice, groups), rel=1e-9)
@@ -50,31 +50,31 @@ def test_t9_projection_is_the_nearest_point_and_idempotent(scope: str, groups: i
 @pytest.mark.parametrize("scope", SCOPES)
 def test_every_unit_keeps_exactly_what_was_asked(scope: str) -> None:
     for keep in (0, 1, 9):
-        kept = choose(torch.rand(20, 6, 3, 3), Choice(scope=scope, keep=keep, block=8, pool="unit"))
+        kept = choose(torch.rand(20, 6, 3, 3), PatternChoice(scope=scope, keep=keep, block=8, pool="unit"))
         assert (kept.flatten(2).sum(2) == keep).all()
 
 
 @pytest.mark.parametrize(("pool", "keep"), [("block", 2.5), ("layer", 3.25), ("block", 4)])
 def test_pools_keep_the_count_on_average_and_more_of_the_score(pool: str, keep: float) -> None:
     score = torch.rand(64, 16, 3, 3) ** 4
-    kept = choose(score, Choice(keep=keep, block=32, pool=pool))
+    kept = choose(score, PatternChoice(keep=keep, block=32, pool=pool))
     per_block = [int(kept[rows][0].sum()) for rows in (slice(0, 32), slice(32, 64))]
     assert sum(per_block) == round(keep * 32)
     if pool == "block":
         assert per_block == [round(keep * 16)] * 2
-    strict = choose(score, Choice(keep=int(keep), block=32, pool="unit"))
+    strict = choose(score, PatternChoice(keep=int(keep), block=32, pool="unit"))
     assert (score * kept).sum() >= (score * strict).sum()
 
 
 def test_whole_input_channels_may_vanish_for_a_block() -> None:
     score = torch.rand(32, 4, 3, 3)
     score[:, 2] *= 1e-6
-    assert not choose(score, Choice(keep=4)).flatten(2)[:, 2].any()
+    assert not choose(score, PatternChoice(keep=4)).flatten(2)[:, 2].any()
 
 
 def test_hysteresis_protects_the_incumbent() -> None:
     score = torch.ones(8, 1, 3, 3)
-    choice = Choice(keep=4, block=8, pool="unit")
+    choice = PatternChoice(keep=4, block=8, pool="unit")
     incumbent = choose(torch.arange(9.0).view(1, 1, 3, 3).expand(8, 1, 3, 3), choice)
     challenged = torch.where(incumbent, score, score * 1.05)
     assert torch.equal(choose(challenged, choice, incumbent=incumbent, hysteresis=0.1), incumbent)
@@ -84,11 +84,11 @@ def test_hysteresis_protects_the_incumbent() -> None:
 
 def test_pattern_library_is_small_and_keeps_what_it_can() -> None:
     score = torch.rand(24, 8, 3, 3)
-    choice = Choice(scope="kernel", keep=4, pool="unit", library=6)
+    choice = PatternChoice(scope="kernel", keep=4, pool="unit", library=6)
     kept = choose(score, choice).flatten(2).reshape(-1, 9)
     assert len(torch.unique(kept, dim=0)) <= 6
     assert (kept.sum(1) == 4).all()
-    free = choose(score, Choice(scope="kernel", keep=4, pool="unit")).flatten(2).reshape(-1, 9)
+    free = choose(score, PatternChoice(scope="kernel", keep=4, pool="unit")).flatten(2).reshape(-1, 9)
     flat = score.reshape(-1, 9)
     assert 0.85 < float((flat * kept).sum() / (flat * free).sum()) <= 1.0
     single = library(flat.double(), 4, 1)
@@ -98,9 +98,14 @@ def test_pattern_library_is_small_and_keeps_what_it_can() -> None:
 
 
 @pytest.mark.parametrize(
-    "choice", [Choice(keep=3, pool="unit", block=8), Choice(keep=3, block=8), Choice("kernel", 3, pool="layer")]
+    "choice",
+    [
+        PatternChoice(keep=3, pool="unit", block=8),
+        PatternChoice(keep=3, block=8),
+        PatternChoice("kernel", 3, pool="layer"),
+    ],
 )
-def test_value_curve_is_what_choosing_retains(choice: Choice) -> None:
+def test_value_curve_is_what_choosing_retains(choice: PatternChoice) -> None:
     score = torch.rand(16, 6, 3, 3)
     curve = value_curve(score, choice)
     assert curve[0] == 0
@@ -111,7 +116,7 @@ def test_value_curve_is_what_choosing_retains(choice: Choice) -> None:
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_patterns_survive_a_plan(scope: str) -> None:
-    choice = Choice(scope=scope, keep=4, block=16, pool="unit")
+    choice = PatternChoice(scope=scope, keep=4, block=16, pool="unit")
     kept = choose(torch.rand(24, 6, 3, 3), choice, groups=2)
     pattern = to_pattern(kept, choice, groups=2)
     assert torch.equal(
@@ -141,16 +146,16 @@ def test_patterns_survive_a_plan(scope: str) -> None:
 )
 def test_senseless_choices_are_refused(bad: dict) -> None:
     with pytest.raises(PlanError):
-        Choice(**bad)
+        PatternChoice(**bad)
 
 
 def test_scores_must_fit() -> None:
     with pytest.raises(PlanError, match="more than the 9"):
-        choose(torch.rand(8, 2, 3, 3), Choice(keep=10))
+        choose(torch.rand(8, 2, 3, 3), PatternChoice(keep=10))
     with pytest.raises(PlanError, match="not finite"):
-        choose(torch.full((8, 2, 3, 3), float("nan")), Choice())
+        choose(torch.full((8, 2, 3, 3), float("nan")), PatternChoice())
     with pytest.raises(PlanError, match="convolution"):
-        choose(torch.rand(8, 2), Choice())
+        choose(torch.rand(8, 2), PatternChoice())
 
 
 # --- metrics
@@ -184,17 +189,17 @@ def test_statistics_from_data() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-# --- the three executions (T10)
+# --- the three executions
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_t10_executions_agree(stride: int, padding: int, dilation: int) -> None:
+def test_executions_agree(stride: int, padding: int, dilation: int) -> None:
     x, weight = torch.randn(2, 5, 11, 9, dtype=torch.float64), torch.randn(7, 5, 3, 3, dtype=torch.float64)
     options = {"stride": stride, "padding": padding, "dilation": dilation}
     for scope in ("filter", "in_channel", "layer", "kernel"):
-        kept = choose(torch.rand(7, 5, 3, 3), Choice(scope=scope, keep=4, pool="unit"))
+        kept = choose(torch.rand(7, 5, 3, 3), PatternChoice(scope=scope, keep=4, pool="unit"))
         expected = masked(x, weight, kept, **options)
         torch.testing.assert_close(shift_gemm(x, weight, kept, **options), expected)
         torch.testing.assert_close(compact_im2col(x, weight, kept, **options), expected)
@@ -238,7 +243,7 @@ def test_ordering_brings_like_patterns_together() -> None:
     left = torch.randperm(64) < 32
     score[left, :, :, 0] += 1.0
     score[~left, :, :, 2] += 1.0
-    choice = Choice(keep=3, block=8, pool="unit")
+    choice = PatternChoice(keep=3, block=8, pool="unit")
     order = order_filters(score, choice, trials=200)
     assert sorted(order.tolist()) == list(range(64))
     assert retained(score, range(64), choice) < 0.8
@@ -246,7 +251,7 @@ def test_ordering_brings_like_patterns_together() -> None:
     assert np.array_equal(order, order_filters(score, choice, trials=200))
     assert np.array_equal(order_filters(score[:8], choice), np.arange(8))
     with pytest.raises(PlanError, match="scope"):
-        order_filters(score, Choice("filter", 3, pool="unit"))
+        order_filters(score, PatternChoice("filter", 3, pool="unit"))
 
 
 def test_alignment_changes_no_result_and_keeps_more() -> None:
@@ -261,7 +266,9 @@ def test_alignment_changes_no_result_and_keeps_more() -> None:
             module.weight.data.uniform_(0.5, 1.5)
     x = torch.randn(2, 3, 32, 32)
     graph = trace(model, x)
-    choices = {n: Choice(keep=3, block=8) for n, p in model.named_parameters() if p.dim() == 4 and p.shape[0] > 8}
+    choices = {
+        n: PatternChoice(keep=3, block=8) for n, p in model.named_parameters() if p.dim() == 4 and p.shape[0] > 8
+    }
     ordered, orders = align(graph, choices)
     assert orders["conv1.weight"] == orders["layer1.0.conv2.weight"]  # of one residual stream
     assert all(sorted(order) == list(range(len(order))) and np.diff(order).min() < 0 for order in orders.values())
@@ -291,11 +298,11 @@ class Shuffling(torch.nn.Module):
 
 
 def test_orders_are_kept_in_plans_and_folded_where_the_network_is_deployed() -> None:
-    from secateurs.element_refinement import aligned
     from secateurs.elements.packing import pack
     from secateurs.elements.rectangles import deployable
     from secateurs.elements.selection import patterns
     from secateurs.plan import Plan
+    from secateurs.planning.elements.refinement import aligned
     from secateurs.structure import apply, trace
     from secateurs.structure.kernel_elements import masks_of
 

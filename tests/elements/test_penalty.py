@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from secateurs.elements.patterns import Choice
+from secateurs.elements.patterns import PatternChoice
 from secateurs.elements.penalty import HardMask, Penalty, Schedule, strength_for
 from secateurs.errors import PlanError
 
-CHOICE = Choice(keep=4, block=8)
+CHOICE = PatternChoice(keep=4, block=8)
 
 
 def network() -> nn.Sequential:
@@ -27,7 +27,7 @@ def test_the_sizing_rule() -> None:
 @pytest.mark.parametrize("steps", [24, 57, 500])
 @pytest.mark.parametrize("falling", [False, True])
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
-def test_t11_doomed_weights_shrink_by_epsilon_and_kept_ones_do_not(make: type, falling: bool, steps: int) -> None:
+def test_doomed_weights_shrink_by_epsilon_and_kept_ones_do_not(make: type, falling: bool, steps: int) -> None:
     model, epsilon = network(), 1e-3
     penalty = Penalty(model, {"0.weight": CHOICE}, Schedule(steps, epsilon, refresh_share=0.0))
     optimizer = make([model[0].weight], lr=0.01)

@@ -1,4 +1,4 @@
-"""Every registered criterion on a small traced network, SP-LAMP's laws, and a user's own function."""
+"""SP-LAMP's laws, what single criteria compute, and a user's own function; laws of all are in tests/contract."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import secateurs.scoring
+import secateurs.importance.scoring
 from secateurs.errors import PlanError
 from secateurs.importance.bottlenecks import bottlenecks
 from secateurs.importance.context import KINDS, Context, needs
+from secateurs.importance.measured import work
 from secateurs.importance.obs import readers_if_any
 from secateurs.importance.random import score as random_score
+from secateurs.importance.scoring import default_criterion, scores
 from secateurs.importance.splamp import layer_adaptive
-from secateurs.importance.statistics import Sensitivity, Statistics, context_for, gather
-from secateurs.importance.values import curve, keep, order, scores
+from secateurs.importance.statistics import LossSensitivity, Statistics, context_for, gather
 from secateurs.importance.weights import filters
-from secateurs.measured_values import work
 from secateurs.progress import silent
-from secateurs.registry import names
-from secateurs.scoring import default_criterion
+from secateurs.search.values import curve, keep, order
 from secateurs.structure.graph import Graph
 from secateurs.structure.trace import trace
 
@@ -77,22 +76,6 @@ def graph() -> Graph:
 @pytest.fixture(scope="module")
 def statistics(graph: Graph) -> Statistics:
     return gather(graph, batches(), KINDS)
-
-
-@pytest.mark.parametrize("criterion", names("criteria"))
-def test_contract(graph: Graph, statistics: Statistics, criterion: str) -> None:
-    context = Context(seed=3, statistics=statistics)
-    if criterion == "bn_scale":
-        with pytest.raises(PlanError, match="bn_scale needs a batch norm"):
-            scores(graph, criterion, context)
-        return
-    found = scores(graph, criterion, context)
-    again = scores(graph, criterion, context)
-    for group in graph.groups:
-        assert found[group.name].dtype == np.float64
-        assert np.all(found[group.name] >= 0)
-        assert np.array_equal(found[group.name], again[group.name])
-        assert len(np.unique(found[group.name])) > 1
 
 
 @pytest.mark.parametrize(
@@ -203,9 +186,9 @@ def test_a_group_without_a_way_around_is_worth_as_much_as_others_like_it(graph: 
     inner = next(g.name for g in graph.groups if g.units == 5)
     assert bottlenecks(graph) == {stream, wide}
 
-    def effects(*values: float) -> Sensitivity:
+    def effects(*values: float) -> LossSensitivity:
         found = np.array(values)
-        return Sensitivity(found, found, found)
+        return LossSensitivity(found, found, found)
 
     norms = {stream: effects(*[2.0] * 6), inner: effects(*[0.001] * 5), wide: effects(*[0.1] * 7, 0.3)}
     context = Context(statistics=Statistics(frozenset({"norms"}), 1, 0.0, norms=norms))
@@ -313,11 +296,11 @@ def test_the_default_does_not_measure_for_hours(monkeypatch: pytest.MonkeyPatch)
     data = [(torch.randn(4, 3, 8, 8), torch.arange(4))]
     said: list[str] = []
     monkeypatch.setattr(type(silent), "say", lambda self, message: said.append(message))
-    monkeypatch.setattr(secateurs.scoring, "MOST_WORK", work(graph) / 1.9)
+    monkeypatch.setattr(secateurs.importance.scoring, "MOST_WORK", work(graph) / 1.9)
     assert default_criterion(data, graph, silent) == "fisher_obs"
     assert "28 minutes" in said[0]
     assert "--criterion measured" in said[0]
     assert default_criterion(data, graph, silent, order_only=True) == "fisher_obs"
     assert len(said) == 1
-    monkeypatch.setattr(secateurs.scoring, "MOST_WORK", work(graph))
+    monkeypatch.setattr(secateurs.importance.scoring, "MOST_WORK", work(graph))
     assert default_criterion(data, graph, silent) == "measured"

@@ -1,4 +1,4 @@
-"""Dynamic filter selection: acceptance tests T7 and T8 of the method notes, and the short training around it."""
+"""Dynamic filter selection (similarities, duplicates), and the short training around it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from secateurs.errors import DataError, PlanError, StructureError
 from secateurs.importance.context import Context
 from secateurs.importance.duplicates import removal_scores
 from secateurs.importance.dynamic import Dynamics, centred, watch_training
+from secateurs.importance.scoring import scores
 from secateurs.importance.statistics import context_for, cross_entropy
-from secateurs.importance.values import keep, scores
 from secateurs.importance.weights import filters
+from secateurs.search.values import keep
 from secateurs.structure import trace
 from secateurs.structure.graph import Graph
 
@@ -73,7 +74,7 @@ def watched(graph: Graph, modules: list[nn.Module]) -> Dynamics:
 
 
 def test_streaming_equals_stored_snapshots(graph: Graph) -> None:
-    """T7: the Gram matrix that is summed up equals the one from all snapshots at once."""
+    """The Gram matrix that is summed up equals the one from all snapshots at once."""
     modules = path_of(graph)
     streamed = watched(graph, modules)
     for group in graph.groups:
@@ -89,7 +90,7 @@ def test_streaming_equals_stored_snapshots(graph: Graph) -> None:
 
 
 def test_duplicates_have_similarity_one(graph: Graph) -> None:
-    """T7: filters 1 and 4 make the same way, up to a positive factor."""
+    """Filters 1 and 4 make the same way, up to a positive factor."""
     modules = path_of(graph)
     for module in modules:
         with torch.no_grad():
@@ -105,7 +106,7 @@ def test_duplicates_have_similarity_one(graph: Graph) -> None:
 
 
 def test_a_common_drift_changes_nothing(graph: Graph) -> None:
-    """T7: what moves all filters alike is what 'adjusted' takes off."""
+    """What moves all filters alike is what 'adjusted' takes off."""
     modules = path_of(graph)
     before = watched(graph, modules).similarity("b:out")
     generator = torch.Generator().manual_seed(9)
@@ -129,7 +130,7 @@ def test_the_mean_over_all_partners_says_nothing() -> None:
 
 @pytest.mark.parametrize("smaller", [2, 5])
 def test_of_two_duplicates_one_survives(smaller: int) -> None:
-    """T8: and the one of larger norm; the next to go is somebody else."""
+    """And the one of larger norm; the next to go is somebody else."""
     rng = np.random.default_rng(3)
     rows = rng.standard_normal((8, 60))
     rows[2] = rows[5]

@@ -19,9 +19,9 @@ from secateurs.latency.design import Sample, dense
 from secateurs.latency.lock import measuring
 from secateurs.latency.process import WORKER_FILE, Worker, WorkerLostError
 from secateurs.latency.store import Store
-from secateurs.latency.targets import Operation, Target
+from secateurs.latency.targets import Operation, Target, open_target
 from secateurs.latency.timing import Protocol, compare
-from secateurs.latency.turns import Effort
+from secateurs.latency.turns import TurnCounts
 from secateurs.progress import Task, silent
 from secateurs.testing.latency import FakeVariants, network
 
@@ -114,8 +114,8 @@ def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECATEURS_LOCK", str(tmp_path / "lock"))
 
 
-def test_the_fake_is_a_target(tmp_path: Path) -> None:
-    assert isinstance(Faulty(tmp_path, "crash", 0), Target)
+def test_the_fake_is_a_target_once_it_is_opened(tmp_path: Path) -> None:
+    assert isinstance(open_target(Faulty(tmp_path, "crash", 0)), Target)
 
 
 def test_a_crash_in_a_comparison_is_told_and_survived(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_hang_is_ended_and_told(tmp_path: Path) -> None:
 def test_a_crash_while_profiling_costs_one_block(tmp_path: Path) -> None:
     spec = network(depth=2, units=8)
     target, heard = Faulty(tmp_path, "crash", faults=1, at=2), Heard()
-    collector = Collector(spec, FakeVariants(spec), target, progress=heard, effort=Effort(1, 1, 1))
+    collector = Collector(spec, FakeVariants(spec), target, progress=heard, effort=TurnCounts(1, 1, 1))
     samples = [dense(spec), *(Sample((width, 8)) for width in range(1, 8))]
     with silent.task("profile", len(samples)) as task:
         found = collector.measure(samples, task)
@@ -207,7 +207,7 @@ def test_a_stored_row_that_is_none_is_measured_again(tmp_path: Path) -> None:
     spec = network(depth=2, units=8)
     target, sample = Faulty(tmp_path, "crash", faults=0), Sample((4, 8))
     with Store(tmp_path / "store.sqlite3") as store, silent.task("profile", 1) as task:
-        collector = Collector(spec, FakeVariants(spec), target, store=store, effort=Effort(1, 1, 1))
+        collector = Collector(spec, FakeVariants(spec), target, store=store, effort=TurnCounts(1, 1, 1))
         [row] = collector.measure([sample], task)
         signature = collector._signature(sample)
         whole = store.get(collector.fingerprint, signature)

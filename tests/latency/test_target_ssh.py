@@ -20,13 +20,13 @@ import torch
 
 from secateurs.data import open_data
 from secateurs.errors import TargetError, TargetUnavailableError, UnstableTimingError
+from secateurs.jobs.entry import Place, run
+from secateurs.jobs.settings import Settings
 from secateurs.latency.lock import measuring
-from secateurs.latency.targets import open_target
+from secateurs.latency.targets import make_target, open_target
 from secateurs.latency.targets.ssh import SshTarget, _probe
 from secateurs.latency.timing import Protocol, compare
 from secateurs.models import load
-from secateurs.pruning import Place, run
-from secateurs.settings import Settings
 
 from .test_targets import chain
 
@@ -194,7 +194,7 @@ def test_a_host_that_answers_something_else_is_told(tmp_path: Path, answer: str)
     client = tmp_path / "ssh"
     client.write_text(f"#!/bin/sh\ncat >/dev/null\necho '{answer}'\n")
     client.chmod(0o755)
-    target = replace(SshTarget.parse("ssh://somewhere/onnxruntime-cpu"), client=str(client), host=f"h{len(answer)}")
+    target = replace(make_target("ssh://somewhere/onnxruntime-cpu"), client=str(client), host=f"h{len(answer)}")
     reason = target.available() or ""
     assert "did not run python3" in reason
     assert repr(answer) in reason

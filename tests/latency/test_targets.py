@@ -19,27 +19,12 @@ from secateurs.errors import PlanError, TargetError, TargetUnavailableError
 from secateurs.export.artifacts import export_artifact, variants
 from secateurs.latency.process import local_command
 from secateurs.latency.sites import SiteMap
-from secateurs.latency.targets import Target, make_target, open_target
+from secateurs.latency.targets import make_target, open_target
 from secateurs.latency.targets.ssh import SshTarget
 from secateurs.latency.timing import Protocol, compare
 from secateurs.network import OperatorSpec
 from secateurs.structure import trace
 from secateurs.testing.latency import network
-
-pytestmark = pytest.mark.alone
-
-
-@pytest.mark.parametrize("name", registry.names("targets"))
-def test_every_target_says_what_it_is(name: str) -> None:
-    target = make_target(name)
-    assert isinstance(target, Target)
-    assert target.name == name
-    reason = target.available()
-    assert reason is None or len(reason) > 10
-    if reason is None:
-        print_ = target.fingerprint(2)
-        assert print_["threads"] == 2
-        assert {"target", "device", "runtime", "precision"} <= set(print_)
 
 
 def test_precision_is_part_of_the_name() -> None:
@@ -234,6 +219,7 @@ print(statistics.median(faults() for _ in range(11)))
 """
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told to keep memory")
 def test_pytorch_keeps_its_memory_between_runs(tmp_path: Path) -> None:
     class Wide(nn.Module):
@@ -254,3 +240,25 @@ def test_pytorch_keeps_its_memory_between_runs(tmp_path: Path) -> None:
     # Eight outputs of 3.2 MB are 6,272 pages in every run when they come from the system anew. In a single run one more
     # may be needed than ever before: 784 pages, once.
     assert float(seen.stdout) < 50
+
+
+class Tokens(nn.Module):
+    """Two kinds of token: an integer beyond them would be no input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(2, 8), nn.Linear(8, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.table(ids)).mean(1))
+
+
+@pytest.mark.parametrize("name", registry.names("targets"))
+def test_a_target_draws_integers_that_tables_have(name: str, tmp_path: Path) -> None:
+    target = make_target(name)
+    if target.available() is not None:
+        pytest.skip(str(target.available()))
+    export_artifact(target.artifact, Tokens().eval(), torch.randint(0, 2, (1, 5)), tmp_path / "m", batch=1)
+    with target.start() as worker:
+        worker.load("m", tmp_path / "m", target.settings(threads=1, batch=1, profile=False))
+        assert len(worker.run(["m"], runs=2)["times_ms"]["m"]) == 2

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -92,6 +94,8 @@ def test_pickled_code_never_runs(tmp_path: Path) -> None:
         ("bad.bin", b"", "has the ending .bin"),
         ("bad.pth", b"", "cannot be read"),
         ("bad.pth", b"\x80\x04", "cannot be read"),
+        ("bad.pth", b"hello", "no file that torch.save wrote"),
+        ("bad.pt", b"PK\x03\x04 and no more", "is cut off"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes | None, part: str) -> None:
@@ -192,3 +196,81 @@ def test_real_networks(stored: Path) -> None:
         if "mobilenet" in name:
             assert loaded.module.same
             assert not loaded.module.batch_norm
+
+
+class Stranger:
+    """No tensor."""
+
+
+def _saved(kind: str, path: Path) -> None:
+    """A file of this kind, as people have them."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+    state = network.state_dict()
+    example = (torch.randn(1, 3, 8, 8),)
+    if kind == "whole network":
+        torch.save(network, path)
+    elif kind == "whole network, old form":
+        torch.save(network, path, _use_new_zipfile_serialization=False)
+    elif kind == "other objects":
+        torch.save({"state_dict": state, "args": Stranger()}, path)
+    elif kind == "network in a dict":
+        torch.save({"epoch": 3, "model": network}, path)
+    elif kind == "torchscript":
+        torch.jit.trace(network, example).save(path)
+    elif kind == "exported program":
+        torch.export.save(torch.export.export(network, example), path.with_suffix(".pt2"))
+        path.with_suffix(".pt2").rename(path)
+    elif kind == "safetensors":
+        save_file(state, path)
+    elif kind == "cut off":
+        torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:300])
+    elif kind == "pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    elif kind == "page":
+        path.write_text("\n<!doctype html><html>404</html>")
+    elif kind == "archive":
+        np.savez(path.with_suffix(".npz"), a=np.zeros(3))
+        path.with_suffix(".npz").rename(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("whole network", ("whole pickled object of class torch.nn.modules.container.Sequential", ".state_dict(), '")),
+        ("whole network, old form", ("whole pickled object of class torch.nn", ".state_dict(), '")),
+        ("other objects", ("other Python objects beside tensors", "Stranger", "['state_dict'], '")),
+        ("network in a dict", ("torch.nn.modules", "['model'].state_dict(), '")),
+        ("torchscript", ("TorchScript program", "torch.jit.load", ".state_dict(), '")),
+        ("exported program", ("exported program", "torch.export.load")),
+        ("safetensors", ("holds safetensors", "ending .safetensors")),
+        ("cut off", ("cut off", "Copy it again")),
+        ("pointer", ("Git LFS pointer", "git lfs pull")),
+        ("page", ("web page",)),
+        ("archive", ("archive of a.npy",)),
+    ],
+)
+def test_a_refused_file_is_described(tmp_path: Path, kind: str, parts: tuple[str, ...]) -> None:
+    """What it is and how to save a safe one, in whole sentences, without terminal codes; nothing of it is run."""
+    path = tmp_path / "w.pth"
+    _saved(kind, path)
+    with pytest.raises(DataError) as caught:
+        models.read_weights(path)
+    message = str(caught.value)
+    assert "\x1b" not in message
+    assert "options" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("kind", ["whole network", "other objects", "network in a dict", "torchscript"])
+def test_the_advice_works(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line that the message gives writes a file that is then read."""
+    monkeypatch.setitem(sys.modules, "test_weights", sys.modules[__name__])
+    path = tmp_path / "w.pth"
+    _saved(kind, path)
+    with pytest.raises(DataError) as caught:
+        models.read_weights(path)
+    code = str(caught.value).partition("once: ")[2]
+    exec(code, {})
+    assert set(models.read_weights(tmp_path / "w.safetensors").tensors) == {"0.weight", "0.bias"}

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateurs.recover.element_choice import ElementCount, surgeon
-from secateurs.recover.least_squares import least_squares
-from secateurs.recover.normal_equations import NormalEquations
+from secateurs.recover.refit.element_choice import ElementCount, surgeon
+from secateurs.recover.refit.least_squares import least_squares
+from secateurs.recover.refit.normal_equations import NormalEquations
 from secateurs.structure import trace
 
 

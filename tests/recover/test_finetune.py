@@ -214,6 +214,15 @@ def test_every_mode_trains() -> None:
             assert module[0].weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("lies", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("trained", ["contiguous", "channels_last"])
+def test_weights_lie_afterwards_as_before(lies: torch.memory_format, trained: str) -> None:
+    module = small_job.network().to(memory_format=lies)
+    before = {name: parameter.stride() for name, parameter in module.named_parameters()}
+    finetune(module, small_job.data(), replace(RECIPE, epochs=1, layout=trained))
+    assert {name: parameter.stride() for name, parameter in module.named_parameters()} == before
+
+
 def test_frozen_parameters_stay() -> None:
     module = small_job.network()
     module[0].weight.requires_grad_(False)

@@ -11,8 +11,8 @@ from torch import nn
 from secateurs.errors import PlanError
 from secateurs.models.cifar_resnet import CifarResNet
 from secateurs.plan import Plan
-from secateurs.recover.callbacks import lightning_callback, trainer_callback
-from secateurs.recover.gradual import Gradual, compose
+from secateurs.recover.schedules.callbacks import lightning_callback, trainer_callback
+from secateurs.recover.schedules.gradual import Gradual, compose
 from secateurs.structure import apply, trace
 
 EXAMPLE = torch.randn(1, 3, 16, 16)

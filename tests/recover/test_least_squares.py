@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from secateurs.errors import DataError, PlanMismatchError
 from secateurs.plan import ElementPattern, Fingerprint, Plan
 from secateurs.recover.batch_norm import reestimate
-from secateurs.recover.least_squares import Settings, correct_bias, least_squares
-from secateurs.recover.lockstep import Lane
-from secateurs.recover.normal_equations import NormalEquations
-from secateurs.recover.unfolding import Geometry, draw_positions, inputs_at, outputs_at
+from secateurs.recover.refit.least_squares import RefitSettings, correct_bias, least_squares
+from secateurs.recover.refit.lockstep import Lane
+from secateurs.recover.refit.normal_equations import NormalEquations
+from secateurs.recover.refit.unfolding import Geometry, draw_positions, inputs_at, outputs_at
 from secateurs.structure import apply, trace
 from secateurs.structure.kernel_elements import cut_elements
 
-EXACT = Settings(damping=1e-9, positions=10_000, sweeps=0)
+EXACT = RefitSettings(damping=1e-9, positions=10_000, sweeps=0)
 
 
 def _plan(slices: dict[str, dict[int, tuple[int, ...]]]) -> Plan:
@@ -175,7 +175,7 @@ def test_minding_the_activation_never_makes_its_output_worse() -> None:
     errors = []
     for sweeps in (0, 1, 4):
         small = apply(dense, plan)
-        least_squares(dense, small, plan, batches, settings=Settings(1e-9, positions=10_000, sweeps=sweeps))
+        least_squares(dense, small, plan, batches, settings=RefitSettings(1e-9, positions=10_000, sweeps=sweeps))
         with torch.no_grad():
             errors.append(float((hidden(small) - hidden(dense)).square().mean()))
     assert errors[0] > errors[1] > errors[2]
@@ -237,7 +237,7 @@ def test_later_branches_make_up_for_what_the_stream_lost() -> None:
     errors = []
     for residual in (False, True):
         small = apply(dense, plan)
-        settings = Settings(1e-9, positions=10_000, sweeps=0, residual=residual)
+        settings = RefitSettings(1e-9, positions=10_000, sweeps=0, residual=residual)
         least_squares(dense, small, plan, batches, settings=settings)
 
         def stream(module: Residual) -> Tensor:
@@ -313,7 +313,7 @@ def test_too_few_images_do_not_mislead() -> None:
     errors = []
     for damping in (1e-6, None):
         small = apply(dense, plan)
-        settings = Settings(damping, positions=1, samples=0.0, sweeps=0)
+        settings = RefitSettings(damping, positions=1, samples=0.0, sweeps=0)
         least_squares(dense, small, plan, _batches(8, 4), settings=settings)
         with torch.no_grad():
             errors.append(float((small(x) - dense(x)).square().mean()))
@@ -336,9 +336,9 @@ def test_memory_bounds_the_images() -> None:
     batches = _batches(4, 16)
     lane = Lane(dense, batches[0])
     assert lane.peak_bytes() >= 16 * 8 * 72 * 4
-    bound = Settings(memory_bytes=5 * lane.peak_bytes())
+    bound = RefitSettings(memory_bytes=5 * lane.peak_bytes())
     assert least_squares(dense, apply(dense, plan), plan, batches, settings=bound).images == 32
-    tiny = Settings(memory_bytes=1)
+    tiny = RefitSettings(memory_bytes=1)
     assert least_squares(dense, apply(dense, plan), plan, batches, settings=tiny).images == 16
 
 
@@ -361,7 +361,7 @@ def test_same_seed_same_weights() -> None:
     results = []
     for seed in (0, 0, 1):
         small = apply(dense, plan)
-        least_squares(dense, small, plan, _batches(), settings=Settings(seed=seed, positions=5, samples=1.0))
+        least_squares(dense, small, plan, _batches(), settings=RefitSettings(seed=seed, positions=5, samples=1.0))
         results.append(small.conv2.weight)
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
@@ -467,7 +467,7 @@ def test_layers_with_too_many_inputs_are_corrected_in_their_constants_only() -> 
     graph = trace(dense.eval(), torch.randn(1, 3, 8, 8))
     plan = graph.plan({graph.groups[0].name: tuple(range(4))})
     small = apply(dense, plan)
-    bound = Settings(memory_bytes=7 * 8 * 100**2)
+    bound = RefitSettings(memory_bytes=7 * 8 * 100**2)
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     done = least_squares(dense, small, plan, _batches(4, 16, (3, 8, 8)), settings=bound)
     assert "too many" in done.skipped["3.weight"]

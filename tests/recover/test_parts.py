@@ -90,7 +90,7 @@ def test_digest_sees_values_names_and_layout_apart() -> None:
 )
 def test_fastest_mode(monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], expected: Mode) -> None:
     table = dict(zip([(p, o) for p in ("fp32", "bf16") for o in ("contiguous", "channels_last")], seconds, strict=True))
-    monkeypatch.setattr(precision, "_seconds", lambda s, t, i, mode: table[mode.precision, mode.layout])
+    monkeypatch.setattr(precision, "_seconds", lambda s, t, i, mode, *hopeless: table[mode.precision, mode.layout])
     assert fastest_mode(nn.Identity(), None, torch.zeros(1, 1, 1, 1)) == expected
     assert fastest_mode(nn.Identity(), None, torch.zeros(1, 1, 1, 1), precision="fp32").precision == "fp32"
     assert fastest_mode(nn.Identity(), None, torch.zeros(1, 1)).layout == "contiguous"

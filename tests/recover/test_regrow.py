@@ -15,7 +15,7 @@ from secateurs.importance.dynamic import Dynamics, watch_training
 from secateurs.importance.statistics import cross_entropy
 from secateurs.recover.finetune import finetune
 from secateurs.recover.recipe import Recipe
-from secateurs.recover.regrow import PruneRegrow, surplus_at
+from secateurs.recover.schedules.regrow import PruneRegrow, surplus_at
 from secateurs.structure import Graph, apply, trace
 
 RECIPE = Recipe(epochs=3, lr=0.05, batch=16, precision="fp32", layout="contiguous", seed=1)

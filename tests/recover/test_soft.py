@@ -15,7 +15,7 @@ from secateurs.errors import PlanError
 from secateurs.recover.features import Features
 from secateurs.recover.finetune import finetune
 from secateurs.recover.recipe import Recipe
-from secateurs.recover.soft import SoftMasks
+from secateurs.recover.schedules.soft import SoftMasks
 from secateurs.structure import Graph, apply, trace
 
 RECIPE = Recipe(epochs=2, lr=0.05, batch=16, precision="fp32", layout="contiguous", seed=1)

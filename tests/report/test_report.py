@@ -16,6 +16,8 @@ from secateurs.report import Record, console, render, wording
 from secateurs.report.charts import prediction_chart, widths_chart
 from secateurs.report.record import (
     BudgetRecord,
+    Certainty,
+    DenseFinetuned,
     GroupRecord,
     ModelError,
     Point,
@@ -25,7 +27,7 @@ from secateurs.report.record import (
     TargetRecord,
 )
 
-DESIGN_KEYS = {
+DOCUMENTED_KEYS = {
     *("schema", "model", "strategy", "criterion", "seed", "versions", "target", "budget_ms", "predicted_ms", "dense"),
     *("pruned", "blocks_removed", "classes", "epochs", "speedup", "export_max_rel_error"),
     *("structure_check_rel_error", "seconds"),
@@ -125,7 +127,7 @@ class _Outline(HTMLParser):
 
 def test_result_json_has_every_key_of_the_contract() -> None:
     raw = json.loads(make_record().to_json())
-    assert set(raw) >= DESIGN_KEYS
+    assert set(raw) >= DOCUMENTED_KEYS
     assert set(raw["target"]) >= {"name", "fingerprint", "threads", "precision"}
     assert set(raw["dense"]) >= {"latency_ms", "latency_spread", "accuracy", "macs", "params", "file_bytes"}
     assert set(raw["pruned"]) >= set(raw["dense"]) | {"accuracy_cut", "accuracy_recalibrated"}
@@ -218,3 +220,128 @@ def test_console_shows_three_accuracies_and_the_notes() -> None:
     text = stream.getvalue()
     for piece in ("31.20 %", "85.33 %", "89.21 %", "1.71× faster", "Budget met", "Note:"):
         assert piece in text
+
+
+TEST = Certainty(
+    samples=2000,
+    standard_error=0.0069,
+    dense_standard_error=0.0068,
+    difference=-0.0058,
+    difference_standard_error=0.004,
+    tie=True,
+)
+TUNED = DenseFinetuned(
+    epochs=1,
+    accuracy=0.9012,
+    standard_error=0.0067,
+    seconds=30.0,
+    difference=-0.0091,
+    difference_standard_error=0.003,
+    tie=False,
+)
+
+
+def table_of(record: Record) -> dict[str, tuple[str, ...]]:
+    """Rows by their name."""
+    assert all(len(row) == len(wording.columns(record)) for row in wording.rows(record))
+    return {row[0]: row[1:] for row in wording.rows(record)}
+
+
+def pruned(**changes: object) -> PrunedSide:
+    return make_record().pruned.model_copy(update={"repaired_by": "least squares", **changes})
+
+
+def test_rows_say_what_was_done_to_which_network() -> None:
+    record = make_record(pruned=pruned(), test=TEST, dense_finetuned=TUNED, kept="tuned", tuned_epochs=1)
+    assert wording.columns(record) == ("", "dense, untouched", "dense, 1 epoch", "pruned", "")
+    table = table_of(record)
+    assert table["Accuracy, cut"] == ("", "", "31.20 %", "−58.59 points")
+    assert table["Accuracy, repaired: least squares"][2] == "85.33 %"
+    assert table["Accuracy, fine-tuned 1 epoch"] == (
+        "",
+        "90.12 %",
+        "89.21 %",
+        "−0.91 ± 0.60 points against that dense",
+    )
+    assert table["Accuracy, as deployed"] == ("89.79 %", "", "89.21 %", "−0.58 ± 0.80 points, a tie")
+    assert not any("recalibration" in name for name in table)
+    for name, row in table.items():
+        if "epoch" in name:
+            assert "89.79 %" not in row  # the untouched network was not trained
+
+
+def test_training_that_was_thrown_away_is_not_told_as_training() -> None:
+    kept = pruned(accuracy=0.8533)
+    record = make_record(pruned=kept, test=TEST, dense_finetuned=TUNED, kept="repaired", tuned_epochs=1)
+    assert table_of(record)["Accuracy, fine-tuned 1 epoch"] == ("", "90.12 %", "thrown away", "")
+    assert table_of(record)["Accuracy, as deployed"][2] == "85.33 %"
+    alone = make_record(pruned=kept, kept="repaired", tuned_epochs=1)
+    assert not any("fine-tuned" in name for name in table_of(alone))
+    page = render(alone)
+    assert ">1 epoch<" not in page
+    untrained = make_record(pruned=pruned(accuracy=0.8533), epochs=0)
+    assert [name for name in table_of(untrained) if "Accuracy" in name] == [
+        "Accuracy, cut",
+        "Accuracy, repaired: least squares",
+        "Accuracy, as deployed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("repair", "words"),
+    [
+        ("batch norm", "Accuracy, repaired: batch-norm statistics"),
+        ("least squares and batch norm", "Accuracy, repaired: least squares and batch-norm statistics"),
+        ("bias correction", "Accuracy, repaired: bias correction"),
+    ],
+)
+def test_the_repair_is_named(repair: str, words: str) -> None:
+    assert words in table_of(make_record(pruned=pruned(repaired_by=repair)))
+
+
+def test_no_repair_has_no_row() -> None:
+    nothing = pruned(repaired_by="", accuracy_recalibrated=0.312)
+    assert not any("repaired" in name for name in table_of(make_record(pruned=nothing)))
+
+
+@pytest.mark.parametrize(
+    ("speedup", "ratio", "upper", "words"),
+    [
+        (1.71, 0.585, 0.591, "1.71× faster"),
+        (1.005, 0.995, 0.999, "as fast, a tie"),
+        (0.97, 1.03, 1.08, "as fast, a tie"),
+        (0.8, 1.25, 1.26, "1.25× slower"),
+    ],
+)
+def test_faster_is_said_of_what_is_faster(speedup: float, ratio: float, upper: float, words: str) -> None:
+    record = make_record(speedup=speedup, latency_ratio=ratio, latency_ratio_upper=upper)
+    assert table_of(record)["Latency, measured"][-1] == words
+    shown = io.StringIO()
+    console.show(record, Console(file=shown, width=160))
+    for text in (wording.verdict(record), render(record), shown.getvalue()):
+        assert ("faster" in text) == ("faster" in words)
+        assert ("slower" in text) == ("slower" in words)
+        assert "tie" in text or "tie" not in words
+
+
+def test_the_verdict_names_both_dense_networks_and_ties() -> None:
+    record = make_record(pruned=pruned(), test=TEST, dense_finetuned=TUNED, kept="tuned", tuned_epochs=1)
+    told = wording.verdict(record)
+    assert "−0.58 ± 0.80 points against dense untouched, a tie" in told
+    assert "−0.91 ± 0.60 points against dense fine-tuned for 1 epoch." in told
+    page = render(record)
+    assert "2000 images, standard error 0.69 points" in page
+    assert "Fine-tune dense" in page
+
+
+def test_files_of_older_versions_are_read(tmp_path: Path) -> None:
+    raw = json.loads(make_record().to_json())
+    for name in ("test", "dense_finetuned", "kept", "tuned_epochs"):
+        del raw[name]
+    del raw["pruned"]["repaired_by"]
+    (tmp_path / "result.json").write_text(json.dumps(raw))
+    old = Record.load(tmp_path / "result.json")
+    assert old.test is None
+    assert "85.33 %" in table_of(old)["Accuracy, repaired"]
+    assert "against dense untouched" in wording.verdict(old)
+    assert "<svg" in render(old)

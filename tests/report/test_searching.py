@@ -50,7 +50,7 @@ def test_measured_curves_lie_beside_the_modelled() -> None:
     lines = list(ElementTree.fromstring(policy_chart(seen)).iter("polyline"))
     assert [line.get("class") for line in lines] == ["line", "line seen", "line"]
     assert "0.88" in sections(seen)[1][1]
-    assert "rough guide" in sections(seen)[1][1], "METHODS asks for 0.9"
+    assert "rough guide" in sections(seen)[1][1], "below 0.9"
     good = {**seen, "measured": {**seen["measured"], "agreement": 0.93}}
     assert "rough guide" not in sections(good)[1][1]
     assert "measured" not in sections(SEARCH)[1][1]

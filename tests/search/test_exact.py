@@ -18,7 +18,7 @@ from secateurs.search.problem import Constraint, Problem, widths_of
 from secateurs.search.reach import fastest, frugal, reach
 from secateurs.search.splamp import SpLamp
 from secateurs.testing.problems import (
-    Table,
+    GridCost,
     brute_force,
     enumerate_all,
     random_problem,
@@ -89,9 +89,9 @@ def test_reach_is_the_least_of_every_cost(seed: int) -> None:
 
 
 def test_limits_that_exclude_each_other_are_told() -> None:
-    here, there = (CostTerm("t", None, AxisSpec(0, ((g, 1),)), Table(np.arange(9.0)[None, :])) for g in (0, 1))
+    here, there = (CostTerm("t", None, AxisSpec(0, ((g, 1),)), GridCost(np.arange(9.0)[None, :])) for g in (0, 1))
     spec = NetworkSpec((GroupSpec("g0", 4), GroupSpec("g1", 4)), (), (), (), "pull")
-    falling = CostTerm("f", None, AxisSpec(0, ((0, 1),)), Table(np.arange(9.0)[None, ::-1]))
+    falling = CostTerm("f", None, AxisSpec(0, ((0, 1),)), GridCost(np.arange(9.0)[None, ::-1]))
     options, values = (np.arange(1, 5),) * 2, (np.arange(5.0),) * 2
     constraints = (
         Constraint("latency", CostModel("ms", 0.0, (here, there)), 3.0),
@@ -187,9 +187,9 @@ def test_costs_that_ignore_the_input_reduce_to_the_plain_knapsack(seed: int) -> 
     spec = NetworkSpec(tuple(GroupSpec(f"g{i}", int(n)) for i, n in enumerate(sizes)), (), (), (), "t4")
     axes = [AxisSpec(0, ((g, 1),)) for g in range(4)]
     pairwise = tuple(
-        CostTerm(f"t{g}", axes[g - 1] if g else None, axes[g], Table(np.tile(rows[g], (9, 1)))) for g in range(4)
+        CostTerm(f"t{g}", axes[g - 1] if g else None, axes[g], GridCost(np.tile(rows[g], (9, 1)))) for g in range(4)
     )
-    plain = tuple(CostTerm(f"t{g}", None, axes[g], Table(rows[g][None, :])) for g in range(4))
+    plain = tuple(CostTerm(f"t{g}", None, axes[g], GridCost(rows[g][None, :])) for g in range(4))
     options = tuple(np.arange(1, n + 1) for n in sizes)
     values = tuple(np.concatenate([[0.0], np.cumsum(1 / np.arange(1, n + 1))]) for n in sizes)
     found = []
@@ -224,9 +224,9 @@ def test_fastest_is_the_cheapest_of_all(seed: int) -> None:
 def test_unreachable_budget_names_the_fastest_point_and_what_limits_it() -> None:
     axis = AxisSpec(0, ((0, 1),))
     terms = (
-        CostTerm("stem", None, axis, Table(np.array([[0.0, 1.0, 2.0]]))),
-        CostTerm("head", None, None, Table(np.array([[3.0]]))),
-        CostTerm("branch", None, None, Table(np.array([[5.0]])), (0,)),
+        CostTerm("stem", None, axis, GridCost(np.array([[0.0, 1.0, 2.0]]))),
+        CostTerm("head", None, None, GridCost(np.array([[3.0]]))),
+        CostTerm("branch", None, None, GridCost(np.array([[5.0]])), (0,)),
     )
     spec = NetworkSpec((GroupSpec("stem:out", 2),), (), (BlockSpec("block", (), (), "add"),), (), "x")
     limit = Constraint("latency", CostModel("ms", 0.5, terms), 4.0, "fake, 1 thread")
@@ -248,7 +248,7 @@ def test_unreachable_budget_names_the_fastest_point_and_what_limits_it() -> None
 def test_limits_that_only_conflict_say_so() -> None:
     axis = AxisSpec(0, ((0, 1),))
     up, down = np.array([[0.0, 1.0, 2.0]]), np.array([[0.0, 2.0, 1.0]])
-    models = [CostModel("ms", 0.0, (CostTerm("t", None, axis, Table(grid)),)) for grid in (up, down)]
+    models = [CostModel("ms", 0.0, (CostTerm("t", None, axis, GridCost(grid)),)) for grid in (up, down)]
     limits = tuple(Constraint(name, model, 1.0) for name, model in zip(("a", "b"), models, strict=True))
     spec = NetworkSpec((GroupSpec("g", 2),), (), (), (), "x")
     problem = Problem(spec, (np.array([1, 2]),), (np.arange(3.0),), limits)
@@ -265,7 +265,7 @@ def test_no_budget_is_refused() -> None:
 
 def test_a_wider_option_may_be_the_faster_one() -> None:
     axis = AxisSpec(0, ((0, 1),))
-    model = CostModel("ms", 0.0, (CostTerm("t", None, axis, Table(np.array([[9.0, 2.0, 1.0, 3.0]]))),))
+    model = CostModel("ms", 0.0, (CostTerm("t", None, axis, GridCost(np.array([[9.0, 2.0, 1.0, 3.0]]))),))
     spec = NetworkSpec((GroupSpec("g", 3),), (), (), (), "x")
     problem = Problem(spec, (np.arange(1, 4),), (np.arange(4.0),), (Constraint("ms", model, 1.5),))
     assert fastest(problem).widths.tolist() == [2]

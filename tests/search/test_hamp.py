@@ -1,4 +1,4 @@
-"""The memetic search: T15 and T16 of the methods digest, stored evaluations, limits, and its parts."""
+"""The memetic search: archive, seeds, a useless surrogate, stored evaluations, limits, and its parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from secateurs.search.hamp.archive import Archive, Box, dominates
 from secateurs.search.hamp.encoding import Encoding
 from secateurs.search.hamp.local_search import Local
 from secateurs.search.hamp.operators import crossover, neighbours, offspring, random_genomes, transfer
-from secateurs.search.hamp.search import Outcome, Search, Settings
+from secateurs.search.hamp.search import HampSettings, Outcome, Search
 from secateurs.search.hamp.selection import FLOOR, PORTFOLIO, select, updated_quotas
 from secateurs.search.hamp.strategy import Hamp
 from secateurs.search.hamp.surrogate import Quadratic, candidates, train
@@ -27,7 +27,7 @@ from secateurs.testing.judges import Formula, Killed
 from secateurs.testing.problems import random_problem, resnet50_like
 
 FEW = Local(starts=3, neighbours=40, hops=3, most=6)
-QUICK = Settings(population=12, evaluations=90, stagnation=0, local=FEW, local_every=2, surrogate_after=1)
+QUICK = HampSettings(population=12, evaluations=90, stagnation=0, local=FEW, local_every=2, surrogate_after=1)
 
 
 def made(seed: int = 3, rows: Rows | None = None, **changes: object) -> Problem:
@@ -48,7 +48,7 @@ def only_a_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "candidates", lambda points, seed: [Quadratic()])
 
 
-def test_archive_holds_evaluated_nondominated_points_only() -> None:  # T15
+def test_archive_holds_evaluated_nondominated_points_only() -> None:
     problem = made()
     search = Search(problem, QUICK, seed=1)
     outcome = search.go()
@@ -64,7 +64,7 @@ def test_archive_holds_evaluated_nondominated_points_only() -> None:  # T15
         assert not dominates(one, other)
 
 
-def test_hypervolume_never_falls_and_grows() -> None:  # T15
+def test_hypervolume_never_falls_and_grows() -> None:
     history = Search(made(), QUICK, seed=2).go().history
     volumes = [line.hypervolume for line in history]
     assert all(b >= a for a, b in itertools.pairwise(volumes))
@@ -72,7 +72,7 @@ def test_hypervolume_never_falls_and_grows() -> None:  # T15
     assert [line.evaluations for line in history] == sorted(line.evaluations for line in history)
 
 
-def test_same_seed_same_front_and_another_seed_another() -> None:  # T15
+def test_same_seed_same_front_and_another_seed_another() -> None:
     first, second, other = (front(Search(made(), QUICK, seed=s).go()) for s in (5, 5, 6))
     assert first == second
     assert first != other
@@ -94,7 +94,7 @@ class Guess:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_random_surrogate_is_shut_out(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:  # T16
+def test_a_random_surrogate_is_shut_out(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     without = replace(QUICK, surrogate_after=10_000)
     monkeypatch.setattr(engine, "candidates", lambda points, seed: [Guess()])
     outcome = Search(made(), QUICK, seed).go()
@@ -112,7 +112,7 @@ def test_a_good_surrogate_helps() -> None:
         volumes = []
         for after in (1, 10_000):
             problem = replace(base, evaluator=Formula(base), rows=MemoryRows())
-            settings = Settings(
+            settings = HampSettings(
                 population=16, evaluations=200, stagnation=0, local=FEW, local_every=1, surrogate_after=after
             )
             volumes.append(Search(problem, settings, seed).go().history[-1].hypervolume)
@@ -209,9 +209,9 @@ def test_stops_when_nothing_improves_and_by_the_clock(monkeypatch: pytest.Monkey
 
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(PlanError, match="never end"):
-        Settings(evaluations=None, stagnation=0)
+        HampSettings(evaluations=None, stagnation=0)
     with pytest.raises(PlanError, match="Selection 'best'"):
-        Settings(portfolio=("best",))
+        HampSettings(portfolio=("best",))
     with pytest.raises(PlanError, match="no data"):
         Search(replace(made(), evaluator=None), QUICK)
     with pytest.raises(PlanError, match="2 to 4 objectives"):
@@ -309,7 +309,7 @@ def test_offspring_are_chosen_by_the_predicted_error() -> None:
         volumes = []
         for bred in (1, 8):
             problem = replace(base, evaluator=Formula(base), rows=MemoryRows())
-            settings = Settings(
+            settings = HampSettings(
                 population=16, evaluations=200, stagnation=0, local=FEW, surrogate_after=1, local_every=2, bred=bred
             )
             volumes.append(Search(problem, settings, seed).go().history[-1].hypervolume)

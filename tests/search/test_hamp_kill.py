@@ -19,10 +19,10 @@ import pytest
 
 pytest.importorskip("pymoo")
 
+from secateurs.judging.processes import process_pool
 from secateurs.search.hamp import search as engine
 from secateurs.search.hamp.local_search import Local
-from secateurs.search.hamp.processes import process_pool
-from secateurs.search.hamp.search import Outcome, Search, Settings
+from secateurs.search.hamp.search import HampSettings, Outcome, Search
 from secateurs.search.hamp.surrogate import Quadratic
 from secateurs.search.problem import Evaluation, Problem
 from secateurs.search.rows import FileRows
@@ -32,7 +32,7 @@ from secateurs.testing.problems import random_problem
 pytestmark = pytest.mark.alone
 
 LONG = 120.0
-SETTINGS = Settings(
+SETTINGS = HampSettings(
     population=12,
     evaluations=90,
     stagnation=0,

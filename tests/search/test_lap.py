@@ -1,4 +1,4 @@
-"""Rewards, sensitivity, action wall and environment of LAP (acceptance tests T5 and T6 of the method notes)."""
+"""Rewards, sensitivity, action wall and environment of LAP."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def play(wall: Wall, ratios: np.ndarray) -> tuple[np.ndarray, frozenset[int]]:
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("kind", ["rough", "staircase"])
 def test_random_policies_end_within_the_budget(seed: int, kind: str) -> None:
-    """T6, on costs that are not monotone, with blocks and with sums of groups."""
+    """On costs that are not monotone, with blocks and with sums of groups."""
     problem = random_problem(seed, groups=5, kind=kind, constraints=1 + seed % 2, tightness=0.4)
     try:
         wall = Wall(Choices(problem, 1.0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,16 +12,14 @@ pytest.importorskip("stable_baselines3")
 
 from secateurs.data import Data, open_data
 from secateurs.errors import PlanError
+from secateurs.jobs.entry import Place, run
+from secateurs.jobs.settings import Settings
 from secateurs.latency import model
+from secateurs.measure.profile import profile
 from secateurs.models import Loaded, load
-from secateurs.planning import plan
-from secateurs.profiling import profile
-from secateurs.pruning import Place, run
-from secateurs.search.lap.sensitivity import agreement, modelled, spread_sample
+from secateurs.planning.entry import plan
+from secateurs.search.legal import SearchOptions
 from secateurs.search.rows import FileRows
-from secateurs.search_options import SearchOptions
-from secateurs.sensitivity import measured_sensitivity
-from secateurs.settings import Settings
 from secateurs.structure import trace
 
 
@@ -54,7 +51,9 @@ def data(network: Loaded) -> Data:
 def test_plan_by_lap(network: Loaded, data: Data, fake_target: str, tmp_path: Path) -> None:
     graph = trace(network.module, network.example())
     costs = profile(graph, fake_target)
-    options = SearchOptions(episodes=4, warm_start="knapsack", folder=tmp_path)
+    options = SearchOptions(
+        episodes=4, warm_start="knapsack", checkpoint=tmp_path / "search", evaluations=tmp_path / "evaluations.sqlite3"
+    )
     made = plan(graph, costs, latency="60%", strategy="lap", criterion="splamp", images=data, options=options)
     facts = made.provenance
     assert facts["strategy"] == "lap"
@@ -69,18 +68,6 @@ def test_plan_by_lap(network: Loaded, data: Data, fake_target: str, tmp_path: Pa
         plan(graph, costs, latency="60%", criterion="splamp", options=SearchOptions(episodes=4))
     with pytest.raises(PlanError, match="ddpg, td3, sac"):
         plan(graph, costs, latency="60%", strategy="lap", images=data, options=SearchOptions(agent="dqn"))
-
-
-def test_measured_sensitivity_agrees_with_the_model(network: Loaded, fake_target: str) -> None:
-    """On a target whose times follow a formula both ways must rank groups alike."""
-    graph = trace(network.module, network.example())
-    expected = modelled(graph.spec, profile(graph, fake_target).cost_model())
-    groups = spread_sample(expected, 4)
-    found = measured_sensitivity(graph, fake_target, groups)
-    assert found.groups == groups
-    assert agreement(expected, found) >= 0.9
-    assert found.saved.max() > 0.01
-    assert abs(found.saved - expected.select(groups).saved).max() < 0.02
 
 
 def test_schedules_that_plan_anew_refuse_lap() -> None:
@@ -100,9 +87,9 @@ def test_finalists_need_a_search_that_judges_and_an_epoch() -> None:
 def test_the_whole_procedure_trains_finalists_then_regrows_to_the_best_ones_widths(
     network: Loaded, data: Data, fake_target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """METHODS 2.3(h): search, re-ranking, prune and regrow, fine-tuning; each goes on after a kill."""
-    from secateurs import finalists
-    from secateurs.recover.regrow import PruneRegrow
+    """docs/methods.md, "LAP procedure": search, re-ranking, prune and regrow, fine-tuning; each survives a kill."""
+    from secateurs.jobs import finalists
+    from secateurs.recover.schedules.regrow import PruneRegrow
 
     settings = Settings(
         latency="60%",
@@ -170,7 +157,7 @@ def test_the_main_job_by_lap_resumes_and_reports(
         episodes=5,
         warm_start="knapsack",
     )
-    from secateurs.evaluation import Judge
+    from secateurs.judging.judge import Judge
 
     real, calls = Judge.__call__, [0]
 
@@ -199,11 +186,3 @@ def test_the_main_job_by_lap_resumes_and_reports(
     assert measured["agreement"] >= 0.7, "the target's times follow a formula"
     assert "the rank correlation of both is" in page
     assert not (folder / "search").exists()
-
-
-def test_without_a_latency_budget_no_latency_is_measured_beside_the_sensitivities() -> None:
-    from secateurs.sensitivity import with_measured_sample
-
-    details = {"summary": {}, "sensitivity": {}, "groups": ["a", "b", "c"], "unit": "macs"}
-    nothing: Any = None
-    assert with_measured_sample(details, nothing, nothing, 1, 1, None) == details

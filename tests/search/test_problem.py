@@ -17,7 +17,7 @@ from secateurs.search.options import legal_widths, reachable_lengths, right_ends
 from secateurs.search.problem import Constraint, Evaluation, Problem
 from secateurs.search.rows import FileRows, MemoryRows
 from secateurs.search.uniform import Uniform
-from secateurs.testing.problems import Staircase, Table, enumerate_all, random_problem
+from secateurs.testing.problems import GridCost, TiledCost, enumerate_all, random_problem
 
 
 def small(units: tuple[int, ...] = (4, 6), blocks: tuple[BlockSpec, ...] = ()) -> NetworkSpec:
@@ -39,7 +39,7 @@ def test_batched_costs_equal_the_full_models(seed: int) -> None:
 
 def test_costs_off_the_legal_widths_are_computed() -> None:
     axis = AxisSpec(0, ((0, 1),))
-    model = CostModel("ms", 1.0, (CostTerm("t", None, axis, Table(np.array([[0.0, 1.0, 5.0, 7.0, 20.0]]))),))
+    model = CostModel("ms", 1.0, (CostTerm("t", None, axis, GridCost(np.array([[0.0, 1.0, 5.0, 7.0, 20.0]]))),))
     spec = small((4,))
     problem = Problem(spec, (np.array([2, 4]),), (np.arange(5.0),), (Constraint("ms", model, 9.0),))
     assert problem.costs(np.array([[2], [3], [4]]))[:, 0].tolist() == [6.0, 8.0, 21.0]
@@ -48,8 +48,8 @@ def test_costs_off_the_legal_widths_are_computed() -> None:
 def test_removed_block_drops_terms_inner_values_and_block_value() -> None:
     spec = small((4, 6), (BlockSpec("b", (1,), (), "add"),))
     terms = (
-        CostTerm("stays", None, AxisSpec(0, ((0, 1),)), Table(np.arange(9.0)[None, :])),
-        CostTerm("goes", AxisSpec(0, ((0, 1),)), AxisSpec(0, ((1, 1),)), Table(np.ones((9, 9))), (0,)),
+        CostTerm("stays", None, AxisSpec(0, ((0, 1),)), GridCost(np.arange(9.0)[None, :])),
+        CostTerm("goes", AxisSpec(0, ((0, 1),)), AxisSpec(0, ((1, 1),)), GridCost(np.ones((9, 9))), (0,)),
     )
     values = (np.arange(5.0), 10 * np.arange(7.0) - 7)
     limit = Constraint("ms", CostModel("ms", 0.0, terms), 9.0)
@@ -122,7 +122,7 @@ def test_stored_rows_outlive_the_process(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("not a database, certainly not one of ours")
     with pytest.raises(PlanError, match="cannot be kept"):
-        FileRows(other)
+        FileRows(other).get("a")
 
 
 def test_torn_rows_are_told_as_such(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_legal_widths() -> None:
 
 def test_right_ends_keep_only_the_widest_of_a_plateau() -> None:
     axis = AxisSpec(0, ((0, 1),))
-    model = CostModel("ms", 0.0, (CostTerm("t", None, axis, Staircase(1.0, 4, 8)),))
+    model = CostModel("ms", 0.0, (CostTerm("t", None, axis, TiledCost(1.0, 4, 8)),))
     spec = small((32,))
     options = right_ends(spec, (np.arange(1, 33),), [model])
     assert options[0].tolist() == [1, 8, 16, 24, 32]
@@ -164,8 +164,8 @@ def test_right_ends_keep_only_the_widest_of_a_plateau() -> None:
 
 def test_right_ends_keep_a_width_that_saves_anything_limited() -> None:
     axis = AxisSpec(0, ((0, 1),))
-    time = CostModel("ms", 0.0, (CostTerm("t", None, axis, Staircase(1.0, 4, 8)),))
-    size = CostModel("bytes", 0.0, (CostTerm("t", None, axis, Table(np.arange(33.0)[None, :] // 4)),))
+    time = CostModel("ms", 0.0, (CostTerm("t", None, axis, TiledCost(1.0, 4, 8)),))
+    size = CostModel("bytes", 0.0, (CostTerm("t", None, axis, GridCost(np.arange(33.0)[None, :] // 4)),))
     options = right_ends(small((32,)), (np.arange(1, 33),), [time, size])
     assert options[0].tolist() == [1, 3, 7, 8, 11, 15, 16, 19, 23, 24, 27, 31, 32]
 
@@ -184,7 +184,7 @@ def test_uniform_keeps_one_ratio() -> None:
     assert Uniform(keep=0.01).solve(problem).widths.tolist() == [1, 1, 1]
     with pytest.raises(PlanError, match="keep=0"):
         Uniform(keep=0)
-    terms = tuple(CostTerm(f"t{g}", None, AxisSpec(0, ((g, 1),)), Table(np.arange(11.0)[None, :])) for g in range(3))
+    terms = tuple(CostTerm(f"t{g}", None, AxisSpec(0, ((g, 1),)), GridCost(np.arange(11.0)[None, :])) for g in range(3))
     limited = replace(problem, constraints=(Constraint("ms", CostModel("ms", 0.0, terms), 9.0),))
     found = Uniform().solve(limited)
     assert found.widths.tolist() == [6, 2, 1]

@@ -14,7 +14,7 @@ from secateurs.search.greedy import Greedy
 from secateurs.search.halp import Halp
 from secateurs.search.problem import Constraint, Problem, Solution, Strategy
 from secateurs.search.uniform import Uniform
-from secateurs.testing.problems import Table, brute_force, random_problem, staircase_problem
+from secateurs.testing.problems import GridCost, brute_force, random_problem, staircase_problem
 
 RIVALS: tuple[Strategy, ...] = (Greedy(), Halp(steps=4, buckets=400), Uniform(), GlobalRank())
 
@@ -67,7 +67,7 @@ def test_rivals_need_a_budget() -> None:
 def test_global_rank_keeps_what_scores_above_one_threshold() -> None:
     spec = NetworkSpec((GroupSpec("a", 3), GroupSpec("b", 3)), (), (), (), "x")
     axes = [AxisSpec(0, ((g, 1),)) for g in range(2)]
-    model = CostModel("ms", 0.0, tuple(CostTerm("t", None, axis, Table(np.arange(4.0)[None, :])) for axis in axes))
+    model = CostModel("ms", 0.0, tuple(CostTerm("t", None, axis, GridCost(np.arange(4.0)[None, :])) for axis in axes))
     values = (np.array([0.0, 9.0, 17.0, 24.0]), np.array([0.0, 8.5, 9.5, 10.0]))
     problem = Problem(spec, (np.arange(1, 4),) * 2, values, (Constraint("ms", model, 4.0),))
     assert GlobalRank().solve(problem).widths.tolist() == [3, 1]

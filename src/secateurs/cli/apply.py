@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from secateurs.cli.opening import open_model, open_plan, writable
-from secateurs.cli.options import Input, Json, Model, Normalize, PlanFile, Seed, Weights
+from secateurs.cli.opening import open_plan, open_planned, writable
+from secateurs.cli.options import Input, Json, Model, Normalize, PlanFile, Seed, SizedBy, Weights
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
+from secateurs.jobs.settings import Settings
 from secateurs.report import wording
 
 
@@ -20,9 +21,10 @@ def verb(
     plan: PlanFile,
     output: Annotated[Path, typer.Option("-o", "--output", help="Safetensors file to write.")],
     weights: Weights = None,
+    data: SizedBy = None,
     shape: Input = None,
     normalize: Normalize = None,
-    seed: Seed = 0,
+    seed: Seed = Settings.seed,
     as_json: Json = False,
 ) -> None:
     """Cut a network by a plan and save its weights.
@@ -31,19 +33,20 @@ def verb(
     """
     from safetensors.torch import save
 
-    from secateurs.job import parameter_count, tensors
-    from secateurs.plan import write_atomic
+    from secateurs.files import write_atomic
+    from secateurs.jobs.deployment import parameter_count
+    from secateurs.recover.checkpoint import tensors
     from secateurs.structure import apply
 
     writable(output)
     held = open_plan(plan)
     with shown(talk()) as progress:
-        loaded = open_model(model, weights, shape, normalize, seed=seed, progress=progress)
+        module, example = open_planned(model, held, weights, shape, normalize, data=data, seed=seed, progress=progress)
         with progress.task("cut and check"):
-            small = apply(loaded.module, held, loaded.example())
+            small = apply(module, held, example)
     content = save(tensors(small), metadata={"format": "pt"})
     write_atomic(output, content)
-    before, after = parameter_count(loaded.module), parameter_count(small)
+    before, after = parameter_count(module), parameter_count(small)
     found = {"output": str(output), "params": after, "dense_params": before, "file_bytes": len(content)}
     emit(
         found,

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from secateurs.cli.opening import open_model, open_plan
-from secateurs.cli.options import MODEL_HELP, Batch, Input, Json, Normalize, Seed, Target, Threads, Weights
+from secateurs.cli.opening import open_plan, open_planned
+from secateurs.cli.options import MODEL_HELP, Batch, Input, Json, Normalize, Seed, SizedBy, Target, Threads, Weights
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
 from secateurs.errors import DataError
+from secateurs.jobs.settings import Settings
 from secateurs.report import wording
+from secateurs.report.terminal import styled
 
 MODEL_OR_PLAN_HELP = f"{MODEL_HELP} Or a plan file, to see how two plans differ."
 
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
 def verb(
     model: Annotated[str, typer.Argument(metavar="MODEL|PLAN", help=MODEL_OR_PLAN_HELP, show_default=False)],
     plans: Annotated[list[Path], typer.Argument(metavar="PLAN...", help="Plan files.")],
-    target: Target = "onnxruntime-cpu",
+    target: Target = Settings.target,
     weights: Weights = None,
+    data: SizedBy = None,
     shape: Input = None,
     normalize: Normalize = None,
-    threads: Threads = 1,
-    batch: Batch = 1,
-    seed: Seed = 0,
+    threads: Threads = Settings.threads,
+    batch: Batch = Settings.batch,
+    seed: Seed = Settings.seed,
     as_json: Json = False,
 ) -> None:
     """Measure plans side by side on a target, or show how two plans differ.
@@ -45,24 +47,34 @@ def verb(
         difference = _difference(Path(model), plans)
         emit(difference, lambda console: _show_difference(difference, console), as_json=as_json)
         return
-    from secateurs.bench import FINAL, Bench
+    from secateurs.files import Scratch
+    from secateurs.latency.targets import open_target
     from secateurs.latency.timing import compare
-    from secateurs.profiling import open_target
-    from secateurs.scratch import Scratch
+    from secateurs.measure.bench import FINAL, Bench
     from secateurs.structure import apply
 
     opened = open_target(target)
     held = dict(zip(_labels(plans), map(open_plan, plans), strict=True))
     with shown(talk()) as progress, Scratch("compare") as name:
-        loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
-        bench = Bench(opened, Path(name), loaded.example(), threads, batch, seed, progress)
+        module, example = open_planned(
+            model,
+            next(iter(held.values())),
+            weights,
+            shape,
+            normalize,
+            data=data,
+            batch=batch,
+            seed=seed,
+            progress=progress,
+        )
+        bench = Bench.inside(Path(name), opened, example, threads, batch, seed, progress)
         files = {"dense": bench.dense}
         with progress.task("export", 1 + len(held)) as task:
-            bench.export(loaded.module, bench.dense)
+            bench.export(module, bench.dense)
             task.advance(1)
             for number, (label, plan) in enumerate(held.items()):
                 files[label] = Path(name) / f"{number}.{opened.artifact}"
-                small = apply(loaded.module, plan, loaded.example()).eval()
+                small = apply(module, plan, example).eval()
                 bench.export(small, files[label], plan)
                 task.advance(1, label)
         measured = compare(opened, files, threads=threads, batch=batch, protocol=FINAL, progress=progress, seed=seed)
@@ -107,21 +119,23 @@ def _difference(first: Path, others: list[Path]) -> dict[str, Any]:
 
 
 def _show_difference(found: dict[str, Any], console: Console) -> None:
-    first, second = (escape(name) for name in found["plans"])
+    first, second = found["plans"]
     if not found["same_network"]:
-        console.print("[yellow]The plans belong to different networks.[/]")
+        console.print(styled(("The plans belong to different networks.", "yellow")))
     table = Table(header_style="dim", box=None, pad_edge=False)
     table.add_column("group", no_wrap=True)
-    for name in ("units", f"kept by {first}", f"by {second}", "only by the first", "only by the second"):
+    for name in ("units", "kept by the first", "by the second", "only by the first", "only by the second"):
         table.add_column(name, justify="right")
     for name, group in found["groups"].items():
         counts = (*group["kept"], *(len(only) for only in group["only"]))
-        table.add_row(escape(name), str(group["units"]), *map(str, counts))
+        table.add_row(name, str(group["units"]), *map(str, counts))
     if found["groups"]:
+        console.print(f"The first: {first}")
+        console.print(f"The second: {second}")
         console.print(table)
     for plan, blocks in zip((first, second), found["blocks_removed"], strict=True):
         if blocks:
-            console.print(f"Blocks removed by {plan} only: {escape(', '.join(blocks))}")
+            console.print(f"Blocks removed by {plan} only: {', '.join(blocks)}")
     console.print(f"{len(found['groups'])} groups differ, {found['groups_alike']} are alike.")
 
 
@@ -140,7 +154,7 @@ def _row(label: str, measured: Measurement) -> dict[str, Any]:
 
 def _show(rows: list[dict[str, Any]], console: Console) -> None:
     table = Table(header_style="dim")
-    table.add_column("network", no_wrap=True)
+    table.add_column("network", overflow="fold")
     for name in ("latency", "share of dense", "at most (95 %)", "speed-up"):
         table.add_column(name, justify="right")
     for row in rows:
@@ -148,7 +162,7 @@ def _show(rows: list[dict[str, Any]], console: Console) -> None:
         dense = row["name"] == "dense"
         speed = "tie" if row["tie_with_dense"] else f"{1 / row['ratio']:.2f}×"
         table.add_row(
-            escape(row["name"]),
+            row["name"],
             latency,
             "" if dense else wording.percent(row["ratio"], 1),
             "" if dense else wording.percent(row["ratio_upper"], 1),

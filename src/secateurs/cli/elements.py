@@ -8,27 +8,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from secateurs.cli import options as o
-from secateurs.cli.opening import open_model, writable
+from secateurs.cli.opening import open_model, open_source, writable
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
+from secateurs.jobs.settings import Settings
 from secateurs.report import wording
 
 if TYPE_CHECKING:
-    from secateurs.break_even import BreakEven
+    from secateurs.measure.break_even import BreakEven
 
 
 @guarded
 def verb(
     model: o.Model,
     weights: o.Weights = None,
+    data: o.SizedBy = None,
     shape: o.Input = None,
     normalize: o.Normalize = None,
-    threads: o.Threads = 1,
-    seed: o.Seed = 0,
+    threads: o.Threads = Settings.threads,
+    seed: o.Seed = Settings.seed,
     store: o.Store = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw it: .png, .svg, .pdf (extra plots).")
@@ -39,23 +40,23 @@ def verb(
 
     Dense is oneDNN through PyTorch. Measurements are kept: a second run takes seconds.
     """
-    from secateurs.break_even import break_evens
-    from secateurs.kernel_times import KernelTimes
     from secateurs.latency.store import Store
-    from secateurs.report.break_even_figure import Curve, drawable, save
+    from secateurs.measure.break_even import break_evens
+    from secateurs.measure.kernel_times import KernelTimes
+    from secateurs.report.break_even_figure import LayerCurve, drawable, save
     from secateurs.structure import trace
 
     if plot is not None:
         drawable(writable(plot))
     with shown(talk()) as progress:
-        loaded = open_model(model, weights, shape, normalize, seed=seed, progress=progress)
+        loaded = open_model(model, weights, shape, normalize, sized=open_source(data), seed=seed, progress=progress)
         with progress.task("trace"):
             graph = trace(loaded.module, loaded.example())
         times = KernelTimes(Store(store, progress=progress), threads=threads, progress=progress)
         found = break_evens(graph, times)
     if plot is not None:
         curves = [
-            Curve(
+            LayerCurve(
                 f"{one.layer} ({one.channels}→{one.filters})", one.dense_ms, one.sparse_ms, one.positions, one.density
             )
             for one in found
@@ -74,5 +75,5 @@ def _show(found: list[BreakEven], console: Console) -> None:
         ms = (one.dense_ms, one.sparse_ms[one.positions], one.sparse_ms[near])
         sizes = (str(one.count), str(one.channels), str(one.filters))
         times = (wording.milliseconds(each) for each in ms)
-        table.add_row(escape(one.layer), *sizes, *times, wording.percent(one.density, 0))
+        table.add_row(one.layer, *sizes, *times, wording.percent(one.density, 0))
     console.print(table)

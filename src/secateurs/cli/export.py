@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateurs.cli.opening import open_model, open_plan, writable
-from secateurs.cli.options import Batch, Input, Json, Model, Normalize, PlanFile, Seed, Weights
+from secateurs.cli.opening import open_plan, open_planned, writable
+from secateurs.cli.options import Batch, Input, Json, Model, Normalize, PlanFile, Seed, SizedBy, Weights
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
 from secateurs.errors import DataError
+from secateurs.jobs.settings import Settings
 from secateurs.report import wording
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def verb(
         ),
     ] = None,
     weights: Weights = None,
+    data: SizedBy = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -42,8 +44,8 @@ def verb(
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Leave the batch size open.")] = False,
     shape: Input = None,
     normalize: Normalize = None,
-    batch: Batch = 1,
-    seed: Seed = 0,
+    batch: Batch = Settings.batch,
+    seed: Seed = Settings.seed,
     as_json: Json = False,
 ) -> None:
     """Write a pruned network for a runtime.
@@ -58,15 +60,17 @@ def verb(
     writable(output)
     held = open_plan(plan)
     with shown(talk()) as progress:
-        loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
+        module, example = open_planned(
+            model, held, weights, shape, normalize, data=data, batch=batch, seed=seed, progress=progress
+        )
         with progress.task("cut and check"):
-            small = apply(loaded.module, held, loaded.example()).eval()
+            small = apply(module, held, example).eval()
             if checkpoint is not None:
                 _load_checkpoint(small, checkpoint)
         with progress.task(f"export to {artifact}"):
             open_batch = None if dynamic_batch else batch
-            written = deployable(small, held, loaded.example())
-            report = export_artifact(artifact, written, loaded.example(), output, batch=open_batch)
+            written = deployable(small, held, example)
+            report = export_artifact(artifact, written, example, output, batch=open_batch)
     found = {
         "output": str(output),
         "format": artifact,

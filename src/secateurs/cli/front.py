@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from secateurs.cli import options as o
-from secateurs.cli.opening import check_same, open_model, typed
+from secateurs.cli.opening import check_same, open_images, open_model, typed
+from secateurs.cli.options import chosen_for
 from secateurs.cli.progress import shown
 from secateurs.cli.running import BUDGET_MISSED, INTERRUPTED, complain, emit, guarded, talk
 from secateurs.errors import DataError
+from secateurs.jobs.front_settings import FrontSettings
+from secateurs.jobs.settings import defaults
 
 if TYPE_CHECKING:
-    from secateurs.front_settings import Crew, FrontSettings
-    from secateurs.job import Result
+    from secateurs.jobs.stages import Result
+    from secateurs.judging.crew import Crew
     from secateurs.report.front_record import Front
 
 LISTED = 12
@@ -33,26 +35,37 @@ def verb(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder for the front's files.")],
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help=o.MODEL_HELP, show_default=False)] = None,
     data: o.Data = None,
-    target: o.Target = "onnxruntime-cpu",
+    target: o.Target = FrontSettings.target,
     objectives: Annotated[
         str, typer.Option("--objectives", metavar="NAMES", help="Beside the error: latency, memory, file_size, macs.")
-    ] = "latency",
+    ] = ",".join(FrontSettings.objectives),
     evaluations: Annotated[
         int | None, typer.Option("--evaluations", min=0, help="Networks judged at most; 0 for no bound.")
-    ] = 600,
-    minutes: Annotated[float | None, typer.Option("--minutes", help="Time of the search at most.")] = None,
-    population: Annotated[int, typer.Option("--population", min=4, help="Networks per generation.")] = 40,
-    images: Annotated[int, typer.Option("--images", min=1, help="Validation images that judge a network.")] = 500,
+    ] = FrontSettings.evaluations,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Time of the search at most.")
+    ] = FrontSettings.minutes,
+    population: Annotated[
+        int, typer.Option("--population", min=4, help="Networks per generation.")
+    ] = FrontSettings.population,
+    images: Annotated[
+        int, typer.Option("--images", min=1, help="Validation images that judge a network.")
+    ] = FrontSettings.images,
     screen: Annotated[
         int | None,
         typer.Option("--screen", min=1, help="First look on so many images; a third is then judged in full."),
-    ] = None,
+    ] = FrontSettings.screen,
     known: Annotated[
         list[Path] | None,
         typer.Option("--known", metavar="RUN", help="Start from the evaluations of another front too; repeatable."),
     ] = None,
-    points: Annotated[int, typer.Option("--points", min=0, help="Points to fine-tune and measure; 0 for none.")] = 6,
-    epochs: Annotated[int, typer.Option("--epochs", min=0, help="Epochs of fine-tuning of these and of a pick.")] = 1,
+    points: Annotated[
+        int, typer.Option("--points", min=0, help="Points to fine-tune and measure; 0 for none.")
+    ] = FrontSettings.points,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=0, help="Epochs of fine-tuning of these and of a pick [by the number of images]."),
+    ] = FrontSettings.epochs,
     pick: Annotated[
         str | None,
         typer.Option("--pick", metavar="latency=3ms|knee|point=N", help="Carry one network on, instead of --points."),
@@ -67,17 +80,18 @@ def verb(
         int | None, typer.Option("--threads-per-worker", min=1, help="CPU threads of each worker [cores shared out].")
     ] = None,
     weights: o.Weights = None,
-    criterion: o.Criterion = None,
+    criterion: o.Criterion = FrontSettings.criterion,
     classes: o.Classes = "all",
     shape: o.Input = None,
     normalize: o.Normalize = None,
+    allow_chance: o.AllowChance = FrontSettings.allow_chance,
     barrier: o.Barrier = None,
     keep: o.Keep = None,
-    min_width: o.MinWidth = 1,
-    blocks: o.RemoveBlocks = True,
-    threads: o.Threads = 1,
-    batch: o.Batch = 1,
-    seed: o.Seed = 0,
+    min_width: o.MinWidth = FrontSettings.min_width,
+    blocks: o.RemoveBlocks = FrontSettings.blocks,
+    threads: o.Threads = FrontSettings.threads,
+    batch: o.Batch = FrontSettings.batch,
+    seed: o.Seed = FrontSettings.seed,
     store: o.Store = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue in RUN, or pick from it; the rest is taken from there.")
@@ -91,8 +105,9 @@ def verb(
     from secateurs.registry import load
 
     load("strategies", "hamp")  # tells which extra is missing before anything that needs it is imported
-    from secateurs.front_settings import Crew, FrontSettings, Pick
-    from secateurs.search_options import EVALUATIONS
+    from secateurs.jobs.front_settings import Pick
+    from secateurs.jobs.run_folder import RunFiles
+    from secateurs.judging.crew import Crew
 
     given: dict[str, Any] = {
         "model": model,
@@ -102,25 +117,9 @@ def verb(
         "input": shape,
         "normalize": normalize,
     }
-    settings = FrontSettings(
-        objectives=tuple(name.strip().replace("-", "_") for name in objectives.split(",")),
-        target=target,
-        criterion=criterion,
-        threads=threads,
-        batch=batch,
-        seed=seed,
-        evaluations=evaluations or None,
-        minutes=minutes,
-        population=population,
-        images=images,
-        screen=screen,
-        points=points,
-        epochs=epochs,
-        min_width=min_width,
-        blocks=blocks,
-        keep=tuple(keep or ()),
-        barrier=tuple(barrier or ()),
-    )
+    chosen = chosen_for(FrontSettings, context.params)
+    names = [name.strip().replace("-", "_") for name in objectives.split(",")]
+    settings = FrontSettings.from_dict({**chosen, "objectives": names, "evaluations": evaluations or None})
     longer = epochs if pick is not None and typed(context, "epochs") else None
     if resume:
         chosen = settings.to_dict()
@@ -133,7 +132,7 @@ def verb(
     if pick is not None:
         Pick.parse(pick, settings.objectives)  # before hours are spent on the front
     for folder in known or ():
-        if not (folder / EVALUATIONS).is_file():
+        if not RunFiles(folder).evaluations.is_file():
             raise DataError(f"There are no evaluations to start from in {folder}. Give --known the folder of a front.")
     if not resume:
         given["split"] = _split(known or [], seed)
@@ -145,7 +144,7 @@ def verb(
 def _split(known: list[Path], seed: int) -> int:
     """Seed by which calibration and validation images are drawn: that of the first known front, since evaluations on
     other images are of no use; without one the front's own."""
-    from secateurs.run_folder import RunFolder
+    from secateurs.jobs.run_folder import RunFolder
 
     if not known:
         return seed
@@ -167,8 +166,7 @@ def _from_folder(context: typer.Context, output: Path, chosen: dict[str, Any]) -
     Raises:
         DataError: the folder holds no run, or one of another verb, or other settings were typed.
     """
-    from secateurs.front_settings import FrontSettings
-    from secateurs.run_folder import RunFolder
+    from secateurs.jobs.run_folder import RunFolder
 
     held = RunFolder.resume(output).job
     if "objectives" not in held:
@@ -193,10 +191,10 @@ def _run(
     """The job with progress; Ctrl-C says how to go on."""
     from dataclasses import replace
 
-    from secateurs.data import open_data
-    from secateurs.front_job import FrontJob
-    from secateurs.profiling import open_target
-    from secateurs.run_folder import RunFolder, check_free
+    from secateurs.data import Named
+    from secateurs.jobs.front import FrontJob
+    from secateurs.jobs.run_folder import RunFolder, check_free
+    from secateurs.latency.targets import open_target
 
     open_target(settings.target)
     if not resume:
@@ -206,21 +204,27 @@ def _run(
     try:
         with shown(talk()) as progress:
             weights = None if given["weights"] is None else Path(given["weights"])
+            source = Named(given["data"])
             loaded = open_model(
                 given["model"],
                 weights,
                 given["input"],
                 given["normalize"],
+                sized=source,
                 batch=settings.batch,
                 seed=settings.seed,
                 progress=progress,
             )
             split = given.get("split", settings.seed)
-            data = open_data(given["data"], loaded, seed=split, classes=given["classes"], progress=progress)
+            data = open_images(
+                source, loaded, classes=given["classes"], normalize=given["normalize"], seed=split, progress=progress
+            )
             identity = {**settings.to_dict(), "source": dict(loaded.source), "data": data.name}
             sources = [str(folder.absolute()) for folder in known]
             job = {**identity, "options": given, "known": sources, "command": shlex.join(["secateurs", *sys.argv[1:]])}
-            folder = RunFolder.resume(output, identity) if resume else RunFolder.create(output, job)
+            folder = (
+                RunFolder.resume(output, identity, defaults(FrontSettings)) if resume else RunFolder.create(output, job)
+            )
             with folder:
                 chosen = settings if wish.pick is None else replace(settings, points=0)
                 chosen = chosen if wish.epochs is None else replace(chosen, epochs=wish.epochs)
@@ -245,6 +249,7 @@ def _run(
 
 def _show(front: Front, output: Path, console: Console) -> None:
     from secateurs.cost import quantity
+    from secateurs.jobs.run_folder import RunFiles
     from secateurs.report import wording
 
     knee = front.knee().number
@@ -253,13 +258,15 @@ def _show(front: Front, output: Path, console: Console) -> None:
         if point.number % step and point.number != knee and point.tuned is None:
             continue
         costs = "  ".join(f"{quantity(value, front.units[name]):>12}" for name, value in point.costs.items())
-        tuned = "" if point.tuned is None else f"  tuned {wording.percent(point.tuned.accuracy)} accuracy, measured "
+        tuned = (
+            "" if point.tuned is None else f"  {point.tuned.how}: {wording.percent(point.tuned.accuracy)}, measured "
+        )
         tuned += "" if point.tuned is None else wording.milliseconds(point.tuned.latency_ms)
         mark = "  knee" if point.number == knee else ""
         console.print(f"point {point.number:3}  error {wording.percent(point.error, 1):>7}  {costs}{tuned}{mark}")
     console.print(
         f"{len(front.points)} points from {front.evaluations} evaluations (ended by {front.stopped}). "
-        f"Open {escape(str(output / 'front.html'))}, or pick: {escape(front.resume)} --pick knee",
+        f"Open {RunFiles(output).front_page}, or pick: {front.resume} --pick knee",
         soft_wrap=True,  # the command is to be copied
     )
 
@@ -269,6 +276,6 @@ def _show_pick(result: Result, *, as_json: bool) -> None:
 
     def told(console: Console) -> None:
         show(result.record, console)
-        console.print(f"Files: {escape(str(result.folder))}/")
+        console.print(f"Files: {result.folder}/")
 
     emit(result.record.model_dump(by_alias=True, mode="json"), told, as_json=as_json)

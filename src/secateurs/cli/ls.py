@@ -14,6 +14,7 @@ from secateurs.cli.options import Json
 from secateurs.cli.running import emit, guarded
 from secateurs.errors import DataError, SecateursError
 from secateurs.registry import load, names
+from secateurs.report.terminal import styled
 
 KINDS = ("strategies", "criteria", "targets", "models", "data")
 DATA_FORMS = {
@@ -76,7 +77,7 @@ def _show(rows: list[dict[str, str | bool]], console: Console) -> None:
     before = ""
     for row in rows:
         kind = str(row["kind"])
-        usable = "[green]yes[/]" if row["available"] else "[red]no[/]"
-        table.add_row(f"[dim]{kind if kind != before else ''}[/]", str(row["name"]), usable, str(row["about"]))
+        usable = styled(("yes", "green") if row["available"] else ("no", "red"))
+        table.add_row(styled((kind if kind != before else "", "dim")), str(row["name"]), usable, str(row["about"]))
         before = kind
     console.print(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,14 @@ import typer
 
 from secateurs.cli.options import input_shape
 from secateurs.errors import DataError
+from secateurs.plan import Plan
 from secateurs.progress import Progress
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from secateurs.data import Data, Named
     from secateurs.models import Loaded
-    from secateurs.plan import Plan
 
 
 def open_model(
@@ -23,18 +26,103 @@ def open_model(
     shape: str | None = None,
     normalize: str | None = None,
     *,
+    sized: Named | Plan | None = None,
     batch: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Loaded:
-    """The network that MODEL, --weights, --input and --normalize describe; its notes are told."""
+    """The network that MODEL, --weights, --input and --normalize describe; its notes are told.
+
+    ``sized``: data or a plan, by which the input's shape is known where neither the model nor --input says it.
+    """
     from secateurs.models import load
 
-    loaded = load(text, weights=weights, input_shape=input_shape(shape, batch), normalize=normalize, seed=seed)
+    loaded = load(
+        text,
+        weights=weights,
+        input_shape=input_shape(shape, batch),
+        otherwise=None if sized is None else _shape_of(sized, progress),
+        normalize=normalize,
+        seed=seed,
+    )
     if progress is not None:
         for note in loaded.notes:
             progress.say(note)
     return loaded
+
+
+def open_planned(
+    text: str,
+    plan: Plan,
+    weights: Path | None = None,
+    shape: str | None = None,
+    normalize: str | None = None,
+    *,
+    data: str | None = None,
+    batch: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[nn.Module, Any]:
+    """The network that a plan is for, and an example of its inputs.
+
+    It is an image where --input, --data or the network says of which shape, or the plan was made with one; else the
+    example is as the plan was made with: tokens, several inputs, mappings.
+
+    Raises:
+        StructureError: the plan was made with an object of which it stores the class only.
+    """
+    from secateurs.models import load_module
+    from secateurs.structure.examples import image_shape, stored_example
+
+    if shape is not None or data is not None or image_shape(plan) is not None:
+        sized = open_source(data) or plan
+        loaded = open_model(text, weights, shape, normalize, sized=sized, batch=batch, seed=seed, progress=progress)
+        return loaded.module, loaded.example()
+    module, notes = load_module(text, weights=weights, seed=seed)
+    if progress is not None:
+        for note in notes:
+            progress.say(note)
+    return module, stored_example(plan)
+
+
+def open_source(text: str | None) -> Named | None:
+    """The data that --data names, not opened yet."""
+    from secateurs.data import Named
+
+    return None if text is None else Named(text)
+
+
+def open_images(
+    source: Named, loaded: Loaded, *, classes: str, normalize: str | None, seed: int, progress: Progress
+) -> Data:
+    """The data's images for a network; where --normalize does nothing, a note says so."""
+    from secateurs.data import open_data, with_unused_told
+
+    images = open_data(source, loaded, seed=seed, classes=classes, progress=progress)
+    return images if normalize is None else with_unused_told(images)
+
+
+def _shape_of(sized: Named | Plan, progress: Progress | None) -> Callable[[nn.Module], tuple[int, int, int]]:
+    """How the input's shape is found; the data's is told, for the network may have been trained for another."""
+    from secateurs.data.sizes import input_shape as by_data
+    from secateurs.structure.examples import image_shape
+
+    def by_plan(module: nn.Module) -> tuple[int, int, int]:
+        shape = image_shape(sized) if isinstance(sized, Plan) else None
+        if shape is None:
+            raise DataError("The plan does not hold the input's shape. Give it with --input 1,3,HEIGHT,WIDTH.")
+        return shape[1], shape[2], shape[3]
+
+    def told(module: nn.Module) -> tuple[int, int, int]:
+        assert not isinstance(sized, Plan)
+        channels, height, width = by_data(sized, module)
+        if progress is not None:
+            progress.say(
+                f"Input 1,{channels},{height},{width}, as the images of {sized.name} are; --input sets another."
+            )
+        return channels, height, width
+
+    return by_plan if isinstance(sized, Plan) else told
 
 
 def typed(context: typer.Context, parameter: str) -> bool:
@@ -64,8 +152,6 @@ def check_same(
 
 def open_plan(path: Path) -> Plan:
     """The plan in a file."""
-    from secateurs.plan import Plan
-
     return Plan.load(path)
 
 

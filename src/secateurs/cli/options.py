@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from secateurs.errors import DataError
+from secateurs.planning.elements import SCOPES
+from secateurs.search.lap.settings import AGENTS, Agent, LapSettings
 
 MODEL_HELP = (
     "A built-in network (cifar-resnet56, mobilenet-v1 …, see 'secateurs ls models'), timm:NAME, torchvision:NAME, "
@@ -26,7 +30,15 @@ Input = Annotated[
     str | None, typer.Option("--input", metavar="1,3,H,W", help="Input shape, where the model does not say it.")
 ]
 Normalize = Annotated[
-    str | None, typer.Option("--normalize", metavar="MEAN/STD", help="Preprocessing of pixels for your own models.")
+    str | None,
+    typer.Option(
+        "--normalize",
+        metavar="MEAN/STD",
+        help="How pixels reach your own model: imagenet, none (pixel / 255) or MEAN/STD; needed where it gets images.",
+    ),
+]
+AllowChance = Annotated[
+    bool, typer.Option("--allow-chance", help="Go on where the dense network is at chance on the test data.")
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime that is measured.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Batch size that is measured.")]
@@ -38,6 +50,10 @@ Criterion = Annotated[
     str | None, typer.Option("--criterion", help="Scores of units, see 'secateurs ls criteria'; the strategy's own.")
 ]
 Data = Annotated[str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP)]
+SizedBy = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DATA", help="Data that gives the input's shape, where the model does not."),
+]
 Classes = Annotated[
     str, typer.Option("--classes", metavar="all|present", help="'present': only classes that occur count.")
 ]
@@ -47,7 +63,12 @@ Keep = Annotated[
 Barrier = Annotated[
     list[str] | None, typer.Option("--barrier", metavar="PATTERN", help="Modules not to prune through.")
 ]
-MinWidth = Annotated[int, typer.Option("--min-width", min=1, help="Fewest units that stay in a group.")]
+MinWidth = Annotated[
+    int | None,
+    typer.Option(
+        "--min-width", min=1, help="Fewest units that stay in a group [1; a tenth for --criterion l1 and its like]."
+    ),
+]
 RemoveBlocks = Annotated[
     bool, typer.Option("--blocks/--no-blocks", help="Whether whole residual blocks may be removed.")
 ]
@@ -56,7 +77,7 @@ Elements = Annotated[
     str | None,
     typer.Option(
         "--elements",
-        metavar="block|in_channel|layer",
+        metavar="|".join(SCOPES),
         help="Prune kernel elements too. layer: rectangles, for any target; others for torch-sparse-cpu.",
     ),
 ]
@@ -78,14 +99,17 @@ Store = Annotated[
 ]
 
 Episodes = Annotated[
-    int | None, typer.Option("--episodes", min=1, help="Networks that --strategy lap judges [300].", show_default=False)
+    int | None,
+    typer.Option(
+        "--episodes", min=1, help=f"Networks that --strategy lap judges [{LapSettings().episodes}].", show_default=False
+    ),
 ]
 WarmStart = Annotated[
     str | None,
     typer.Option("--warm-start", metavar="STRATEGY", help="Plan that --strategy lap starts from, such as knapsack."),
 ]
 AgentKind = Annotated[
-    str | None, typer.Option("--agent", metavar="ddpg|td3|sac", help="Learner of --strategy lap [ddpg].")
+    str | None, typer.Option("--agent", metavar="|".join(AGENTS), help=f"Learner of --strategy lap [{Agent().kind}].")
 ]
 
 
@@ -108,3 +132,10 @@ def input_shape(text: str | None, batch: int = 1) -> tuple[int, int, int] | None
         )
     channels, height, width = sizes[-3:]
     return channels, height, width
+
+
+def chosen_for(kind: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a kind among the parameters of a verb, by name, as its job.json spells them."""
+    chosen = {item.name: parameters[item.name] for item in fields(kind)}
+    several = {item.name for item in fields(kind) if isinstance(item.default, tuple)}
+    return {name: list(value or ()) if name in several else value for name, value in chosen.items()}

@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from secateurs.cli import options as o
-from secateurs.cli.opening import open_model, writable
+from secateurs.cli.opening import open_images, open_model, open_source, writable
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
+from secateurs.jobs.settings import Settings
+from secateurs.progress import Progress
 from secateurs.report import wording
+from secateurs.report.terminal import styled
 
 if TYPE_CHECKING:
+    from secateurs.data import Data
+    from secateurs.models import Loaded
     from secateurs.plan import Plan
+    from secateurs.planning.elements.space import ElementSpace
     from secateurs.structure import Graph
 
 
@@ -24,49 +29,49 @@ if TYPE_CHECKING:
 def verb(
     model: o.Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write the plan to.")],
-    target: o.Target = "onnxruntime-cpu",
-    latency: o.Latency = None,
-    memory: o.Memory = None,
-    file_size: o.FileSize = None,
-    macs: o.Macs = None,
+    target: o.Target = Settings.target,
+    latency: o.Latency = Settings.latency,
+    memory: o.Memory = Settings.memory,
+    file_size: o.FileSize = Settings.file_size,
+    macs: o.Macs = Settings.macs,
     ratio: Annotated[
         float | None, typer.Option("--ratio", help="Instead of budgets: the share of units every group keeps.")
     ] = None,
     strategy: Annotated[str | None, typer.Option("--strategy", help=o.STRATEGY_HELP)] = None,
-    criterion: o.Criterion = None,
+    criterion: o.Criterion = Settings.criterion,
     weights: o.Weights = None,
     data: o.Data = None,
     classes: o.Classes = "all",
     shape: o.Input = None,
     normalize: o.Normalize = None,
+    allow_chance: o.AllowChance = Settings.allow_chance,
     barrier: o.Barrier = None,
     keep: o.Keep = None,
-    min_width: o.MinWidth = 1,
-    blocks: o.RemoveBlocks = True,
-    channels: o.Channels = True,
-    elements: o.Elements = None,
-    threads: o.Threads = 1,
-    batch: o.Batch = 1,
-    seed: o.Seed = 0,
+    min_width: o.MinWidth = Settings.min_width,
+    blocks: o.RemoveBlocks = Settings.blocks,
+    channels: o.Channels = Settings.channels,
+    elements: o.Elements = Settings.elements,
+    threads: o.Threads = Settings.threads,
+    batch: o.Batch = Settings.batch,
+    seed: o.Seed = Settings.seed,
     store: o.Store = None,
-    episodes: o.Episodes = None,
-    warm_start: o.WarmStart = None,
-    agent: o.AgentKind = None,
+    episodes: o.Episodes = Settings.episodes,
+    warm_start: o.WarmStart = Settings.warm_start,
+    agent: o.AgentKind = Settings.agent,
     as_json: o.Json = False,
 ) -> None:
     """Choose what to keep, by the latency model.
 
     Costs are predicted, not measured: 'prune' closes the loop. Only --latency needs a latency model.
     """
-    from secateurs.data import open_data
-    from secateurs.element_planning import check_elements, measured_space
+    from secateurs.budgets import parse_budgets
+    from secateurs.importance.scoring import calibration_batches
     from secateurs.latency.store import Store
-    from secateurs.plan import parse_budgets
-    from secateurs.planning import plan
-    from secateurs.planning_stage import calibration_batches
-    from secateurs.profiling import open_target, profile
-    from secateurs.registry import load
-    from secateurs.search_options import Legal, SearchOptions
+    from secateurs.latency.targets import open_target
+    from secateurs.measure.profile import profile
+    from secateurs.planning.elements.costs import check_elements, measured_space
+    from secateurs.planning.entry import plan
+    from secateurs.search.legal import Legal, SearchOptions
     from secateurs.structure import trace
 
     writable(output)
@@ -76,15 +81,13 @@ def verb(
         if opened is None:
             raise typer.BadParameter("--elements needs --latency: which layers are sparse is decided by measured time.")
         check_elements(opened, elements, batch)
-    for kind, name in (("strategies", strategy), ("criteria", criterion)):
-        if name is not None:
-            load(kind, name)
+    _require_known(strategy, criterion)
     with shown(talk()) as progress:
-        loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
-        calibration = images = None
-        if data is not None:
-            images = open_data(data, loaded, seed=seed, classes=classes, progress=progress)
-            calibration = calibration_batches(images)
+        source, images = open_source(data), None
+        loaded = open_model(model, weights, shape, normalize, sized=source, batch=batch, seed=seed, progress=progress)
+        if source is not None:
+            images = open_images(source, loaded, classes=classes, normalize=normalize, seed=seed, progress=progress)
+            _look(loaded, images, allow_chance, progress)
         with progress.task("trace"):
             graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
         costs = space = None
@@ -106,7 +109,7 @@ def verb(
             keep=ratio,
             strategy=strategy,
             criterion=criterion,
-            data=calibration,
+            data=None if images is None else calibration_batches(images),
             seed=seed,
             legal=legal,
             images=images,
@@ -116,11 +119,31 @@ def verb(
         )
     made = made.model_copy(update={"provenance": {**made.provenance, "source": dict(loaded.source)}})
     made.save(output)
-    found = summary(graph, made, next((one.dense_ms for one in (costs, space) if one is not None), None))
-    if space is not None:
-        found["elements"] = made.provenance["elements"]["counts"]
-        found["elements_note"] = space.note(made)
+    dense_ms = next((one.dense_ms for one in (costs, space) if one is not None), None)
+    found = summary(graph, made, dense_ms) | ({} if space is None else _elements(space, made))
     emit({**found, "plan": str(output)}, lambda console: _show(found, output, console), as_json=as_json)
+
+
+def _require_known(strategy: str | None, criterion: str | None) -> None:
+    """Raises PlanError where a name is not registered: before anything takes time."""
+    from secateurs.registry import load
+
+    for kind, name in (("strategies", strategy), ("criteria", criterion)):
+        if name is not None:
+            load(kind, name)
+
+
+def _elements(space: ElementSpace, made: Plan) -> dict[str, Any]:
+    """Kernel elements that stay, in numbers and in words."""
+    return {"elements": made.provenance["elements"]["counts"], "elements_note": space.note(made)}
+
+
+def _look(loaded: Loaded, images: Data, allow_chance: bool, progress: Progress) -> None:
+    """What the user should know before a plan is made from these images."""
+    from secateurs.data import look
+
+    for note in (*images.notes, *look(loaded, images, allow=allow_chance, progress=progress)):
+        progress.say(note)
 
 
 def summary(graph: Graph, plan: Plan, dense_ms: float | None) -> dict[str, Any]:
@@ -143,6 +166,7 @@ def summary(graph: Graph, plan: Plan, dense_ms: float | None) -> dict[str, Any]:
         "predicted_ms": plan.provenance.get("predicted_ms"),
         "predicted": plan.provenance.get("predicted", {}),
         "budget": plan.provenance.get("budget"),
+        "warnings": list(plan.provenance.get("warnings", ())),
         "dense_ms": dense_ms,
         "widths": plan.widths(),
         "units": dict(plan.group_sizes),
@@ -159,11 +183,11 @@ def _show(found: dict[str, Any], output: Path, console: Console) -> None:
         units = found["units"][name]
         bar = "█" * round(24 * width / units)
         shown_width = "removed with its block" if width == 0 else f"{width} / {units}"
-        console.print(f"{escape(name):40} [green]{bar:24}[/] {shown_width}", no_wrap=True)
+        console.print(styled(f"{name:40} ", (f"{bar:24}", "green"), f" {shown_width}"), no_wrap=True)
     if found["blocks_removed"]:
-        console.print(f"Blocks removed: {escape(', '.join(found['blocks_removed']))}")
+        console.print(f"Blocks removed: {', '.join(found['blocks_removed'])}")
     if "elements_note" in found:
-        console.print(found["elements_note"], highlight=False)
+        console.print(found["elements_note"])
     kept = (
         f"{wording.percent(found['macs'] / found['dense_macs'], 1)} of the multiply-adds and "
         f"{wording.percent(found['params'] / found['dense_params'], 1)} of the parameters are kept"
@@ -176,4 +200,4 @@ def _show(found: dict[str, Any], output: Path, console: Console) -> None:
     for name, text in (("memory", "of memory at the peak"), ("file_size", "on disk")):
         if name in found["predicted"]:
             kept += f"; predicted {wording.size(round(found['predicted'][name]))} {text} (not measured)"
-    console.print(f"{kept}. Written to {escape(str(output))}.")
+    console.print(f"{kept}. Written to {output}.")

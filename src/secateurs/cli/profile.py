@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from secateurs.cli.opening import open_model, writable
+from secateurs.cli.opening import open_model, open_source, writable
 from secateurs.cli.options import (
     Barrier,
     Batch,
@@ -20,6 +19,7 @@ from secateurs.cli.options import (
     Model,
     Normalize,
     Seed,
+    SizedBy,
     Store,
     Target,
     Threads,
@@ -27,8 +27,10 @@ from secateurs.cli.options import (
 )
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
+from secateurs.jobs.settings import Settings
 from secateurs.report import wording
 from secateurs.report.profile_figure import check, save
+from secateurs.report.terminal import styled
 
 if TYPE_CHECKING:
     from secateurs.latency.model import LatencyModel
@@ -40,8 +42,9 @@ SHOWN = 12
 @guarded
 def verb(
     model: Model,
-    target: Target = "onnxruntime-cpu",
+    target: Target = Settings.target,
     weights: Weights = None,
+    data: SizedBy = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the latency model as JSON.")] = None,
     draw: Annotated[
         Path | None, typer.Option("--draw", help="Draw layers, staircases and errors: .png, .svg, .pdf or .html.")
@@ -50,9 +53,9 @@ def verb(
     normalize: Normalize = None,
     barrier: Barrier = None,
     keep: Keep = None,
-    threads: Threads = 1,
-    batch: Batch = 1,
-    seed: Seed = 0,
+    threads: Threads = Settings.threads,
+    batch: Batch = Settings.batch,
+    seed: Seed = Settings.seed,
     store: Store = None,
     again: Annotated[
         bool, typer.Option("--again", help="Forget what was measured of this network here, and measure anew.")
@@ -63,8 +66,9 @@ def verb(
 
     Measures the network at many widths and fits what every operator costs, with the error on held-out networks.
     """
-    from secateurs.plan import write_atomic
-    from secateurs.profiling import open_target, profile
+    from secateurs.files import write_atomic
+    from secateurs.latency.targets import open_target
+    from secateurs.measure.profile import profile
     from secateurs.structure import trace
 
     opened = open_target(target)
@@ -74,7 +78,9 @@ def verb(
     if draw is not None:
         check(draw)
     with shown(talk()) as progress:
-        loaded = open_model(model, weights, shape, normalize, batch=batch, seed=seed, progress=progress)
+        loaded = open_model(
+            model, weights, shape, normalize, sized=open_source(data), batch=batch, seed=seed, progress=progress
+        )
         with progress.task("trace"):
             graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
         costs = profile(
@@ -83,7 +89,7 @@ def verb(
     if output is not None:
         write_atomic(output, costs.to_json().encode())
     if draw is not None:
-        from secateurs.profile_drawing import drawing
+        from secateurs.measure.drawing import drawing
 
         save(drawing(model, costs, graph.spec.dense_widths), draw)
     found = summary(graph, costs)
@@ -92,7 +98,7 @@ def verb(
 
 def summary(graph: Graph, costs: LatencyModel) -> dict[str, Any]:
     """Dense latency, error and the cost of every operator at dense widths, highest first."""
-    from secateurs.profile_drawing import drawing
+    from secateurs.measure.drawing import drawing
 
     dense = graph.spec.dense_widths
     bars = drawing("", costs, dense, shown=len(costs.sites)).bars
@@ -135,7 +141,8 @@ def _show(found: dict[str, Any], console: Console) -> None:
     longest = max(ms for _, ms, _ in rows) or 1.0
     for name, ms, sigma in rows:
         bar = "█" * round(24 * max(0.0, ms) / longest)
-        table.add_row(escape(name), f"{ms:.4f}", sigma, wording.percent(ms / found["dense_ms"], 1), f"[green]{bar}[/]")
+        share = wording.percent(ms / found["dense_ms"], 1)
+        table.add_row(name, f"{ms:.4f}", sigma, share, styled((bar, "green")))
     console.print(table)
     console.print(
         f"Error on held-out networks: {wording.percent(error['mean_abs'], 1)} on average, "

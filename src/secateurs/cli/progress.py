@@ -7,13 +7,32 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.progress import Task as BarTask
+from rich.text import Text
 
 from secateurs.progress import Progress, Task
+from secateurs.report.terminal import styled
 from secateurs.report.wording import duration
 
 LINE_EVERY_S = 15.0
+
+
+def remaining(done: int, total: int | None, spent_s: float) -> str:
+    """``1 min 20 s left`` at the pace so far; empty where that says nothing yet."""
+    if not total or done <= 0 or done >= total:
+        return ""
+    return f"{duration(spent_s * (total - done) / done)} left"
+
+
+class _Time(ProgressColumn):
+    """Time spent, and what remains at the pace so far."""
+
+    def render(self, task: BarTask) -> Text:
+        spent = task.elapsed or 0.0
+        left = remaining(int(task.completed), None if task.total is None else int(task.total), spent)
+        return Text(duration(spent) + (f", {left}" if left else ""), style="dim")
 
 
 class _Bar:
@@ -40,16 +59,20 @@ class _Bar:
             self._owner.bars.remove_task(self._id)
         if kind is None:
             spent = time.monotonic() - self._start
-            self._owner.bars.console.print(f"[green]✓[/] {self._name} [dim]{duration(spent)}[/]", highlight=False)
+            self._owner.bars.console.print(styled(("✓", "green"), f" {self._name} ", (duration(spent), "dim")))
 
 
 class BarProgress:
     """Bars on a terminal. Use as a context manager."""
 
     def __init__(self, console: Console) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         self.bars = Bars(
-            *columns, TimeElapsedColumn(), TextColumn("[dim]{task.fields[note]}"), console=console, transient=True
+            *columns,
+            _Time(),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
+            console=console,
+            transient=True,
         )
 
     def __enter__(self) -> BarProgress:
@@ -67,7 +90,7 @@ class BarProgress:
 
     def say(self, message: str) -> None:
         """One line above the bars."""
-        self.bars.console.print(message, highlight=False, markup=False)
+        self.bars.console.print(styled(message))
 
 
 class _Line:
@@ -87,7 +110,8 @@ class _Line:
         if now - self._told >= LINE_EVERY_S:
             self._told = now
             share = f"{self._done}/{self._total}" if self._total else str(self._done)
-            self._owner.say(f"{self._name}: {share}{'  ' if note else ''}{note}")
+            told = [share, remaining(self._done, self._total, now - self._start), note]
+            self._owner.say(f"{self._name}: {'  '.join(text for text in told if text)}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -116,7 +140,7 @@ class LineProgress:
 
     def say(self, message: str) -> None:
         """One line."""
-        self._console.print(message, highlight=False, markup=False)
+        self._console.print(styled(message))
 
 
 def shown(console: Console) -> BarProgress | LineProgress:

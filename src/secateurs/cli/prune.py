@@ -12,15 +12,17 @@ import typer
 from rich.console import Console
 
 from secateurs.cli import options as o
-from secateurs.cli.opening import check_same, open_model
+from secateurs.cli.opening import check_same, open_images, open_model
+from secateurs.cli.options import chosen_for
 from secateurs.cli.progress import shown
 from secateurs.cli.running import BUDGET_MISSED, INTERRUPTED, complain, emit, guarded, talk
 from secateurs.errors import DataError
+from secateurs.jobs.settings import PRECISIONS, REPAIRS, SCHEDULES, Settings, defaults
 from secateurs.progress import silent
+from secateurs.recover.amount import LARGEST_BATCH
 
 if TYPE_CHECKING:
     from secateurs.report import Record
-    from secateurs.settings import Settings
 
 
 @guarded
@@ -29,56 +31,74 @@ def verb(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder for the run's files.")],
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help=o.MODEL_HELP, show_default=False)] = None,
     data: o.Data = None,
-    latency: o.Latency = None,
-    memory: o.Memory = None,
-    file_size: o.FileSize = None,
-    macs: o.Macs = None,
-    target: o.Target = "onnxruntime-cpu",
+    latency: o.Latency = Settings.latency,
+    memory: o.Memory = Settings.memory,
+    file_size: o.FileSize = Settings.file_size,
+    macs: o.Macs = Settings.macs,
+    target: o.Target = Settings.target,
     weights: o.Weights = None,
-    strategy: o.Strategy = "knapsack",
-    criterion: o.Criterion = None,
-    epochs: Annotated[int, typer.Option("--epochs", min=0, help="Epochs of fine-tuning; 0 for none.")] = 1,
-    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate [by the network's kind].")] = None,
-    train_batch: Annotated[int, typer.Option("--train-batch", min=1, help="Batch size of fine-tuning.")] = 128,
+    strategy: o.Strategy = Settings.strategy,
+    criterion: o.Criterion = Settings.criterion,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=0, help="Epochs of fine-tuning; 0 for none [1, or more where images are few]."),
+    ] = Settings.epochs,
+    dense_epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--dense-epochs",
+            min=0,
+            help="Epochs of fine-tuning of the dense network, to compare with [as many, where that takes minutes].",
+        ),
+    ] = Settings.dense_epochs,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate [by the network's kind].")] = Settings.lr,
+    train_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--train-batch", min=1, help=f"Batch size of fine-tuning [{LARGEST_BATCH}, or less for few images]."
+        ),
+    ] = Settings.train_batch,
     precision: Annotated[
-        str, typer.Option("--precision", metavar="auto|fp32|bf16", help="Of fine-tuning; auto takes the faster one.")
-    ] = "auto",
+        str,
+        typer.Option("--precision", metavar="|".join(PRECISIONS), help="Of fine-tuning; auto takes the faster one."),
+    ] = Settings.precision,
     repair: Annotated[
-        str, typer.Option("--repair", metavar="least-squares|statistics|none", help="Repair before fine-tuning.")
-    ] = "least-squares",
+        str, typer.Option("--repair", metavar="|".join(REPAIRS), help="Repair before fine-tuning.")
+    ] = Settings.repair,
     schedule: Annotated[
         str,
         typer.Option(
-            "--schedule", metavar="once|gradual|soft|regrow", help="Cut once, in steps, softly with return, or regrow."
+            "--schedule", metavar="|".join(SCHEDULES), help="Cut once, in steps, softly with return, or regrow."
         ),
-    ] = "once",
+    ] = Settings.schedule,
     features: Annotated[
         float, typer.Option("--features", min=0, help="Weight of distilling inner activations too; 0 for none.")
-    ] = 0.0,
+    ] = Settings.features,
     calibrate_values: Annotated[
         int,
         typer.Option("--calibrate-values", min=0, metavar="N", help="Try N networks to weigh groups better; minutes."),
-    ] = 0,
+    ] = Settings.calibrate_values,
     classes: o.Classes = "all",
     shape: o.Input = None,
     normalize: o.Normalize = None,
+    allow_chance: o.AllowChance = Settings.allow_chance,
     barrier: o.Barrier = None,
     keep: o.Keep = None,
-    min_width: o.MinWidth = 1,
-    blocks: o.RemoveBlocks = True,
-    channels: o.Channels = True,
-    elements: o.Elements = None,
+    min_width: o.MinWidth = Settings.min_width,
+    blocks: o.RemoveBlocks = Settings.blocks,
+    channels: o.Channels = Settings.channels,
+    elements: o.Elements = Settings.elements,
     penalty: Annotated[
         float,
         typer.Option("--penalty", min=0, max=0.99, help="Share of the training in which --elements decay; 0: cut."),
-    ] = 0.0,
-    threads: o.Threads = 1,
-    batch: o.Batch = 1,
-    seed: o.Seed = 0,
+    ] = Settings.penalty,
+    threads: o.Threads = Settings.threads,
+    batch: o.Batch = Settings.batch,
+    seed: o.Seed = Settings.seed,
     store: o.Store = None,
-    episodes: o.Episodes = None,
-    warm_start: o.WarmStart = None,
-    agent: o.AgentKind = None,
+    episodes: o.Episodes = Settings.episodes,
+    warm_start: o.WarmStart = Settings.warm_start,
+    agent: o.AgentKind = Settings.agent,
     finalists: Annotated[
         int,
         typer.Option(
@@ -87,7 +107,7 @@ def verb(
             metavar="N",
             help="Train the N best networks of --strategy lap an epoch each and choose.",
         ),
-    ] = 1,
+    ] = Settings.finalists,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in RUN; everything else is taken from there.")
     ] = False,
@@ -98,8 +118,6 @@ def verb(
     Trace, latency model, plan, cut, repair, fine-tune, export, measure. The plan is tightened until the exported file
     was measured to be within every budget.
     """
-    from secateurs.settings import Settings
-
     given: dict[str, Any] = {
         "model": model,
         "weights": None if weights is None else str(weights),
@@ -108,37 +126,7 @@ def verb(
         "input": shape,
         "normalize": normalize,
     }
-    chosen = {
-        "latency": latency,
-        "memory": memory,
-        "file_size": file_size,
-        "macs": macs,
-        "target": target,
-        "strategy": strategy,
-        "criterion": criterion,
-        "threads": threads,
-        "batch": batch,
-        "seed": seed,
-        "epochs": epochs,
-        "lr": lr,
-        "train_batch": train_batch,
-        "precision": precision,
-        "repair": repair,
-        "schedule": schedule,
-        "features": features,
-        "calibrate_values": calibrate_values,
-        "min_width": min_width,
-        "blocks": blocks,
-        "channels": channels,
-        "elements": elements,
-        "penalty": penalty,
-        "keep": keep or [],
-        "barrier": barrier or [],
-        "episodes": episodes,
-        "warm_start": warm_start,
-        "agent": agent,
-        "finalists": finalists,
-    }
+    chosen = chosen_for(Settings, context.params)
     if resume:
         given, chosen = _from_folder(context, output, given, chosen)
     else:
@@ -158,7 +146,7 @@ def _from_folder(
     Raises:
         DataError: the folder holds no run, or one with other settings.
     """
-    from secateurs.run_folder import RunFolder
+    from secateurs.jobs.run_folder import RunFolder
 
     held = RunFolder.resume(output).job
     options: dict[str, Any] = held.get("options", {})
@@ -166,16 +154,16 @@ def _from_folder(
         raise DataError(f"The run in {output} is a front. Continue it with 'secateurs front --resume -o {output}'.")
     again = f"secateurs prune --resume -o {output}"
     check_same(context, {**given, **chosen}, {**held, **options}, output, again)
-    return {name: options.get(name) for name in given}, {name: held.get(name) for name in chosen}
+    return {name: options.get(name) for name in given}, {**defaults(Settings), **held}
 
 
 def _run(
     settings: Settings, given: dict[str, Any], output: Path, *, resume: bool, store: Path | None, as_json: bool
 ) -> None:
     """The job with progress; Ctrl-C says how to go on."""
-    from secateurs.data import open_data
-    from secateurs.pruning import Place, check_names, helps, run
-    from secateurs.run_folder import check_free
+    from secateurs.data import Named
+    from secateurs.jobs.entry import Place, check_names, helps, run
+    from secateurs.jobs.run_folder import check_free
 
     check_names(settings)
     place = Place(output, resume, store, shlex.join(["secateurs", *sys.argv[1:]]), given)
@@ -183,16 +171,25 @@ def _run(
         check_free(output)
     try:
         with nullcontext(silent) if helps() else shown(talk()) as progress:
+            source = Named(given["data"])
             loaded = open_model(
                 given["model"],
                 None if given["weights"] is None else Path(given["weights"]),
                 given["input"],
                 given["normalize"],
+                sized=source,
                 batch=settings.batch,
                 seed=settings.seed,
                 progress=progress,
             )
-            data = open_data(given["data"], loaded, seed=settings.seed, classes=given["classes"], progress=progress)
+            data = open_images(
+                source,
+                loaded,
+                classes=given["classes"],
+                normalize=given["normalize"],
+                seed=settings.seed,
+                progress=progress,
+            )
             result = run(loaded, data, settings, place, progress=progress)
     except KeyboardInterrupt:
         complain(f"Interrupted. Continue with: secateurs prune --resume -o {shlex.quote(str(output))}")
@@ -206,8 +203,10 @@ def _run(
 
 
 def _show(record: Record, output: Path, console: Console) -> None:
+    from secateurs.jobs.run_folder import RunFiles
     from secateurs.report.console import show
 
     show(record, console)
-    deployed = ", ".join(sorted(path.name for path in output.glob("model.*")))
-    console.print(f"Files: {output}/  ({deployed}, plan.json, report.html)")
+    files = RunFiles(output)
+    names = ", ".join(path.name for path in (*files.models(), files.plan, files.report))
+    console.print(f"Files: {output}/  ({names})")

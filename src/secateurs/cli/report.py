@@ -22,19 +22,21 @@ def verb(
     as_json: Json = False,
 ) -> None:
     """The page and the table of a run again."""
-    from secateurs.plan import write_atomic
+    from secateurs.files import write_atomic
+    from secateurs.jobs.run_folder import RunFiles
     from secateurs.report import Record, render
     from secateurs.report.console import show
 
     if not run.is_dir():
         raise DataError(f"{run} is no folder. Give the folder of a run.")
-    if not (run / "result.json").exists():
-        state = "has not finished: continue it with 'secateurs prune --resume -o" if (run / "job.json").exists() else ""
+    files = RunFiles(run)
+    if not files.result.exists():
+        state = "has not finished: continue it with 'secateurs prune --resume -o" if files.job.exists() else ""
         raise DataError(
             f"The run in {run} {state} {run}'." if state else f"Folder {run} holds no run. Give one that 'prune' wrote."
         )
-    record = Record.load(run / "result.json")
-    page = output or run / "report.html"
+    record = Record.load(files.result)
+    page = output or files.report
     write_atomic(page, render(record).encode())
 
     def show_all(console: Console) -> None:

@@ -15,7 +15,8 @@ from typing import Any, ParamSpec
 import typer
 from rich.console import Console
 
-from secateurs.errors import SecateursError
+from secateurs.errors import SecateursError, plain, why
+from secateurs.report.terminal import terminal, wide
 
 P = ParamSpec("P")
 BUDGET_MISSED, INTERRUPTED = 3, 130
@@ -26,7 +27,7 @@ _result_stream = sys.stdout
 
 def talk() -> Console:
     """The console for everything that is not the result: stderr."""
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return terminal(stderr=True, soft_wrap=not sys.stderr.isatty())
 
 
 def emit(payload: Mapping[str, Any] | list[Any], show: Callable[[Console], None], *, as_json: bool) -> None:
@@ -34,11 +35,8 @@ def emit(payload: Mapping[str, Any] | list[Any], show: Callable[[Console], None]
     if as_json:
         print(json.dumps(payload, indent=1), file=_result_stream, flush=True)
         return
-    console = Console(file=_result_stream, highlight=False)
-    if not console.is_terminal:
-        # A pipe has no width of its own: never break a line in the middle of a table.
-        console = Console(file=_result_stream, highlight=False, width=max(100, console.width))
-    show(console)
+    console = terminal(_result_stream)
+    show(console if console.is_terminal else wide(console))
 
 
 def guarded(verb: Callable[P, None]) -> Callable[P, None]:
@@ -70,7 +68,7 @@ def guarded(verb: Callable[P, None]) -> Callable[P, None]:
 
 def complain(message: str) -> None:
     """One paragraph on stderr."""
-    print(f"secateurs: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"secateurs: {' '.join(plain(message).split())}", file=sys.stderr, flush=True)
 
 
 def explain(error: Exception) -> str:
@@ -89,10 +87,9 @@ def explain(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "Out of memory. Use a smaller --batch, or fewer calibration images."
     place = traceback.extract_tb(error.__traceback__)[-1]
-    reason = " ".join(str(error).split())[:300]
     return (
-        f"This is a bug in secateurs: {type(error).__name__}{': ' if reason else ''}{reason} "
-        f"(in {os.path.basename(place.filename)}:{place.lineno}). Set {_DEBUG}=1 for the traceback, and report it."
+        f"This is a bug in secateurs: {why(error)} (in {os.path.basename(place.filename)}:{place.lineno}). "
+        f"Set {_DEBUG}=1 for the traceback, and report it."
     )
 
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from secateurs.cli import options as o
 from secateurs.cli.opening import writable
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
-from secateurs.errors import DataError
+from secateurs.errors import DataError, why
 from secateurs.report import wording
 
 if TYPE_CHECKING:
@@ -61,9 +60,9 @@ def _show(found: dict[str, Any], console: Console) -> None:
         name = str(facts.pop("target", ""))
         about = ", ".join(f"{key} {value}" for key, value in facts.items())
         last = time.strftime("%Y-%m-%d %H:%M", time.localtime(holding["newest"]))
-        table.add_row(escape(name), escape(about), str(holding["rows"]), last)
+        table.add_row(name, about, str(holding["rows"]), last)
     console.print(table)
-    console.print(f"{wording.size(found['file_bytes'])} in {escape(found['store'])}")
+    console.print(f"{wording.size(found['file_bytes'])} in {found['store']}")
 
 
 @app.command("export")
@@ -74,7 +73,7 @@ def export(
     as_json: o.Json = False,
 ) -> None:
     """Write every measurement to a file that 'store import' reads, here or on another machine."""
-    from secateurs.plan import write_atomic
+    from secateurs.files import write_atomic
 
     writable(output)
     with _open(store) as held:
@@ -101,7 +100,7 @@ def import_(
         lines = source.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{source} cannot be read ({error}). Give a file that 'secateurs store export' wrote."
+            f"{source} cannot be read ({why(error)}). Give a file that 'secateurs store export' wrote."
         ) from error
     with _open(store, make=True) as held:
         added = held.import_lines(lines, str(source))

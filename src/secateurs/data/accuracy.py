@@ -19,10 +19,11 @@ _IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Scored:
     """Fractions 0-1 (``top1``, ``top5``), mean cross-entropy ``loss``, and the number of ``images``.
 
-    ``correct``: bool [images], for comparing two networks image by image.
+    ``correct``: bool [images], for comparing two networks image by image; ``predicted`` and ``labels``: int64 [images],
+    numbered among the ``classes`` that were compared.
     """
 
     top1: float
@@ -30,6 +31,9 @@ class Evaluation:
     loss: float
     images: int
     correct: Tensor
+    predicted: Tensor
+    labels: Tensor
+    classes: int
 
 
 def accuracy(
@@ -51,7 +55,7 @@ def evaluate(
     classes: Sequence[int] | None = None,
     batch: int | None = None,
     progress: Progress = silent,
-) -> Evaluation:
+) -> Scored:
     """All figures of one pass in evaluation mode; the module's mode is restored.
 
     Args:
@@ -70,21 +74,25 @@ def evaluate(
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     modes = {child: child.training for child in module.modules()}
     module.eval()
-    correct, top5, loss = [], 0, 0.0
+    predicted: list[Tensor] = []
+    known: list[Tensor] = []
+    right, top5, loss, outputs = 0, 0, 0.0, 0
     try:
         with torch.inference_mode(), progress.task(f"evaluate on {images.name}", len(images)) as task:
             for inputs, labels in images.batches(batch or _batch_size(images)):
                 logits, labels = _restrict(module(inputs.to(device)), labels.to(device), classes)
-                hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-                correct.append(hits[:, 0].cpu())
-                top5 += int(hits.any(dim=1).sum())
+                best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+                hits = best == labels[:, None]
+                predicted.append(best[:, 0].cpu())
+                known.append(labels.cpu())
+                right, top5, outputs = right + int(hits[:, 0].sum()), top5 + int(hits.any(dim=1).sum()), logits.shape[1]
                 loss += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
-                task.advance(len(labels), f"top-1 {torch.cat(correct).float().mean():.2%}")
+                task.advance(len(labels), f"top-1 {right / sum(map(len, known)):.2%}")
     finally:
         for child, training in modes.items():
             child.training = training
-    right, count = torch.cat(correct), len(images)
-    return Evaluation(int(right.sum()) / count, top5 / count, loss / count, count, right)
+    answers, labels, count = torch.cat(predicted), torch.cat(known), len(images)
+    return Scored(right / count, top5 / count, loss / count, count, answers == labels, answers, labels, outputs)
 
 
 def _batch_size(images: Images) -> int:
@@ -96,7 +104,9 @@ def _restrict(logits: Tensor, labels: Tensor, classes: Sequence[int] | None) -> 
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         form = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise DataError(
-            f"Top-1 needs outputs of shape [batch, classes], the network gives {form}. Give another metric."
+            f"The network gives {form}, not one score per image and class [batch, classes], so there is no top-1 "
+            f"accuracy. 'prune' and 'front' work on classifiers; other networks go through trace, profile, plan and "
+            f"apply ('secateurs plan', 'apply', 'export'), with training of your own in between: examples/own_loop.py."
         )
     if not bool(torch.isfinite(logits).all()):
         raise DataError("The network gives NaN or infinite outputs on these images. Check --weights and --normalize.")
@@ -116,7 +126,9 @@ def among(logits: Tensor, labels: Tensor, classes: Sequence[int] | None) -> tupl
     if labels.is_floating_point() or labels.is_complex():
         raise DataError("Only some classes count, so labels must be class indices. Give --classes all, or indices.")
     if max(classes) >= logits.shape[1]:
-        raise DataError(f"Class {max(classes)} counts, but the network has {logits.shape[1]} outputs. Mend --classes.")
+        raise DataError(
+            f"Class {max(classes)} counts, but the network has {logits.shape[1]} outputs. Give --classes all."
+        )
     labels = labels.long()
     index = torch.full((logits.shape[1],), -1, dtype=torch.int64, device=logits.device)
     chosen = torch.tensor(list(classes), dtype=torch.int64, device=logits.device)
@@ -126,6 +138,6 @@ def among(logits: Tensor, labels: Tensor, classes: Sequence[int] | None) -> tupl
     outside = (mapped < 0) & (labels != _IGNORED)
     if bool(outside.any()):
         label = int(labels[outside][0])
-        raise DataError(f"Label {label} is not among the {len(chosen)} classes compared. Add it to --classes.")
+        raise DataError(f"Label {label} is not among the {len(chosen)} classes compared. Give --classes all.")
     mapped = torch.where(mapped < 0, labels, mapped)
     return logits[:, chosen], mapped

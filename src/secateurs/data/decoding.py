@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from secateurs.errors import DataError
+from secateurs.errors import DataError, shortened
 
 _CHUNK = 512
 _CACHE_BYTES = 6 << 30
@@ -140,7 +140,7 @@ class EncodedImages:
             raise self._broken(row, error) from error
 
     def _broken(self, row: int, error: Exception) -> DataError:
-        reason = str(error).partition("<_io")[0].strip() or type(error).__name__
+        reason = shortened(str(error).partition("<_io")[0]) or type(error).__name__
         return DataError(
             f"{self.where(row)} cannot be decoded as an image ({reason}). "
             f"Repair or remove it, or add ?broken=skip to the data to leave such images out."

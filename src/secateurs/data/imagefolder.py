@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from secateurs.data.decoding import EncodedImages, Sizing
-from secateurs.errors import DataError
+from secateurs.errors import DataError, why
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
@@ -49,7 +49,9 @@ def class_names(folder: Path, listing: Path | None = None) -> list[str]:
     try:
         return [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Class list {listing} cannot be read ({error}). Give a text file, a name per line.") from error
+        raise DataError(
+            f"Class list {listing} cannot be read ({why(error)}). Give a text file, a name per line."
+        ) from error
 
 
 def open_folder(folder: Path, sizing: Sizing, classes: Sequence[str]) -> EncodedImages:

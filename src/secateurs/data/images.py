@@ -26,6 +26,11 @@ class Source(Protocol):
         """uint8 pixels [rows, H, W, channels], or ready float inputs [rows, ...]."""
 
 
+def gives_pixels(source: Source) -> bool:
+    """Whether a source gives uint8 pixels, which are normalised here, and no ready inputs."""
+    return source.fetch(np.array([0])).dtype == torch.uint8
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """Some rows of a source.

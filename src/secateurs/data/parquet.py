@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from secateurs.data.decoding import EncodedImages, Sizing
-from secateurs.errors import DataError
+from secateurs.errors import DataError, why
 
 _IMAGE_COLUMNS = ("jpeg", "image", "img", "png", "bytes")
 _LABEL_COLUMNS = ("label", "labels", "target")
@@ -26,24 +28,18 @@ def open_parquet(path: Path, sizing: Sizing, *, image: str | None = None, label:
     Raises:
         DataError: the file is missing or damaged, a column is missing or of the wrong kind, or there are no rows.
     """
-    import pyarrow
     import pyarrow.parquet as pq
 
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise DataError(f"Parquet file {path} does not exist. Check the path; the form is parquet:TRAIN,TEST.")
+    files = _files(path)
     items: list[bytes | Path] = []
     labels: list[np.ndarray] = []
     starts: list[int] = []
     for file in files:
-        try:
+        with _readable(file):
             schema = pq.read_schema(file)
             image_column = _column(file, schema, image, _IMAGE_COLUMNS, "image")
             label_column = _column(file, schema, label, _LABEL_COLUMNS, "label")
             table = pq.read_table(file, columns=[image_column, label_column])
-        except (pyarrow.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"Parquet file {file} cannot be read ({reason}). Make or copy it again.") from error
         starts.append(len(items))
         labels.append(_labels(file, label_column, table[label_column]))
         items.extend(_encoded(file, image_column, table[image_column]))
@@ -55,6 +51,46 @@ def open_parquet(path: Path, sizing: Sizing, *, image: str | None = None, label:
         return f"Row {row - starts[part]} of {files[part]}"
 
     return EncodedImages(items, np.concatenate(labels), sizing, where)
+
+
+def sample(path: Path, count: int, image: str | None = None) -> list[bytes]:
+    """The first encoded images of one file, or of the first file of a folder; see :func:`open_parquet`.
+
+    Raises:
+        DataError: the file is missing or damaged, or has no column of images.
+    """
+    import pyarrow.parquet as pq
+
+    [file, *_] = _files(path)
+    with _readable(file):
+        column = _column(file, pq.read_schema(file), image, _IMAGE_COLUMNS, "image")
+        with pq.ParquetFile(file) as opened:
+            first = next(opened.iter_batches(count, columns=[column]), None)
+    return [] if first is None else _encoded(file, column, _chunked(first.column(0)))
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise DataError(f"Parquet file {path} does not exist. Check the path; the form is parquet:TRAIN,TEST.")
+    return files
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Errors of pyarrow become messages that name the file."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"Parquet file {file} cannot be read ({why(error)}). Make or copy it again.") from error
+
+
+def _chunked(array: Any) -> Any:
+    import pyarrow
+
+    return pyarrow.chunked_array([array])
 
 
 def _column(file: Path, schema: Any, wanted: str | None, usual: tuple[str, ...], purpose: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from secateurs.elements.patterns import Choice
+from secateurs.elements.patterns import PatternChoice
 from secateurs.errors import PlanError
 from secateurs.plan import ElementPattern
 from secateurs.progress import Progress, silent
 from secateurs.structure.kernel_elements import groups_of
+from secateurs.structure.slicing import deep_copy
 
 if TYPE_CHECKING:
     from secateurs.structure import Graph, View
@@ -24,14 +24,14 @@ _SAME = 1e-4
 """Difference of outputs that reordered sums may make, of the largest output."""
 
 
-def retained(score: Tensor, order: Sequence[int] | Tensor, choice: Choice) -> float:
+def retained(score: Tensor, order: Sequence[int] | Tensor, choice: PatternChoice) -> float:
     """Share of the score that a block-wise choice keeps when the filters stand in ``order``; score [filters, ...]."""
     flat = score.detach().double().flatten(2)[torch.as_tensor(order)]
     sums = torch.stack([part.sum(0) for part in flat.split(choice.block)])
     return float(_kept(sums, choice).sum() / flat.sum().clamp(min=1e-300))
 
 
-def _kept(sums: Tensor, choice: Choice) -> Tensor:
+def _kept(sums: Tensor, choice: PatternChoice) -> Tensor:
     """Score kept by each block [blocks] of block sums [blocks, channels, positions]."""
     if choice.pool == "unit":
         return sums.topk(int(choice.keep), dim=2).values.sum((1, 2))
@@ -41,7 +41,11 @@ def _kept(sums: Tensor, choice: Choice) -> Tensor:
 
 
 def order_filters(
-    scores: Tensor | Sequence[Tensor], choice: Choice | Sequence[Choice], *, seed: int = 0, trials: int = 2000
+    scores: Tensor | Sequence[Tensor],
+    choice: PatternChoice | Sequence[PatternChoice],
+    *,
+    seed: int = 0,
+    trials: int = 2000,
 ) -> np.ndarray:
     """Order of filters, int64 [filters], whose blocks keep much of the score; never worse than the order given.
 
@@ -55,7 +59,7 @@ def order_filters(
         trials: how many.
     """
     stack = [scores] if isinstance(scores, Tensor) else list(scores)
-    choices = [choice] * len(stack) if isinstance(choice, Choice) else list(choice)
+    choices = [choice] * len(stack) if isinstance(choice, PatternChoice) else list(choice)
     flats = [score.detach().double().flatten(2) for score in stack]
     flats = [flat / flat.sum().clamp(min=1e-300) for flat in flats]
     filters, block = flats[0].shape[0], choices[0].block
@@ -76,7 +80,7 @@ def order_filters(
 
 
 def _exchange(
-    flats: list[Tensor], order: Tensor, choices: list[Choice], rng: np.random.Generator, trials: int
+    flats: list[Tensor], order: Tensor, choices: list[PatternChoice], rng: np.random.Generator, trials: int
 ) -> Tensor:
     order, block = order.clone(), choices[0].block
     blocks = -(-len(order) // block)
@@ -133,7 +137,7 @@ def producers(graph: Graph, group: str, names: Collection[str]) -> dict[str, np.
 
 def align(
     graph: Graph,
-    choices: Mapping[str, Choice],
+    choices: Mapping[str, PatternChoice],
     *,
     score: Mapping[str, Tensor] | None = None,
     seed: int = 0,
@@ -153,7 +157,7 @@ def align(
         seed: of the search.
         progress: shows groups.
     """
-    model, orders = copy.deepcopy(graph.model).eval(), dict[str, tuple[int, ...]]()
+    model, orders = deep_copy(graph.model, {}).eval(), dict[str, tuple[int, ...]]()
     parameters = dict(graph.model.named_parameters(remove_duplicate=False))
     blockwise = {name: choice for name, choice in choices.items() if choice.scope == "block"}
     with progress.task("align filters", len(graph.groups)) as task:
@@ -201,7 +205,7 @@ def reordered(small: nn.Module, elements: Mapping[str, ElementPattern], example:
         return small
     if example is None:
         raise PlanError("This plan orders filters, which takes inputs of the network to do. Give an example.")
-    model, graph = copy.deepcopy(small), trace(small, example)
+    model, graph = deep_copy(small, {}), trace(small, example)
     for group in graph.groups:
         units = [row.argsort()[orders[name][row]] for name, row in producers(graph, group.name, orders).items()]
         if units:

@@ -12,12 +12,12 @@ from torch import Tensor, fx, nn
 from secateurs.elements.module import DEFAULT_BLOCK, SparseConv2d
 from secateurs.elements.operator import geometry
 from secateurs.elements.packing import pack
-from secateurs.errors import PlanError, StructureError
+from secateurs.errors import PlanError, StructureError, why
+from secateurs.structure.operators import PADS, VIEWS, is_a, short_name
+from secateurs.structure.untouched import exporting
 
-_CONVOLUTIONS = tuple(f"aten.conv{n}d.{kind}" for n in (1, 2) for kind in ("default", "padding"))
-_PADS = ("aten.pad.default", "aten.constant_pad_nd.default")
-_NORM = "aten._native_batch_norm_legit_no_training.default"
-_ACTIVATIONS = {"aten.relu.default": "relu", "aten.silu.default": "silu"}
+_CONVOLUTIONS = ("aten.conv1d", "aten.conv2d")
+_NORM = ("aten._native_batch_norm_legit_no_training",)
 
 
 def convert(
@@ -57,7 +57,7 @@ def convert(
         )
     with torch.no_grad():
         for node in list(graph_module.graph.nodes):
-            if str(node.target) == "aten.view.default":  # a view of channels_last memory may need a copy
+            if is_a(node, VIEWS):  # a view of channels_last memory may need a copy
                 node.target = torch.ops.aten.reshape.default
             elif _is_convolution(node):
                 _replace(graph_module, node, kept.get(str(node.args[1].target)), block, dense_too)
@@ -77,20 +77,22 @@ def _export(model: nn.Module, example: Tensor) -> fx.GraphModule:
     error: Exception | None = None
     for attempt in attempts:
         try:
-            program = attempt().run_decompositions({})
+            with exporting(model):
+                program = attempt().run_decompositions({})
             module = program.module(check_guards=False)
             assert isinstance(module, fx.GraphModule)
             return module
         except Exception as problem:
             error = problem
+    assert error is not None
     raise StructureError(
-        f"torch.export cannot capture {type(model).__name__} for an input of shape {tuple(example.shape)}: {error}. "
-        f"Check that the network runs on such an input in evaluation mode."
+        f"torch.export cannot capture {type(model).__name__} for an input of shape {tuple(example.shape)}: "
+        f"{why(error)}. Check that the network runs on such an input in evaluation mode."
     ) from error
 
 
 def _is_convolution(node: fx.Node) -> bool:
-    if node.op != "call_function" or str(node.target) not in _CONVOLUTIONS:
+    if not is_a(node, _CONVOLUTIONS):
         return False
     weight = node.args[1]
     return isinstance(weight, fx.Node) and weight.op == "get_attr"
@@ -100,7 +102,8 @@ def _tensor(module: fx.GraphModule, node: Any) -> Tensor | None:
     if not isinstance(node, fx.Node):
         return None
     value: Any = module
-    for part in str(node.target).split("."):
+    path = str(node.target)
+    for part in path.split("."):
         value = getattr(value, part)
     assert isinstance(value, Tensor)
     return value.detach()
@@ -160,9 +163,9 @@ def _replace(module: fx.GraphModule, conv: fx.Node, kept: Tensor | None, block: 
 
 def _padded_ahead(source: Any) -> tuple[Any, tuple[int, int, int, int]]:
     """What a convolution reads before zeros were put around it, and how many: top, left, bottom, right."""
-    if not isinstance(source, fx.Node) or str(source.target) not in _PADS:
+    if not is_a(source, PADS):
         return source, (0, 0, 0, 0)
-    named = str(source.target) == _PADS[1]
+    named = short_name(source.target) == "constant_pad_nd"
     constant = named or _argument(source, 2, "mode", "constant") == "constant"
     value = _argument(source, 2 if named else 3, "value", None)
     left, right, top, bottom, *further = [*list(_argument(source, 1, "pad", [])), 0, 0, 0, 0]
@@ -186,7 +189,7 @@ def _fold_norm(
 ) -> tuple[fx.Node, Tensor, Tensor | None]:
     """The last node that folding covers, and the weight and bias with the normalisation in them."""
     norm = _only_user(conv)
-    if norm is None or str(norm.target) != _NORM or norm.args[0] is not conv:
+    if norm is None or not is_a(norm, _NORM) or norm.args[0] is not conv:
         return conv, weight, bias
     result = _only_user(norm)
     if result is None or result.target is not operator.getitem or result.args[1] != 0:
@@ -215,7 +218,7 @@ def _fuse_addition(last: fx.Node) -> tuple[fx.Node, fx.Node | None]:
     The other operand must stand before: where both come from convolutions, the later one takes the addition.
     """
     add = _only_user(last)
-    if add is None or str(add.target) != "aten.add.Tensor" or add.kwargs.get("alpha", 1) != 1:
+    if add is None or not is_a(add, ("aten.add",)) or add.kwargs.get("alpha", 1) != 1:
         return last, None
     left, right = add.args[0], add.args[1]
     other = right if left is last else left
@@ -230,11 +233,9 @@ def _fuse_activation(last: fx.Node) -> tuple[fx.Node, str]:
     user = _only_user(last)
     if user is None or user.op != "call_function":
         return last, "none"
-    target = str(user.target)
-    if target in _ACTIVATIONS:
-        return user, _ACTIVATIONS[target]
-    if target in ("aten.hardtanh.default", "aten.clamp.default") and tuple(user.args[1:3]) in ((0, 6), (0.0, 6.0)):
-        return user, "relu6"
-    if target == "aten.relu6.default":
+    name = short_name(user.target)
+    if name in ("relu", "silu", "relu6"):
+        return user, name
+    if name in ("hardtanh", "clamp") and tuple(user.args[1:3]) in ((0, 6), (0.0, 6.0)):
         return user, "relu6"
     return last, "none"

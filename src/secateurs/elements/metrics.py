@@ -12,7 +12,8 @@ from secateurs.errors import PlanError
 
 def magnitude(weight: Tensor, *, power: float = 2.0, gains: Tensor | None = None) -> Tensor:
     """|g·w|^p per weight. p = 2 is the one for which choosing is projecting; ``gains`` [filters]: of a following
-    batch normalisation, so that filters which it scales up count more (METHODS §3.3b: on folded weights)."""
+    batch normalisation, so that filters which it scales up count more (docs/methods.md, "KEP metric and
+    projection")."""
     scaled = weight.detach().double()
     if gains is not None:
         scaled = scaled * gains.double().view(-1, *[1] * (weight.dim() - 1))

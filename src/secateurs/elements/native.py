@@ -17,7 +17,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from secateurs.errors import TargetUnavailableError
+from secateurs.errors import TargetUnavailableError, why
 
 ABI_VERSION = 1
 ACTIVATIONS = ("none", "relu", "relu6", "silu")
@@ -54,7 +54,7 @@ class ConvArguments(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int32) for name in _SIZES] + [(name, ctypes.c_int64) for name in _STRIDES]
 
 
-class Call(ctypes.Structure):
+class KernelCall(ctypes.Structure):
     """``secateurs_call`` of ``sparse_conv.h``."""
 
     _fields_ = [("conv", ctypes.POINTER(ConvArguments))] + [
@@ -124,7 +124,7 @@ class Kernels:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Build:
     """A library to compile: files of :data:`SOURCES`, and what the compiler and the linker get besides."""
 
     library: str = LIBRARY
@@ -133,7 +133,7 @@ class Recipe:
     link: tuple[str, ...] = ()
 
 
-def build(folder: Path | None = None, recipe: Recipe = Recipe()) -> Path:
+def build(folder: Path | None = None, recipe: Build = Build()) -> Path:
     """Path of the library, compiled from the sources beside this file into ``folder`` (default: a cache folder).
 
     The folder's name carries a digest of sources and flags: what is built already is not built again.
@@ -209,7 +209,7 @@ def _load() -> tuple[Kernels | None, str]:
     try:
         return Kernels(path), ""
     except (OSError, AttributeError) as error:
-        return None, f"{path} cannot be loaded: {error}. Delete it, or unset SECATEURS_KERNELS."
+        return None, f"{path} cannot be loaded: {why(error)}. Delete it, or unset SECATEURS_KERNELS."
 
 
 def kernels() -> Kernels | None:

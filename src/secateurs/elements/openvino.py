@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx
 
 from secateurs.elements import native
-from secateurs.errors import StructureError, TargetUnavailableError
+from secateurs.errors import StructureError, TargetUnavailableError, why
+from secateurs.structure.untouched import exporting
 
 LIBRARY = "libsecateurs_openvino.so"
 OPERATOR = "SecateursSparseConv2d"
@@ -48,7 +49,7 @@ def extension(folder: Path | None = None) -> Path:
             f"OpenVINO {openvino.__version__} in {root} has no headers or no shared libraries for Linux. "
             f"Install the package from PyPI: pip install --force-reinstall openvino."
         )
-    recipe = native.Recipe(
+    recipe = native.Build(
         LIBRARY,
         (*native.KERNEL_FILES, "openvino"),
         (f"-isystem{root / 'include'}",),
@@ -78,14 +79,14 @@ def to_openvino(module: fx.GraphModule, example: Tensor) -> Any:
 
     factory = NodeFactory()
     factory.add_extension(str(library))
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), exporting(module):
         program = torch.export.export(module, (example,), strict=False)
     translation = ConversionExtension(_TRANSLATED, functools.partial(_translate, create=factory.create))
     try:
         model = openvino.convert_model(program, extension=[translation])
     except Exception as error:
         raise StructureError(
-            f"OpenVINO {openvino.__version__} does not translate this network: {error}. "
+            f"OpenVINO {openvino.__version__} does not translate this network: {why(error)}. "
             f"Operators that it lacks must be replaced before the conversion."
         ) from error
     model.reshape(list(example.shape))

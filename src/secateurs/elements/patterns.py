@@ -1,7 +1,8 @@
 """Which kernel elements stay: sharing scopes, projection, pattern libraries, and the value of every count.
 
 KEP (Zhang et al., Neural Networks 180, 2024, 106708) prunes elements of the kernel plane under a constraint set. Its
-text is not public in full; METHODS §3.3 is our reconstruction, and the scopes, budgets and defaults here follow it.
+full text was not available to us: scopes, budgets and defaults are our reading (docs/methods.md, "KEP constraint
+sets").
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _EXHAUSTIVE = 5000
 
 
 @dataclass(frozen=True)
-class Choice:
+class PatternChoice:
     """How the elements of one convolution are chosen.
 
     ``scope``: what shares a pattern: the whole ``layer``, an ``in_channel``, a ``filter``, a single ``kernel``, or one
@@ -58,12 +59,12 @@ class Choice:
             raise PlanError(f"library={self.library} is for scope kernel with pool unit. Leave it 0, or choose those.")
 
 
-def unit_of(shape: tuple[int, ...], choice: Choice, groups: int = 1) -> Tensor:
+def unit_of(shape: tuple[int, ...], choice: PatternChoice, groups: int = 1) -> Tensor:
     """Scope unit of every kernel, int64 [filters, channels per group]; units count from 0 in row-major order."""
     return units_of(shape, choice.scope, choice.block, groups)
 
 
-def unit_scores(score: Tensor, choice: Choice, groups: int = 1) -> Tensor:
+def unit_scores(score: Tensor, choice: PatternChoice, groups: int = 1) -> Tensor:
     """Scores summed over what shares a pattern: [units, positions] from [filters, channels, kh, kw]."""
     flat = score.flatten(2)
     unit = unit_of(tuple(score.shape), choice, groups).to(score.device)
@@ -72,12 +73,13 @@ def unit_scores(score: Tensor, choice: Choice, groups: int = 1) -> Tensor:
 
 
 def choose(
-    score: Tensor, choice: Choice, *, groups: int = 1, incumbent: Tensor | None = None, hysteresis: float = 0.0
+    score: Tensor, choice: PatternChoice, *, groups: int = 1, incumbent: Tensor | None = None, hysteresis: float = 0.0
 ) -> Tensor:
     """True where an element stays: bool, shaped like ``score`` [filters, channels, kh, kw] (or [.., k]).
 
     The choice keeps the largest possible sum of scores under the constraint. With squared weights as scores that is
-    the Euclidean projection onto the constraint set (METHODS §3.3c). Ties go to the earlier position.
+    the Euclidean projection onto the constraint set (docs/methods.md, "KEP metric and projection"). Ties go to the
+    earlier position.
 
     Args:
         score: importance of every weight, at least 0.
@@ -107,7 +109,7 @@ def choose(
     return kept[unit_of(tuple(score.shape), choice, groups).to(score.device)].reshape(score.shape)
 
 
-def _largest(totals: Tensor, choice: Choice, channels: int) -> Tensor:
+def _largest(totals: Tensor, choice: PatternChoice, channels: int) -> Tensor:
     """The largest entries of every pool, bool like ``totals``."""
     if choice.pool == "unit":
         rows, count = totals, int(choice.keep)
@@ -157,12 +159,12 @@ def _from_library(totals: Tensor, keep: int, size: int) -> Tensor:
     return patterns[(totals @ patterns.double().t()).argmax(1)]
 
 
-def project(weight: Tensor, choice: Choice, *, groups: int = 1) -> Tensor:
+def project(weight: Tensor, choice: PatternChoice, *, groups: int = 1) -> Tensor:
     """The nearest weight (Euclidean) in the constraint set: [filters, channels, kh, kw] with zeros off the patterns."""
     return weight * choose(weight.detach().double().square(), choice, groups=groups)
 
 
-def value_curve(score: Tensor, choice: Choice, *, groups: int = 1, steps: int | None = None) -> np.ndarray:
+def value_curve(score: Tensor, choice: PatternChoice, *, groups: int = 1, steps: int | None = None) -> np.ndarray:
     """Share of the layer's score that stays when 0, 1 … K·K positions do, float64 [positions + 1]; concave.
 
     What a knapsack over layers consumes, together with measured times per count. ``steps``: another number of even
@@ -177,7 +179,7 @@ def value_curve(score: Tensor, choice: Choice, *, groups: int = 1, steps: int | 
     return curve / curve[-1] if curve[-1] > 0 else np.linspace(0.0, 1.0, len(curve))
 
 
-def to_pattern(kept: Tensor, choice: Choice, *, groups: int = 1, order: Sequence[int] = ()) -> ElementPattern:
+def to_pattern(kept: Tensor, choice: PatternChoice, *, groups: int = 1, order: Sequence[int] = ()) -> ElementPattern:
     """The mask as a plan stores it: kept positions per scope unit.
 
     ``order``: filters in the order in which blocks are cut, where that is not how they stand.

@@ -25,7 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.elements.metrics import magnitude
-from secateurs.elements.patterns import Choice, choose
+from secateurs.elements.patterns import PatternChoice, choose
 from secateurs.errors import PlanError
 from secateurs.structure.kernel_elements import groups_of
 
@@ -42,7 +42,7 @@ ScoreFunction = Callable[[str, Tensor], Tensor]
 def strength_for(epsilon: float, lr: float, steps: int) -> float:
     """The constant λ that shrinks a weight by the factor ``epsilon`` in ``steps`` steps at rate ``lr``: −ln ε / (η N).
 
-    METHODS §3.3d's sizing rule, for a penalty (λ/2)·Σw² applied as decay beside the optimiser.
+    The sizing rule of docs/methods.md, "KEP penalty", for (λ/2)·Σw² applied as decay beside the optimiser.
     """
     return -math.log(epsilon) / (lr * steps)
 
@@ -78,13 +78,13 @@ class Penalty:
     λ grows in small equal increments (GReg's way) sized so that the doomed elements have shrunk by ``epsilon`` after
     ``schedule.steps`` steps at the rates the optimiser really uses. The decay is decoupled: w ← w·(1 − η λ) on doomed
     elements after the optimiser's step, never through its gradient, momentum or weight decay, so one rule serves SGD
-    and Adam, and kept elements get no extra decay (T11).
+    and Adam, and kept elements get no extra decay.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        choices: Mapping[str, Choice],
+        choices: Mapping[str, PatternChoice],
         schedule: Schedule,
         *,
         score: ScoreFunction | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from secateurs.elements.alignment import reordered
 from secateurs.errors import PlanError, StructureError
 from secateurs.plan import Plan
 from secateurs.structure.kernel_elements import masks_of
+from secateurs.structure.slicing import deep_copy
 
 
 def best_rectangle(score: Tensor, keep: int) -> tuple[slice, slice]:
@@ -101,7 +101,7 @@ def crop_network(model: nn.Module, rectangles: Mapping[str, tuple[slice, slice]]
     Raises:
         StructureError: a name is no ``Conv1d`` or ``Conv2d`` of the model.
     """
-    small = copy.deepcopy(model)
+    small = deep_copy(model, {})
     for name, (rows, columns) in rectangles.items():
         try:
             conv = small.get_submodule(name)

@@ -1,7 +1,7 @@
 """The judges: the sparse convolution in plain PyTorch, four ways that share no code with the kernels.
 
 :func:`conv2d` follows the packed format element by element; :func:`masked` is ``F.conv2d`` with zeros;
-:func:`shift_gemm`, :func:`compact_im2col` and :func:`sub_kernel` are METHODS §3.3e's executions on dense weights.
+:func:`shift_gemm`, :func:`compact_im2col` and :func:`sub_kernel` run dense weights (docs/methods.md, "KEP executions").
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class Runner:
 
     def _plan_steps(self) -> None:
         layers = [(node, layer) for node in self._module.graph.nodes if (layer := self._layer(node)) is not None]
-        self._calls = (native.Call * len(layers))()
+        self._calls = (native.KernelCall * len(layers))()
         self._arguments: list[native.ConvArguments] = []
         self._steps: list[_Convolutions | _Other] = []
         self._constants: dict[fx.Node, Any] = {}
@@ -211,7 +211,7 @@ class Runner:
             for index, name, node in step.fill:
                 kept.append(channels_last(values[node]))
                 setattr(self._calls[index], name, kept[-1].data_ptr())
-            first = ctypes.addressof(self._calls) + step.first * ctypes.sizeof(native.Call)
+            first = ctypes.addressof(self._calls) + step.first * ctypes.sizeof(native.KernelCall)
             status = self._kernels.convs(first, step.count, ctypes.byref(done))
             if status:
                 raise SecateursError(

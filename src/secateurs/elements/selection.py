@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.elements.metrics import magnitude
-from secateurs.elements.patterns import Choice, choose, to_pattern
+from secateurs.elements.patterns import PatternChoice, choose, to_pattern
 from secateurs.elements.rectangles import best_rectangle
 from secateurs.errors import PlanError
 from secateurs.plan import ElementPattern
@@ -26,7 +26,7 @@ Score = Callable[[str, Tensor], Tensor]
 
 
 def square(name: str, weight: Tensor) -> Tensor:
-    """w²: choosing by it is projecting (METHODS §3.3c)."""
+    """w²: choosing by it is projecting (docs/methods.md, "KEP metric and projection")."""
     return magnitude(weight)
 
 
@@ -75,7 +75,7 @@ def patterns(
             raise PlanError(f"{name!r} is no convolution's weight of this network. Name one such as layer1.0.weight.")
         if count >= weight[0, 0].numel():
             continue
-        choice = Choice(scope, count, block, pool="block" if scope == "block" else "unit")
+        choice = PatternChoice(scope, count, block, pool="block" if scope == "block" else "unit")
         groups = groups_of(model, name)
         scores, order = score(name, weight.detach()), list((orders or {}).get(name, ()))
         if scope == "layer":
@@ -94,3 +94,7 @@ def _rectangle(scores: Tensor, count: int) -> Tensor:
     plane = kept.reshape(*kept.shape[:2], -1, kept.shape[-1])
     plane[:, :, rows, columns] = True
     return kept
+
+
+SUFFIX = ":elements"
+"""Behind a weight's name: the name of its group of kernel positions."""

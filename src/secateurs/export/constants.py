@@ -36,12 +36,18 @@ class Constants:
         parts: Mapping[str, Mapping[int, str]],
     ) -> None:
         self._names, self._spec, self._parts = node_names, spec, parts
+        # Who quantises a file gives a layer the output of the activation behind it, and leaves it its name.
+        self._outputs = {node.name: node.output[0] for node in model.graph.node if node.name}
         integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
         self._integers = {
             tensor.name: numpy_helper.to_array(tensor)
             for tensor in model.graph.initializer
             if tensor.data_type in integers
         }
+
+    def _traced(self, node: onnx.NodeProto) -> str:
+        """The traced node that a node of the file comes from, "" where that is not known."""
+        return self._names.get(self._outputs.get(node.name, node.output[0]), "")
 
     def _axis(self, value: str) -> AxisSpec | None:
         axis = self._spec.activation_axes.get(self._names.get(value, ""))
@@ -54,7 +60,7 @@ class Constants:
             ExportError: a constant of the traced network has no place in the file.
         """
         for index, node in enumerate(model.graph.node):
-            told = constants.get(self._names.get(node.output[0], ""), {})
+            told = constants.get(self._traced(node), {})
             if "groups" in told and node.op_type in ("Conv", "ConvTranspose"):
                 _set_integer(node, "group", told["groups"])
             new = self._replacements(node, widths, told)
@@ -136,7 +142,7 @@ class Constants:
         listed = next((told[name] for name in ("split_sizes", "split_size", "chunks") if name in told), None)
         if isinstance(listed, (list, tuple)) and len(listed) == len(old):
             return {1: np.array(listed, dtype=old.dtype)}
-        parts = self._parts.get(self._names.get(node.output[0], ""), {})
+        parts = self._parts.get(self._traced(node), {})
         axes = [self._spec.activation_axes.get(parts.get(index, "")) for index in range(len(node.output))]
         if any(axis is None for axis in axes):
             return {}
@@ -147,7 +153,7 @@ class Constants:
     def _misplaced(self, node: onnx.NodeProto) -> ExportError:
         return ExportError(
             f"The ONNX operator {node.op_type} {node.name} computes its sizes in the graph, where a constant was "
-            f"expected (traced node {self._names.get(node.output[0])}). Files of other widths cannot be made by "
+            f"expected (traced node {self._traced(node)}). Files of other widths cannot be made by "
             f"slicing; choose a target that runs PyTorch itself."
         )
 

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from secateurs.errors import ExportError, SecateursError
-from secateurs.export.onnx import TOLERANCE, ExportReport, as_arguments, quiet, with_batch
+from secateurs.errors import ExportError, SecateursError, why
+from secateurs.export.difference import largest_difference, redrawn, tensors_of
+from secateurs.export.onnx import TOLERANCE, ExportReport, quiet
 from secateurs.export.program import to_program
-from secateurs.plan import write_atomic
+from secateurs.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def lower(program: torch.export.ExportedProgram) -> Lowered:
             finished = edge.to_executorch()
     except Exception as error:
         raise ExportError(
-            f"The network cannot be lowered to ExecuTorch: {type(error).__name__}: {str(error)[:500]}. "
+            f"The network cannot be lowered to ExecuTorch: {why(error)}. "
             f"Replace what the message names, or choose another target."
         ) from error
     calls = {
@@ -113,7 +114,7 @@ def export_executorch(
 
     Args:
         module: network, left in the mode it was in.
-        example: a tensor, a tuple of positional inputs, or ``(args, kwargs)``.
+        example: inputs in any of the forms that ``trace`` takes.
         path: file to write; it appears whole or not at all.
         batch: fixed batch size.
 
@@ -125,7 +126,7 @@ def export_executorch(
         raise ExportError("An ExecuTorch program is exported with a fixed batch size. Leave out the open batch.")
     program = to_program(module, example, batch=batch)
     content = lower(program).content
-    error = _max_rel_error(program, example, batch, content)
+    error = _max_rel_error(program, content, path.name)
     if not error <= TOLERANCE:
         raise ExportError(
             f"The exported {path.name} differs from the module by {error:.2g} of the largest output "
@@ -138,25 +139,14 @@ def export_executorch(
     return ExportReport(max_rel_error=error, size_bytes=len(content))
 
 
-def _max_rel_error(program: torch.export.ExportedProgram, example: Any, batch: int, content: bytes) -> float:
+def _max_rel_error(program: torch.export.ExportedProgram, content: bytes, name: str) -> float:
     """max|Δ| / max|y| between the program and the file on random input."""
-    args, kwargs = as_arguments(example)
-    generator = torch.Generator().manual_seed(0)
-
-    def redraw(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
-
-    args, kwargs = pytree.tree_map_only(torch.Tensor, redraw, with_batch((args, kwargs), batch))
+    args, kwargs = redrawn(program.example_inputs)
     with torch.no_grad(), quiet():
         wanted = pytree.tree_leaves(program.module()(*args, **kwargs))
-    inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    worst = 0.0
-    for expected, got in zip(wanted, run_executorch(content, inputs), strict=True):
-        if isinstance(expected, torch.Tensor):
-            scale = float(expected.abs().max()) or 1.0
-            difference = (expected.double() - got.double()).abs().nan_to_num(nan=float("inf"))
-            worst = max(worst, float(difference.max()) / scale)
-    return worst
+    found = run_executorch(content, tensors_of((args, kwargs)))
+    pairs = [pair for pair in zip(wanted, found, strict=True) if isinstance(pair[0], torch.Tensor)]
+    return largest_difference([one for one, _ in pairs], [other for _, other in pairs], name)
 
 
 def run_executorch(content: bytes, inputs: list[torch.Tensor]) -> list[Any]:
@@ -173,7 +163,7 @@ def run_executorch(content: bytes, inputs: list[torch.Tensor]) -> list[Any]:
             return list(program.load_method("forward")(tuple(inputs)))
     except (ImportError, RuntimeError) as error:
         raise ExportError(
-            f"ExecuTorch cannot run the exported program: {str(error)[:500]}. Choose another target, or another "
+            f"ExecuTorch cannot run the exported program: {why(error)}. Choose another target, or another "
             f"version of the package executorch."
         ) from error
 

@@ -35,11 +35,10 @@ from secateurs.export.xnnpack_graph import (
 )
 from secateurs.network import AxisSpec, NetworkSpec
 from secateurs.structure.apply import apply
+from secateurs.structure.operators import RECTIFIERS, is_a
 
 _PROBES, _DRAWS = (2, 3), 200
 """How many narrow networks are lowered: more where fewer cannot tell all axes apart."""
-_FUSED = ("relu", "hardtanh", "clamp")
-"""Operators that XNNPACK computes inside the one before."""
 _NO_BUFFER = 0
 Place = tuple[str, str, int]
 """Traced node, schema argument, and position in it."""
@@ -232,7 +231,7 @@ class ExecutorchVariants:
                     if entry["debug_handle"] in handles:
                         return index, entry
             # Folded and fused operators have the value of what they read.
-            same = any(word in str(node.target) for word in (*DISSOLVED, *_FUSED))
+            same = is_a(node, DISSOLVED, RECTIFIERS)
             node = node.all_input_nodes[0] if same and node.all_input_nodes else None
         raise ExportError(
             f"Node {name} of the traced network has no counterpart in the lowered program. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import os
@@ -17,9 +18,14 @@ import onnx
 import onnxruntime
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from secateurs.errors import ExportError, SecateursError
-from secateurs.plan import write_atomic
+from secateurs.errors import ExportError, SecateursError, StructureError, why
+from secateurs.export.difference import largest_difference, redrawn, require_real, tensors_of
+from secateurs.export.flat import exportable, flattened
+from secateurs.files import write_atomic
+from secateurs.structure.examples import split_example
+from secateurs.structure.untouched import evaluating, exporting, untouched
 
 OPSET = 20
 TOLERANCE = 1e-3
@@ -36,7 +42,8 @@ class ExportReport:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences the exporter: its progress lines, warnings and log records."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx", "torch._dynamo", "torch")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
@@ -51,29 +58,46 @@ def quiet() -> Iterator[None]:
 
 
 def as_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``(args, kwargs)`` of an example: a tensor, a tuple of positional inputs, or ``(args, kwargs)``."""
-    if isinstance(example, torch.Tensor):
-        return (example,), {}
-    if isinstance(example, (tuple, list)):
-        if len(example) == 2 and isinstance(example[0], (tuple, list)) and isinstance(example[1], dict):
-            return tuple(example[0]), dict(example[1])
-        return tuple(example), {}
-    raise ExportError(
-        f"The example input is a {type(example).__name__}. "
-        f"Give a tensor, a tuple of positional inputs, or a pair (args, kwargs)."
-    )
+    """``(args, kwargs)`` of an example in any of the forms that ``trace`` takes.
+
+    Raises:
+        ExportError: it has none of them.
+    """
+    try:
+        return split_example(example)
+    except StructureError as error:
+        raise ExportError(str(error)) from error
 
 
 def with_batch(value: Any, batch: int) -> Any:
-    """``value`` with every tensor's first dimension repeated or cut to ``batch``."""
-    if isinstance(value, torch.Tensor) and value.dim() > 0:
-        repeats = -(-batch // value.shape[0])
-        return value.repeat(repeats, *([1] * (value.dim() - 1)))[:batch].contiguous()
-    if isinstance(value, (tuple, list)):
-        return type(value)(with_batch(item, batch) for item in value)
-    if isinstance(value, dict):
-        return {key: with_batch(item, batch) for key, item in value.items()}
-    return value
+    """Inputs with the batch repeated or cut to ``batch``: the first dimension of the first tensor and of all others
+    that are as long (a mask or a table of another length belongs to every sample)."""
+    size = _first_size(value)
+
+    def resized(tensor: torch.Tensor) -> torch.Tensor:
+        if not _sized(tensor, size):
+            return tensor
+        repeats = -(-batch // tensor.shape[0])
+        return tensor.repeat(repeats, *([1] * (tensor.dim() - 1)))[:batch].contiguous()
+
+    return pytree.tree_map_only(torch.Tensor, resized, value)
+
+
+def _first_size(value: Any) -> int:
+    """Length of the first dimension of the first tensor that has one; 0 where none has."""
+    leaves = (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor) and leaf.dim())
+    return next((int(leaf.shape[0]) for leaf in leaves), 0)
+
+
+def _in_a_row(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether dynamic shapes of every input can be given by position."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    several = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
+    return not kwargs and not several and all(pytree.tree_structure(value).is_leaf() for value in args)
+
+
+def _sized(value: Any, size: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == size
 
 
 def to_model(module: nn.Module, example: Any, *, batch: int | None = 1) -> onnx.ModelProto:
@@ -81,24 +105,24 @@ def to_model(module: nn.Module, example: Any, *, batch: int | None = 1) -> onnx.
 
     Args:
         module: network; its training mode is restored.
-        example: a tensor, a tuple of positional inputs, or ``(args, kwargs)``.
+        example: inputs in any of the forms that ``trace`` takes.
         batch: fixed batch size; None leaves the batch open.
 
     Raises:
         ExportError: torch cannot export it.
     """
     args, kwargs = as_arguments(example)
-    args, kwargs = with_batch(args, batch or 2), with_batch(kwargs, batch or 2)
+    require_real("takes", (args, kwargs))
+    args, kwargs = with_batch((args, kwargs), batch or 2)
+    module, args, kwargs = exportable(module, args, kwargs)
+    if batch is None and not _in_a_row(module, args, kwargs):
+        (module, args), kwargs = flattened(module, args, kwargs), {}
     shapes = None
     if batch is None:
         free = {0: torch.export.Dim("batch")}
-        shapes = tuple(free if isinstance(value, torch.Tensor) else None for value in args)
-        if kwargs:
-            raise ExportError("An open batch size needs positional inputs only. Export with a fixed batch size.")
-    modes = {name: child.training for name, child in module.named_modules()}
-    module.eval()
+        shapes = tuple(free if _sized(value, _first_size(args)) else None for value in args)
     try:
-        with quiet(), torch.no_grad():
+        with exporting(module), evaluating(module), quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 args,
@@ -108,19 +132,15 @@ def to_model(module: nn.Module, example: Any, *, batch: int | None = 1) -> onnx.
                 opset_version=OPSET,
                 dynamic_shapes=shapes,
             )
+            assert program is not None
+            return program.model_proto  # now: an evaluation mode that merges weights is undone on leaving
     except SecateursError:
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExportError(
-            f"{type(module).__name__} cannot be exported to ONNX: {type(error).__name__}: {first[:500]}. "
+            f"{type(module).__name__} cannot be exported to ONNX: {why(error)}. "
             f"Replace what the message names by operators that ONNX has, or choose a target that runs PyTorch itself."
         ) from error
-    finally:
-        for name, child in module.named_modules():
-            child.training = modes[name]
-    assert program is not None
-    return program.model_proto
 
 
 def run_onnx(path: str | os.PathLike[str], inputs: list[np.ndarray]) -> list[np.ndarray]:
@@ -131,16 +151,6 @@ def run_onnx(path: str | os.PathLike[str], inputs: list[np.ndarray]) -> list[np.
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     feeds = {entry.name: value for entry, value in zip(session.get_inputs(), inputs, strict=True)}
     return [np.asarray(output) for output in session.run(None, feeds)]
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
 
 
 def max_rel_error(
@@ -155,36 +165,12 @@ def max_rel_error(
     Raises:
         ExportError: an output has another shape.
     """
-    args, kwargs = as_arguments(example)
-    generator = torch.Generator().manual_seed(0)
-
-    def redraw(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        return torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
-
-    args = torch.utils._pytree.tree_map_only(torch.Tensor, redraw, with_batch(args, batch))
-    kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, redraw, with_batch(kwargs, batch))
-    modes = {name: child.training for name, child in module.named_modules()}
-    module.eval()
-    given = [tensor.numpy().copy() for tensor in _tensors(args) + _tensors(kwargs)]  # which the network may change
-    with torch.no_grad():
-        expected = _tensors(module(*args, **kwargs))
-    for name, child in module.named_modules():
-        child.training = modes[name]
-    found = run(path, given)
-    worst = 0.0
-    for wanted, got in zip(expected, found, strict=True):
-        reference = wanted.detach().cpu().double().numpy()
-        if reference.shape != got.shape:
-            raise ExportError(
-                f"The exported file {path} returns shape {got.shape} where PyTorch returns {reference.shape}. "
-                f"This is a mistake of the exporter; choose another target or a fixed batch size."
-            )
-        difference = np.abs(reference - got.astype(np.float64))
-        scale = float(np.abs(reference).max()) or 1.0
-        worst = max(worst, float(np.nan_to_num(difference, nan=np.inf).max()) / scale)
-    return worst
+    args, kwargs = redrawn(with_batch(as_arguments(example), batch))
+    given = [tensor.numpy().copy() for tensor in tensors_of((args, kwargs))]  # which the network may change
+    with untouched(module), evaluating(module), torch.no_grad():
+        expected = tensors_of(module(*args, **kwargs))
+    require_real("returns", expected)
+    return largest_difference(expected, run(path, given), str(path))
 
 
 def export_onnx(
@@ -196,7 +182,7 @@ def export_onnx(
 
     Args:
         module: network, left in the mode it was in.
-        example: a tensor, a tuple of positional inputs, or ``(args, kwargs)``.
+        example: inputs in any of the forms that ``trace`` takes.
         path: file to write.
         batch: fixed batch size; None leaves the batch open.
 
@@ -215,7 +201,7 @@ def export_onnx(
             raise
         except Exception as failure:
             raise ExportError(
-                f"ONNX Runtime cannot run the exported {path.name}: {str(failure)[:500]}. "
+                f"ONNX Runtime cannot run the exported {path.name}: {why(failure)}. "
                 f"Try another target, or report the network's operator that the message names."
             ) from failure
         if not error <= TOLERANCE:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from secateurs.errors import ExportError
+from secateurs.errors import ExportError, why
 from secateurs.export.onnx import TOLERANCE, ExportReport, max_rel_error, to_model
-from secateurs.plan import write_atomic
+from secateurs.files import write_atomic
 
 
 def run_openvino(path: Path, inputs: list[np.ndarray]) -> list[np.ndarray]:
@@ -31,7 +31,7 @@ def export_openvino(
 
     Args:
         module: network, left in the mode it was in.
-        example: a tensor, a tuple of positional inputs, or ``(args, kwargs)``.
+        example: inputs in any of the forms that ``trace`` takes.
         path: file to write; the weights appear first, each file whole or not at all.
         batch: fixed batch size; None leaves the batch open.
 
@@ -54,7 +54,7 @@ def export_openvino(
             error = max_rel_error(module, example, batch or 3, draft, run_openvino)
         except RuntimeError as failure:
             raise ExportError(
-                f"OpenVINO refuses the network: {str(failure)[:500]}. Replace what the message names, or export ONNX."
+                f"OpenVINO refuses the network: {why(failure)}. Replace what the message names, or export ONNX."
             ) from failure
         if not error <= TOLERANCE:
             raise ExportError(

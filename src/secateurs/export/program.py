@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from secateurs.errors import ExportError, SecateursError
+from secateurs.errors import ExportError, SecateursError, why
+from secateurs.export.difference import largest_difference, redrawn, tensors_of
+from secateurs.export.flat import exportable
 from secateurs.export.onnx import TOLERANCE, ExportReport, as_arguments, quiet, with_batch
-from secateurs.plan import write_atomic
-
-_CONVOLUTIONS = ("aten.conv1d.", "aten.conv2d.", "aten.conv3d.")
+from secateurs.files import write_atomic
+from secateurs.structure.operators import CONVOLUTIONS, is_a
+from secateurs.structure.untouched import evaluating, exporting, untouched
 
 
 def to_program(module: nn.Module, example: Any, *, batch: int = 1) -> torch.export.ExportedProgram:
@@ -23,32 +26,35 @@ def to_program(module: nn.Module, example: Any, *, batch: int = 1) -> torch.expo
     Raises:
         ExportError: torch cannot export it.
     """
-    args, kwargs = as_arguments(example)
-    args, kwargs = with_batch(args, batch), with_batch(kwargs, batch)
-    modes = {name: child.training for name, child in module.named_modules()}
-    module.eval()
+    args, kwargs = with_batch(as_arguments(example), batch)
+    module, args, kwargs = exportable(module, args, kwargs)
     try:
-        with quiet(), torch.no_grad():
+        with exporting(module), evaluating(module), quiet(), torch.no_grad():
             graph = torch.export.export(module, args, kwargs, strict=False).module()
             _fold(graph)
-            return torch.export.export(graph, args, kwargs, strict=False)
+            program = torch.export.export(graph, args, kwargs, strict=False)
+            for name, tensor in program.state_dict.items():  # an evaluation mode that merges weights is undone
+                program.state_dict[name] = _copied(tensor)
+            return program
     except Exception as error:
         raise ExportError(
-            f"{type(module).__name__} cannot be exported as a PyTorch program: {type(error).__name__}: "
-            f"{str(error)[:500]}. Replace what the message names, or choose another target."
+            f"{type(module).__name__} cannot be exported as a PyTorch program: "
+            f"{why(error)}. Replace what the message names, or choose another target."
         ) from error
-    finally:
-        for name, child in module.named_modules():
-            child.training = modes[name]
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    copied = tensor.detach().clone()
+    return torch.nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else copied
 
 
 def _fold(graph: torch.fx.GraphModule) -> None:
     """Fold every batch normalisation that alone reads a convolution into that convolution."""
     for node in list(graph.graph.nodes):
-        if node.op != "call_function" or not str(node.target).startswith("aten.batch_norm."):
+        if not is_a(node, ("aten.batch_norm",)):
             continue
         source = node.args[0]
-        if len(source.users) != 1 or not str(source.target).startswith(_CONVOLUTIONS):
+        if len(source.users) != 1 or not is_a(source, CONVOLUTIONS):
             continue
         tensors = [None if entry is None else _tensor(graph, entry) for entry in (*source.args[1:3], None)[:2]]
         weight, bias = tensors[0], tensors[1] if len(source.args) > 2 else None
@@ -98,7 +104,7 @@ def export_program(
 
     Args:
         module: network, left in the mode it was in.
-        example: a tensor, a tuple of positional inputs, or ``(args, kwargs)``.
+        example: inputs in any of the forms that ``trace`` takes.
         path: file to write; it appears whole or not at all.
         batch: fixed batch size.
 
@@ -109,7 +115,7 @@ def export_program(
     if batch is None:
         raise ExportError("A PyTorch program is exported with a fixed batch size. Leave out the open batch.")
     content = program_bytes(to_program(module, example, batch=batch))
-    error = _max_rel_error(module, example, batch, content)
+    error = _max_rel_error(module, example, batch, content, path.name)
     if not error <= TOLERANCE:
         raise ExportError(
             f"The exported {path.name} differs from the module by {error:.2g} of the largest output "
@@ -122,26 +128,11 @@ def export_program(
     return ExportReport(max_rel_error=error, size_bytes=len(content))
 
 
-def _max_rel_error(module: nn.Module, example: Any, batch: int, content: bytes) -> float:
-    args, kwargs = as_arguments(example)
-    generator = torch.Generator().manual_seed(0)
-
-    def redraw(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
-
-    args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, redraw, with_batch((args, kwargs), batch))
-    modes = {name: child.training for name, child in module.named_modules()}
-    module.eval()
-    with torch.no_grad(), quiet():
-        wanted = torch.utils._pytree.tree_leaves(module(*args, **kwargs))
-        found = torch.utils._pytree.tree_leaves(torch.export.load(io.BytesIO(content)).module()(*args, **kwargs))
-    for name, child in module.named_modules():
-        child.training = modes[name]
-    worst = 0.0
-    for expected, got in zip(wanted, found, strict=True):
-        if isinstance(expected, torch.Tensor):
-            scale = float(expected.abs().max()) or 1.0
-            worst = max(
-                worst, float((expected.double() - got.double()).abs().nan_to_num(nan=float("inf")).max()) / scale
-            )
-    return worst
+def _max_rel_error(module: nn.Module, example: Any, batch: int, content: bytes, name: str) -> float:
+    module, args, kwargs = exportable(module, *with_batch(as_arguments(example), batch))
+    args, kwargs = redrawn((args, kwargs))
+    given = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))  # which the network may change
+    with untouched(module), evaluating(module), torch.no_grad(), quiet():
+        wanted = tensors_of(module(*args, **kwargs))
+        found = tensors_of(torch.export.load(io.BytesIO(content)).module()(*given[0], **given[1]))
+    return largest_difference(wanted, found, name)

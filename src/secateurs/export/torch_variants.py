@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateurs.errors import ExportError
+from secateurs.errors import ExportError, why
+from secateurs.export.flat import exportable
 from secateurs.export.onnx import quiet, with_batch
 from secateurs.export.program import program_bytes
 from secateurs.export.variants import DISSOLVED, folded_slices, kept_units
+from secateurs.files import Scratch
 from secateurs.network import NetworkSpec, OperatorSpec
-from secateurs.scratch import Scratch
 from secateurs.structure.fold import batch_norm_pairs, fold_batch_norm
+from secateurs.structure.operators import base_name, is_a
+from secateurs.structure.untouched import exporting
 
 _KINDS = {
     "conv1d": "Conv", "conv2d": "Conv", "conv3d": "Conv", "conv_transpose2d": "ConvTranspose", "linear": "Gemm",
@@ -42,13 +45,13 @@ class TorchVariants:
         self._graph, self.batch = graph, batch
         self._pairs: dict[str, str] = dict(batch_norm_pairs(graph))
         module = fold_batch_norm(graph).eval()
-        args, kwargs = with_batch(graph.args, batch), with_batch(graph.kwargs, batch)
+        module, args, kwargs = exportable(module, *with_batch((graph.args, graph.kwargs), batch))
         try:
-            with quiet(), torch.no_grad():
+            with exporting(module), quiet(), torch.no_grad():
                 program = torch.export.export(module, args, kwargs, strict=False)
         except Exception as error:
             raise ExportError(
-                f"{type(module).__name__} cannot be exported as a PyTorch program: {str(error)[:500]}. "
+                f"{type(module).__name__} cannot be exported as a PyTorch program: {why(error)}. "
                 f"Replace what the message names, or choose another target."
             ) from error
         self._folder = Scratch("program")
@@ -85,7 +88,7 @@ class TorchVariants:
         """The program's node for a traced node; folding dissolved some into what they read."""
         nodes = {node.name: node for node in self._graph.program.graph.nodes}
         node = nodes[name]
-        while node.name not in self._nodes and any(word in str(node.target) for word in DISSOLVED):
+        while node.name not in self._nodes and is_a(node, DISSOLVED):
             node = node.all_input_nodes[0]
         if node.name not in self._nodes:
             raise ExportError(
@@ -111,7 +114,8 @@ def operators_of(program: torch.export.ExportedProgram) -> tuple[OperatorSpec, .
         if node.op != "call_function":
             continue
         reads = [entry for entry in node.all_input_nodes if entry.name not in constant]
-        word = str(node.target).split(".")[1] if "aten." in str(node.target) else str(node.target)
+        name = base_name(node.target)
+        word = name.removeprefix("aten.") if name.startswith("aten.") else str(node.target)
         ends = (_shape(reads[0].meta) if reads else (), _shape(node.meta))
         names = tuple(entry.name for entry in reads)
         found.append(OperatorSpec(node.name, _KINDS.get(word, word), node.name, names, (node.name,), ends))

@@ -20,11 +20,14 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from secateurs.errors import ExportError
+from secateurs.errors import ExportError, why
 from secateurs.export.constants import Constants
+from secateurs.export.flat import exportable
 from secateurs.export.onnx import OPSET, quiet, with_batch
 from secateurs.network import NetworkSpec, OperatorSpec
 from secateurs.structure.fold import batch_norm_pairs, fold_batch_norm
+from secateurs.structure.operators import BATCH_NORMS, COPIES, DROPOUTS, is_a
+from secateurs.structure.untouched import exporting
 
 Kept = Mapping[str, Mapping[int, Sequence[int]]]
 """Kept indices per parameter name and dimension."""
@@ -32,7 +35,7 @@ Kept = Mapping[str, Mapping[int, Sequence[int]]]
 
 _SPLIT_OUTPUT = re.compile(r"_split_\d+$")
 """The exporter tells no origin of a Split, but names its outputs after the node."""
-DISSOLVED = ("batch_norm", "dropout", "clone", "contiguous", "detach", "alias", "identity")
+DISSOLVED = (*BATCH_NORMS, *DROPOUTS, *COPIES)
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,7 @@ class OnnxVariants:
         self._graph, self.batch = graph, batch
         self._pairs: dict[str, str] = dict(batch_norm_pairs(graph))
         module = _redrawn(fold_batch_norm(graph))
-        args, kwargs = with_batch(graph.args, batch), with_batch(graph.kwargs, batch)
-        onnx_program = _export(module, args, kwargs)
+        onnx_program = _export(*exportable(module, *with_batch((graph.args, graph.kwargs), batch)))
         self._model: onnx.ModelProto = onnx_program.model_proto
         for node in self._model.graph.node:
             name = _fx_name(node) or _SPLIT_OUTPUT.sub("", node.output[0])
@@ -96,21 +98,29 @@ class OnnxVariants:
             removed: indices of removed blocks.
             rng: draws which units stay; None keeps the first ones.
         """
-        spec = self.spec
-        cut = self._graph.cut(
-            kept_units(spec, widths, rng), tuple(spec.blocks[index].name for index in sorted(removed))
-        )
-        slices = folded_slices(cut.slices, self._pairs)
-        model = onnx.ModelProto()
-        model.CopyFrom(self._shell())
-        nodes = list(self._model.graph.node)
-        model.graph.node.extend(_rewired(nodes, self._model.graph.output, cut.bypassed, self._values))
+        cut, slices = self._cut(widths, removed, rng)
+        model = self._shell()
+        model.graph.node.extend(self._nodes(cut.bypassed))
         self._constants.patch(model, np.asarray(widths), cut.constants)
         used = {value for node in model.graph.node for value in node.input}
         for tensor in self._model.graph.initializer:
             if tensor.name in used:
-                model.graph.initializer.append(self._sliced(tensor, slices))
+                model.graph.initializer.append(self._sliced(tensor, slices, self._origins))
         return model.SerializeToString()
+
+    def _cut(
+        self, widths: np.ndarray, removed: frozenset[int], rng: np.random.Generator | None = None
+    ) -> tuple[Any, dict[str, Mapping[int, Sequence[int]]]]:
+        """The graph's cut at these widths, and its slices with those of folded biases."""
+        spec = self.spec
+        cut = self._graph.cut(
+            kept_units(spec, widths, rng), tuple(spec.blocks[index].name for index in sorted(removed))
+        )
+        return cut, folded_slices(cut.slices, self._pairs)
+
+    def _nodes(self, bypassed: Mapping[str, str]) -> list[onnx.NodeProto]:
+        """The nodes that stay."""
+        return _rewired(list(self._model.graph.node), self._model.graph.output, bypassed, self._values)
 
     def _shell(self) -> onnx.ModelProto:
         """The model without nodes, weights and recorded shapes."""
@@ -120,8 +130,8 @@ class OnnxVariants:
         shell.graph.output.extend(self._model.graph.output)
         return shell
 
-    def _sliced(self, tensor: onnx.TensorProto, slices: Kept) -> onnx.TensorProto:
-        origin = self._origins.get(tensor.name)
+    def _sliced(self, tensor: onnx.TensorProto, slices: Kept, origins: Mapping[str, Origin]) -> onnx.TensorProto:
+        origin = origins.get(tensor.name)
         axes = {} if origin is None else slices.get(origin.parameter, {})
         if origin is None or not axes:
             return tensor
@@ -197,12 +207,12 @@ def _redrawn(module: nn.Module) -> nn.Module:
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
-        with quiet(), torch.no_grad():
+        with exporting(module), quiet(), torch.no_grad():
             program = torch.export.export(module, args, kwargs, strict=False)
             return torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET)
     except Exception as error:
         raise ExportError(
-            f"{type(module).__name__} cannot be exported to ONNX: {type(error).__name__}: {str(error)[:500]}. "
+            f"{type(module).__name__} cannot be exported to ONNX: {why(error)}. "
             f"Replace what the message names, or choose a target that runs PyTorch itself."
         ) from error
 
@@ -269,7 +279,7 @@ def _values(graph: torch.fx.Graph, node_names: Mapping[str, str]) -> dict[str, s
             continue
         if node.op == "placeholder":
             values[node.name] = node.name
-        elif any(word in str(node.target) for word in DISSOLVED) and node.all_input_nodes:
+        elif is_a(node, DISSOLVED) and node.all_input_nodes:
             source = values.get(node.all_input_nodes[0].name)
             if source is not None:
                 values[node.name] = source

@@ -11,11 +11,12 @@ from __future__ import annotations
 import numpy as np
 
 from secateurs.errors import StructureError
-from secateurs.importance.context import Context, needs
+from secateurs.importance.context import Context, needs, within_groups
 from secateurs.importance.weights import consumers, tensor_of
 from secateurs.structure.graph import Graph
 
 
+@within_groups
 @needs("inputs")
 def score(graph: Graph, group: str, context: Context) -> np.ndarray:
     """Relative input contributions float64 [units]."""

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from secateurs.errors import PlanError
-from secateurs.importance.context import Context
+from secateurs.importance.context import Context, within_groups
 from secateurs.importance.weights import producers
 from secateurs.structure.fold import batch_norm_pairs
 from secateurs.structure.graph import Graph
 
 
+@within_groups
 def score(graph: Graph, group: str, context: Context) -> np.ndarray:
     """Gains float64 [units].
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from secateurs.errors import PlanError
+from secateurs.provenance import name_of
+from secateurs.registry import load
 
 if TYPE_CHECKING:
     from secateurs.importance.statistics import Statistics
@@ -47,7 +49,10 @@ class Context:
 
 
 class Criterion(Protocol):
-    """Scores the units of one group. A user's own function with these three arguments is one."""
+    """Scores the units of one group. A user's own function with these three arguments is one.
+
+    What it says of itself are marks, :func:`needs` and :func:`within_groups`; :class:`Marked` has their defaults.
+    """
 
     def __call__(self, graph: Graph, group: str, context: Context) -> np.ndarray:
         """Scores float64 [units]; higher = keep. Strategies that trade groups against each other take them as
@@ -71,7 +76,33 @@ def needs(*kinds: str) -> Callable[[Function], Function]:
     return mark
 
 
-def needs_of(criterion: Criterion) -> frozenset[str]:
-    """What the criterion needs from calibration data; empty for a data-free one."""
-    found: frozenset[str] = getattr(criterion, "needs", frozenset())
-    return found
+def within_groups(function: Function) -> Function:
+    """A decorator for a criterion whose scores say which units of a group to keep, and not what a group is worth beside
+    another; each group then keeps a least share of its units."""
+    function.compares_groups = False  # type: ignore[attr-defined]
+    return function
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A criterion and all that is read of it.
+
+    ``name``: the registered one, or the function's; ``needs``: statistics that it reads, none for a data-free one;
+    ``compares_groups``: its scores say what a group is worth beside another.
+    """
+
+    name: str
+    score: Criterion
+    needs: frozenset[str] = frozenset()
+    compares_groups: bool = True
+
+
+def find_criterion(criterion: str | Criterion) -> Marked:
+    """The criterion of a registered name, or the user's own function: the one place where its marks are looked for.
+
+    Raises:
+        PlanError: the name is unknown.
+    """
+    score: Criterion = load("criteria", criterion) if isinstance(criterion, str) else criterion
+    marks = {name: getattr(score, name) for name in ("needs", "compares_groups") if hasattr(score, name)}
+    return Marked(name_of(criterion), score, **marks)

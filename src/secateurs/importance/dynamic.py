@@ -1,15 +1,16 @@
 """Criteria ``acs`` and ``acs_self``: units by how their filters change while the network trains, not by a snapshot.
 
 Card. Formula: Δ_i = change of filter i between two snapshots, D_i = Δ_i - mean_j Δ_j (per coordinate); adjusted cosine
-similarity ACS(i, j) = Σ_e ⟨D_i, D_j⟩ / (√Σ‖D_i‖² √Σ‖D_j‖²); redundancy r_i = mean of the k = 3 largest ACS(i, ·);
-s_i = 1 - r_i. Of two near duplicates the one of smaller norm goes first, and redundancies are computed anew
-(``acs``). Second reading (``acs_self``): r_i = cosine of the filter's own centred state before and after an interval,
-mean over the intervals; what has settled goes first. Source: LAP, Chen et al. 2022: that filters are chosen by their
-dynamic changes [V-abs] and by adjusted cosine similarity [SEC]; the operands, the top k, the greedy rule and both
-readings are ours (METHODS §2.3(f)). The mean over *all* partners would be -1/(n - 1) for every filter: centring forces
-Σ D = 0. Filters are folded with their batch norms; coupled layers are joined. Cost: a short training of a copy, one
-n x n product per snapshot and group; no snapshot is kept but the last. When to use: with training data, where filters
-repeat each other. When not: the scores say who is redundant in a group, not what a group is worth to the loss.
+similarity ACS(i, j) = Σ_e ⟨D_i, D_j⟩ / (√Σ‖D_i‖² √Σ‖D_j‖²); redundancy r_i = mean of the k = 3 largest ACS(i, ·); s_i =
+1 - r_i. Of two near duplicates the one of smaller norm goes first, and redundancies are computed anew (``acs``). Second
+reading (``acs_self``): r_i = cosine of the filter's own centred state before and after an interval, mean over the
+intervals; what has settled goes first. Source: LAP, Chen et al. 2022: that filters are chosen by their dynamic changes
+(paper says) and by adjusted cosine similarity (reported); the operands, the top k, the greedy rule and both readings
+are ours (docs/methods.md, "Adjusted cosine similarity of changes"). The mean over *all* partners would be -1/(n - 1)
+for every filter: centring forces Σ D = 0. Filters are folded with their batch norms; coupled layers are joined. Cost: a
+short training of a copy, one n x n product per snapshot and group; no snapshot is kept but the last. When to use: with
+training data, where filters repeat each other. When not: the scores say who is redundant in a group, not what a group
+is worth to the loss.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs.errors import DataError, PlanError
-from secateurs.importance.context import Context, Criterion, needs
+from secateurs.importance.batches import pairs, told
+from secateurs.importance.context import Context, Criterion, needs, within_groups
 from secateurs.importance.duplicates import removal_scores
 from secateurs.importance.weights import filters, producers
 from secateurs.progress import Progress, silent
 from secateurs.structure.graph import Graph
+from secateurs.structure.slicing import deep_copy
 
 ACS_MODES = ("pairs", "self")
 PARTNERS = 3
@@ -38,12 +41,14 @@ SNAPSHOTS, INTERVAL = 12, 10
 _RATE_WITH_NORM, _RATE_WITHOUT, _MOMENTUM, _DECAY = 0.01, 0.001, 0.9, 5e-4
 
 
+@within_groups
 @needs("dynamics")
 def score(graph: Graph, group: str, context: Context) -> np.ndarray:
     """1 - redundancy among the group's filters, float64 [units]."""
     return _gathered(context, "acs").scores(group)
 
 
+@within_groups
 @needs("dynamics")
 def score_self(graph: Graph, group: str, context: Context) -> np.ndarray:
     """1 - similarity of each filter to itself an interval earlier, float64 [units]."""
@@ -200,9 +205,9 @@ def watch_training(
         progress: shows the steps.
 
     Raises:
-        DataError: there are no batches, or the loss is not finite.
+        DataError: there are no batches, one is none, or the loss is not finite.
     """
-    module = copy.deepcopy(graph.model).train().requires_grad_(True)
+    module = deep_copy(graph.model, {}).train().requires_grad_(True)
     normed = any(isinstance(child, _BatchNorm) for child in module.modules())
     rate = lr if lr is not None else (_RATE_WITH_NORM if normed else _RATE_WITHOUT)
     optimizer = torch.optim.SGD(module.parameters(), rate, _MOMENTUM, weight_decay=_DECAY, nesterov=True)
@@ -215,7 +220,8 @@ def watch_training(
             inputs, targets = next(source)
             positional = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
             positional = tuple(x.to(device, copy=True) if isinstance(x, Tensor) else x for x in positional)
-            value = loss(module(*positional), targets.to(device) if isinstance(targets, Tensor) else targets)
+            with told(step + 1, inputs, targets):
+                value = loss(module(*positional), targets.to(device) if isinstance(targets, Tensor) else targets)
             if not bool(torch.isfinite(value)):
                 raise DataError(
                     f"The loss became {float(value.detach())} in step {step + 1} of the short training that watches "
@@ -233,7 +239,7 @@ def watch_training(
 def _again_and_again(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
     """The batches without end; what a generator gave is kept for the next round."""
     kept = []
-    for batch in batches:
+    for batch in pairs(batches):
         kept.append(batch)
         yield batch
     if not kept:

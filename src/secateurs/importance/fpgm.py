@@ -12,11 +12,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from secateurs.importance.context import Context
+from secateurs.importance.context import Context, within_groups
 from secateurs.importance.weights import filters
 from secateurs.structure.graph import Graph
 
 
+@within_groups
 def score(graph: Graph, group: str, context: Context) -> np.ndarray:
     """Mean relative distances float64 [units]."""
     joined = torch.cat([matrix for _, matrix in filters(graph, group)], dim=1)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateurs.importance.context import Context
+from secateurs.importance.context import Context, within_groups
 from secateurs.importance.weights import filters
 from secateurs.structure.graph import Graph
 
 
+@within_groups
 def score(graph: Graph, group: str, context: Context) -> np.ndarray:
     """L1 norms float64 [units]."""
     return np.sum([matrix.abs().sum(dim=1).cpu().numpy() for _, matrix in filters(graph, group, folded=False)], axis=0)

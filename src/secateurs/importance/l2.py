@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateurs.importance.context import Context
+from secateurs.importance.context import Context, within_groups
 from secateurs.importance.weights import filters
 from secateurs.structure.graph import Graph
 
 
+@within_groups
 def score(graph: Graph, group: str, context: Context) -> np.ndarray:
     """L2 norms float64 [units]."""
     squares = [matrix.square().sum(dim=1).cpu().numpy() for _, matrix in filters(graph, group, folded=False)]

@@ -1,13 +1,13 @@
 """Criterion ``obs``: loss increase when units go and their readers' other weights make up for it.
 
-Card. Formula: for every consumer l with H = E XᵀX + δI (δ = 1 % of the mean diagonal) and columns S of a unit,
-cost(S) = ½ Σ_o λ_o W_{o,S} [(H⁻¹)_SS]⁻¹ W_{o,S}ᵀ; units go one after the other, cheapest sum over consumers first, with
-W and H⁻¹ downdated (METHODS §7.5 [CHECK]); s_i = cost at removal, made non-decreasing in the order of removal. λ_o =
-mean square of the loss's gradient at output o, which turns layer errors into loss. Source: OBS family: OBC
-(arXiv 2208.11580), ZipLM (arXiv 2302.04089), OSSCAR (arXiv 2403.12983); λ is ours, the diagonal of K-FAC's output
-factor. In wide groups several units go per step (1/32 of those left). Cost: one backward pass, and per group
-units x D² with D the consumers' unfolded inputs: seconds to a minute. When to use: with least-squares repair after the
-cut, whose effect it predicts. When not: without repair it is too hopeful.
+Card. Formula: for every consumer l with H = E XᵀX + δI (δ = 1 % of the mean diagonal) and columns S of a unit, cost(S)
+= ½ Σ_o λ_o W_{o,S} [(H⁻¹)_SS]⁻¹ W_{o,S}ᵀ; units go one after the other, cheapest sum over consumers first, with W and
+H⁻¹ downdated (docs/methods.md, "Brain surgeon score"); s_i = cost at removal, made non-decreasing in the order of
+removal. λ_o = mean square of the loss's gradient at output o, which turns layer errors into loss. Source: OBS family:
+OBC (arXiv 2208.11580), ZipLM (arXiv 2302.04089), OSSCAR (arXiv 2403.12983); λ is ours, the diagonal of K-FAC's output
+factor. In wide groups several units go per step (1/32 of those left). Cost: one backward pass, and per group units x D²
+with D the consumers' unfolded inputs: seconds to a minute. When to use: with least-squares repair after the cut, whose
+effect it predicts. When not: without repair it is too hopeful.
 """
 
 from __future__ import annotations

@@ -10,10 +10,11 @@ import zlib
 
 import numpy as np
 
-from secateurs.importance.context import Context
+from secateurs.importance.context import Context, within_groups
 from secateurs.structure.graph import Graph
 
 
+@within_groups
 def score(graph: Graph, group: str, context: Context) -> np.ndarray:
     """Random scores float64 [units], the same for the same seed and group name in any process."""
     units = next(g.units for g in graph.groups if g.name == group)

@@ -1,9 +1,9 @@
 """Criterion ``reconstruction``: relative error of the readers' outputs that least squares cannot make up for.
 
 Card. Formula: as ``obs`` with λ_o = 1 / (E‖XWᵀ‖²) of the consumer: half the share of its output's energy that is lost.
-Source: METHODS §7.5, layer-wise reconstruction as in AMC, OBC and OSSCAR. Cost: as ``obs``. When to use: without
-labels, with least-squares repair after the cut. When not: a relative error does not say what it does to the loss; see
-``obs``.
+Source: layer-wise reconstruction as in AMC, OBC and OSSCAR (docs/methods.md, "Reconstruction score"). Cost: as ``obs``.
+When to use: without labels, with least-squares repair after the cut. When not: a relative error does not say what it
+does to the loss; see ``obs``.
 """
 
 from __future__ import annotations

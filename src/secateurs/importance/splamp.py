@@ -1,11 +1,11 @@
 """Criterion ``splamp``: the structured layer-adaptive magnitude score.
 
 Card. Formula: m_i = Σ_l (γ_i²/(σ_i²+ε)) ‖W_l[i]‖² over coupled layers, s_i = m_i / Σ_{j : m_j ≥ m_i} m_j, so the
-largest filter of every group scores exactly 1 and no group can empty. Source: SP-LAMP, Pan et al. 2023,
-arXiv 2305.14403 [V-abs] after LAMP, arXiv 2010.07611 [V-code]; filter norm and the sum over coupled layers are our
-reading, the batch-norm folding is ours. Ties get the score of their position after a stable sort. Cost: one read of
-the weights. When to use: the data-free default; it compares across groups. When not: with calibration data, it is
-blind to the loss and treats a wide layer's weak filters as nearly worthless.
+largest filter of every group scores exactly 1 and no group can empty. Source: SP-LAMP, Pan et al. 2023, arXiv
+2305.14403, after LAMP, arXiv 2010.07611 (docs/methods.md, "SP-LAMP score"); filter norm and the sum over coupled layers
+are our reading, the batch-norm folding is ours. Ties get the score of their position after a stable sort. Cost: one
+read of the weights. When to use: the data-free default; it compares across groups. When not: with calibration data, it
+is blind to the loss and treats a wide layer's weak filters as nearly worthless.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from secateurs.importance.context import Context
 from secateurs.importance.l2_folded import squared
-from secateurs.importance.values import order
+from secateurs.search.values import order
 from secateurs.structure.graph import Graph
 
 

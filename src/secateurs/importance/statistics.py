@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
@@ -13,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import DataError
-from secateurs.importance.context import KINDS, Context, Criterion, needs_of
+from secateurs.importance.batches import pairs, told
+from secateurs.importance.context import KINDS, Context, Criterion, find_criterion
 from secateurs.importance.probes import Mask, Moment, Probe, input_squares, unfolds, weight_module
 from secateurs.progress import Progress, silent
-from secateurs.registry import load
 from secateurs.structure.fold import batch_norm_pairs
 from secateurs.structure.graph import Graph
+from secateurs.structure.slicing import deep_copy
 
 Loss = Callable[[Any, Any], Tensor]
 IMAGES = 320
@@ -26,7 +26,7 @@ IMAGES = 320
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class LossSensitivity:
     """First-order effect φ of removing a unit on one image's loss, over all images: float64 [units] each.
 
     φ = ∂loss/∂m for a factor m = 1 on the unit's output, summed over coupled layers. ``batch``: mean over batches of
@@ -66,8 +66,8 @@ class Statistics:
     kinds: frozenset[str]
     samples: int
     loss: float
-    outputs: dict[str, Sensitivity] = field(default_factory=dict)
-    norms: dict[str, Sensitivity] = field(default_factory=dict)
+    outputs: dict[str, LossSensitivity] = field(default_factory=dict)
+    norms: dict[str, LossSensitivity] = field(default_factory=dict)
     gradients: dict[str, np.ndarray] = field(default_factory=dict)
     inputs: dict[str, np.ndarray] = field(default_factory=dict)
     moments: dict[str, SecondMoments] = field(default_factory=dict)
@@ -114,7 +114,8 @@ def gather(
         progress: told each batch.
 
     Raises:
-        DataError: no batch, or the loss is not finite.
+        DataError: no batch, one that is no pair or that the network or the loss does not take, or a loss that is not
+            finite.
     """
     wanted = frozenset(kinds)
     assert wanted <= set(KINDS), wanted
@@ -122,14 +123,15 @@ def gather(
     if "dynamics" in wanted:
         from secateurs.importance.dynamic import watch_training
 
-        batches = list(batches)
+        batches = list(pairs(batches))
         dynamics = watch_training(graph, batches, loss, seed=seed, progress=progress)
         batches = batches if len(wanted) > 1 else batches[:1]
     run = _Pass(graph, wanted, seed)
     try:
         with progress.task("calibration statistics", _length(batches)) as task:
-            for inputs, targets in batches:
-                run.batch(inputs, targets, loss)
+            for inputs, targets in pairs(batches):
+                with told(run.batches + 1, inputs, targets):
+                    run.batch(inputs, targets, loss)
                 task.advance()
     finally:
         run.close()
@@ -164,7 +166,7 @@ def context_for(
         seed: of everything random.
         progress: told each batch.
     """
-    kinds = needs_of(load("criteria", criterion) if isinstance(criterion, str) else criterion)
+    kinds = find_criterion(criterion).needs
     if not kinds or batches is None:
         return Context(seed)
     return Context(seed, gather(graph, batches, kinds, loss=loss, seed=seed, progress=progress))
@@ -184,7 +186,7 @@ class _Pass:
 
     def __init__(self, graph: Graph, kinds: frozenset[str], seed: int) -> None:
         self.graph, self.kinds = graph, kinds
-        self.model = copy.deepcopy(graph.model).eval().requires_grad_(True)
+        self.model = deep_copy(graph.model, {}).eval().requires_grad_(True)
         self.samples, self.loss = 0, 0.0
         self.sums: dict[tuple[str, str], list[np.ndarray]] = {}
         self.batches = 0
@@ -289,9 +291,9 @@ class _Pass:
 
     def finish(self) -> Statistics:
         """Means over what was seen."""
-        found: dict[str, dict[str, Sensitivity]] = {"outputs": {}, "norms": {}}
+        found: dict[str, dict[str, LossSensitivity]] = {"outputs": {}, "norms": {}}
         for (kind, group), (batch, absolute, square) in self.sums.items():
-            found[kind][group] = Sensitivity(batch / self.batches, absolute / self.samples, square / self.samples)
+            found[kind][group] = LossSensitivity(batch / self.batches, absolute / self.samples, square / self.samples)
         inputs = {layer: (total / self.samples).sqrt().cpu().numpy() for layer, total in self.input_sums.items()}
         gradients = {name: (total / self.samples).numpy() for name, total in self.squares.items()}
         moments = {

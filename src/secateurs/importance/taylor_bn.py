@@ -1,8 +1,9 @@
 """Criterion ``taylor_bn``: first-order effect of a unit behind its batch norms, HALP's saliency.
 
 Card. Formula: s_i = mean over batches of |E_n Σ_l (γ·∂loss_n/∂γ + β·∂loss_n/∂β)|, on the batch norm behind every
-coupled producing layer l, on the layer's output where there is none. Source: HALP, arXiv 2110.10811 [V-code]. Cost:
-one backward pass. When to use: to rebuild HALP. When not: ``taylor`` keeps the signs of single images apart.
+coupled producing layer l, on the layer's output where there is none. Source: HALP, arXiv 2110.10811 (docs/methods.md,
+"Taylor scores"). Cost: one backward pass. When to use: to rebuild HALP. When not: ``taylor`` keeps the signs of single
+images apart.
 """
 
 from __future__ import annotations

@@ -7,13 +7,18 @@ from collections.abc import Iterator
 import torch
 
 from secateurs.errors import StructureError
+from secateurs.structure.computed import computed_weight
 from secateurs.structure.fold import batch_norm_pairs, batch_norm_scale
 from secateurs.structure.graph import Graph
 from secateurs.structure.groups import View
 
 
 def tensor_of(graph: Graph, name: str) -> torch.Tensor:
-    """The parameter or buffer called ``name`` of the graph's model, detached."""
+    """The parameter or buffer called ``name`` of the graph's model, detached; where its layer computes a weight of the
+    same shape of it (behind a pruning mask, a norm), that weight."""
+    weight = computed_weight(graph.model, name)
+    if weight is not None:
+        return weight
     owner, _, leaf = name.rpartition(".")
     return getattr(graph.model.get_submodule(owner), leaf).detach()
 

@@ -11,20 +11,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from secateurs.files import Scratch
 from secateurs.latency.design import Sample, dense
 from secateurs.latency.lock import measuring
 from secateurs.latency.process import Worker, WorkerLostError
 from secateurs.latency.sites import SiteMap
 from secateurs.latency.store import Store
 from secateurs.latency.targets._base import Target, lower_half
-from secateurs.latency.turns import WARM_RUNS, Effort, clean_profile, round_robin
+from secateurs.latency.turns import WARM_RUNS, TurnCounts, clean_profile, round_robin
 from secateurs.network import NetworkSpec, OperatorSpec
 from secateurs.progress import Progress, Task, silent
-from secateurs.scratch import Scratch
 
 _BLOCK_BYTES = 400 << 20
 _BLOCK_SIZE = 12
-_PROFILED = Effort(rounds=3, needed=2, most=6)
+_PROFILED = TurnCounts(rounds=3, needed=2, most=6)
 """Of a profile only the operators' shares count."""
 VERSION = 6
 """Part of every stored signature: rises when what is measured changes."""
@@ -102,7 +102,7 @@ class Collector:
         threads: int = 1,
         store: Store | None = None,
         progress: Progress = silent,
-        effort: Effort = Effort(),
+        effort: TurnCounts = TurnCounts(),
         profiled: bool = True,
     ) -> None:
         self._spec, self._variants, self._target = spec, variants, target

@@ -33,7 +33,7 @@ def measuring(
         UnstableTimingError: another measurement held it for longer than ``timeout_s``.
         TargetError: the other machine is gone.
     """
-    if worker is not None and getattr(worker, "remote", False):
+    if isinstance(worker, Worker) and worker.remote:
         try:
             _wait(worker.lock, worker.name, progress, timeout_s)
             yield

@@ -38,7 +38,7 @@ class Profiler:
 
     Args:
         spec: the network.
-        variants: builds its files (``secateurs.export.OnnxVariants``).
+        variants: builds its files (``secateurs.export.variants.OnnxVariants``).
         target: runtime on a device.
         threads: of the runtime.
         store: where rows are kept (None: nowhere).
@@ -219,7 +219,7 @@ def profile(
 
     Args:
         spec: the network.
-        variants: builds its files (``secateurs.export.OnnxVariants``), which also fixes the batch size.
+        variants: builds its files (``secateurs.export.variants.OnnxVariants``), which also fixes the batch size.
         target: runtime on a device.
         threads: of the runtime.
         store: where rows are kept and found again (None: nowhere).

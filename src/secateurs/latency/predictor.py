@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from secateurs.cost import CostModel, CostTerm
-from secateurs.errors import TargetError
+from secateurs.errors import TargetError, why
+from secateurs.latency.asked import Known, Network
 from secateurs.latency.regression import Curve
 from secateurs.latency.sites import Site
 from secateurs.network import AxisSpec
@@ -84,7 +85,8 @@ class LatencyModel:
     networks; ``target``: fingerprint; ``gain``: correction by measured plans; ``noise``: how far two measurements of
     the same network differ, as a fraction; ``spreads``: of measured around predicted time per curve, as a fraction;
     ``doubt``: factor that makes them agree with the held-out errors; ``drift``: share of the dense network's variation
-    from one measurement to another that other networks show too.
+    from one measurement to another that other networks show too; ``blocks``: names of the removable ones; ``digest``:
+    of the network's names and shapes, as plans hold it (empty: not known).
     """
 
     network: str
@@ -102,6 +104,8 @@ class LatencyModel:
     spreads: tuple[float, ...] = ()
     doubt: float = 1.0
     drift: float = 1.0
+    blocks: tuple[str, ...] = ()
+    digest: str = ""
 
     @property
     def offset_ms(self) -> float:
@@ -133,12 +137,16 @@ class LatencyModel:
                 terms += [term(sign * (1 - entry.alone), 0.0, blocks) for blocks in chosen]
         return terms
 
-    def by_site(self, widths: np.ndarray, removed: Collection[int] = ()) -> np.ndarray:
+    def _read(self, network: Network, removed: Collection[int]) -> tuple[np.ndarray, set[int]]:
+        table, gone = Known(self.groups, self.dense_widths, self.blocks, self.digest).read(network, removed)
+        return table, set(gone)
+
+    def by_site(self, widths: Network, removed: Collection[int] = ()) -> np.ndarray:
         """Predicted ms per site [..., sites] at widths [..., groups]; with ``fixed_ms`` they add up to :meth:`predict`.
 
         A removed site has what it leaves.
         """
-        table, gone = self._table(widths), set(removed)
+        table, gone = self._read(widths, removed)
         models = [CostModel("ms", self.gain * entry.left_ms, tuple(self._terms_of(entry))) for entry in self.sites]
         return np.stack([model.evaluate(table, gone) for model in models], axis=-1)
 
@@ -146,37 +154,32 @@ class LatencyModel:
         """The same as a :class:`CostModel` in ms."""
         return CostModel("ms", self.offset_ms, self.terms())
 
-    def predict(self, widths: np.ndarray | Sequence[int] | Mapping[str, int], removed: Collection[int] = ()) -> Any:
-        """Latency in ms: a float for widths [groups] (or a mapping by group name), an array [n] for [n, groups].
+    def predict(self, widths: Network, removed: Collection[int] = ()) -> Any:
+        """Latency in ms: a float for one network, an array [n] for widths [n, groups].
+
+        Args:
+            widths: [groups] or [n, groups] in the order of ``groups``, or by group name (groups that are not named keep
+                all units), or a :class:`~secateurs.Plan`.
+            removed: numbers of the blocks that go; a plan says it itself.
 
         Raises:
-            TargetError: the widths do not fit the network of this model.
+            TargetError: the widths do not fit the network of this model, or the plan prunes kernel elements.
+            PlanMismatchError: the plan belongs to another network.
         """
-        table = self._table(widths)
-        total = np.asarray(self.cost_model().evaluate(table, removed))
+        table, gone = self._read(widths, removed)
+        total = np.asarray(self.cost_model().evaluate(table, gone))
         return float(total) if table.ndim == 1 else total
 
-    def _table(self, widths: np.ndarray | Sequence[int] | Mapping[str, int]) -> np.ndarray:
-        if isinstance(widths, Mapping):
-            widths = [widths.get(name, full) for name, full in zip(self.groups, self.dense_widths, strict=True)]
-        table = np.asarray(widths, dtype=np.int64)
-        if table.shape[-1:] != (len(self.groups),):
-            raise TargetError(
-                f"The latency model knows {len(self.groups)} groups, the widths have shape {table.shape}. "
-                f"Profile this network first ('secateurs profile')."
-            )
-        return table
-
-    def uncertainty(self, widths: np.ndarray | Sequence[int] | Mapping[str, int], removed: Collection[int] = ()) -> Any:
+    def uncertainty(self, widths: Network, removed: Collection[int] = ()) -> Any:
         """One standard deviation of the prediction in ms; shapes as in :meth:`predict`.
 
         About two in three networks that the model has not seen lie within one of it, 95 % within about two.
         """
-        table = self._table(widths)
+        table, gone = self._read(widths, removed)
         parts = np.zeros((*table.shape[:-1], max(len(self.curves), 1)))
-        for entry, ms in zip(self.sites, np.moveaxis(self.by_site(table, removed), -1, 0), strict=True):
+        for entry, ms in zip(self.sites, np.moveaxis(self.by_site(table, gone), -1, 0), strict=True):
             parts[..., entry.curve] += ms
-        total = np.asarray(self.predict(table, removed))
+        total = np.asarray(self.predict(table, gone))
         spreads = np.array(self.spreads) if self.spreads else np.full(parts.shape[-1], self.error.mean_abs)
         sigma = self.doubt * raw_uncertainty(parts, total, spreads, self.noise)
         return float(sigma) if table.ndim == 1 else sigma
@@ -223,6 +226,8 @@ class LatencyModel:
             "spreads": self.spreads,
             "doubt": self.doubt,
             "drift": self.drift,
+            "blocks": self.blocks,
+            "digest": self.digest,
             "sites": [asdict(entry) for entry in self.sites],
             "curves": [curve.to_raw() for curve in self.curves],
         }
@@ -246,11 +251,12 @@ class LatencyModel:
             raw["spreads"] = tuple(raw.get("spreads", ()))
             raw["sites"] = tuple(_read_site(entry) for entry in raw["sites"])
             raw["curves"] = tuple(Curve.from_raw(curve) for curve in raw["curves"])
-            raw["groups"], raw["dense_widths"] = tuple(raw["groups"]), tuple(raw["dense_widths"])
+            for name in ("groups", "dense_widths", "blocks"):
+                raw[name] = tuple(raw.get(name, ()))
             return cls(**raw)
         except (ValueError, KeyError, TypeError) as error:
             raise TargetError(
-                f"This is not a latency model of this version ({error}). Make it again with 'secateurs profile'."
+                f"This is not a latency model of this version ({why(error)}). Make it again with 'secateurs profile'."
             ) from error
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from secateurs.errors import TargetError
+import numpy as np
+
+from secateurs.errors import TargetError, plain, why
 
 WORKER_FILE = Path(__file__).with_name("worker.py")
 QUIET_SHARE = 0.93
@@ -49,7 +51,14 @@ class Worker:
         timeout_s: longest wait for one answer before the runtime counts as hung.
         remote: files are sent through the pipe instead of being named by path.
         first: sent to the process before anything else.
+
+    ``about``: what the engine says of itself; ``pid``: of the process, None where there is none on this machine.
     """
+
+    name: str = ""
+    remote: bool = False
+    about: Mapping[str, Any]
+    pid: int | None = None
 
     def __init__(
         self,
@@ -64,6 +73,7 @@ class Worker:
         self.name, self.remote, self._timeout_s = name, remote, timeout_s
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
         self._answers: queue.Queue[str | None] = queue.Queue()
+        self._closed = False
         try:
             self._process = subprocess.Popen(
                 list(command),
@@ -76,9 +86,10 @@ class Worker:
             )
         except OSError as error:
             raise TargetError(
-                f"{name}: the worker process could not be started ({error}). Command: {' '.join(command)}. "
+                f"{name}: the worker process could not be started ({why(error)}). Command: {' '.join(command)}. "
                 f"Check that this program exists."
             ) from error
+        self.pid = None if remote else self._process.pid
         if first:
             self._send_bytes(first)
         threading.Thread(target=self._listen, daemon=True).start()
@@ -120,7 +131,7 @@ class Worker:
             ) from error
         if "error" in answer:
             raise TargetError(
-                f"{self.name}: the runtime refused the model or failed: {answer['error'][:1500]}. "
+                f"{self.name}: the runtime refused the model or failed: {plain(answer['error'])[:1500]}. "
                 f"See 'secateurs ls targets' for what it can run."
             )
         return answer
@@ -128,7 +139,8 @@ class Worker:
     def _tail(self) -> str:
         self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, self._errors.tell() - 600))
-        text = self._errors.read().decode("utf-8", "replace").strip()
+        text = self._errors.read().decode("utf-8", "replace")
+        text = plain(text).strip()
         return f"Its last words: {text!r}." if text else "It left no message."
 
     def _send_bytes(self, data: bytes) -> bool:
@@ -147,6 +159,11 @@ class Worker:
         Raises:
             TargetError: the runtime failed, crashed or hung.
         """
+        if self._closed:
+            raise TargetError(
+                f"{self.name}: its worker process was ended, and was then asked to {request.get('do')!r}. "
+                f"Start a new one with the target's start()."
+            )
         wait_s = self._timeout_s if timeout_s is None else timeout_s
         if not self._send_bytes(json.dumps({**request, "limit_s": wait_s + _GRACE_S}).encode() + b"\n"):
             return self._receive(5.0)
@@ -175,6 +192,18 @@ class Worker:
         """``times_ms`` per key of ``rounds`` × ``runs`` timed runs, in turn; ``wall_ms`` and ``cpu_ms`` of all."""
         return self.ask({"do": "run", "keys": list(keys), "runs": runs, "rounds": rounds, "skip": skip})
 
+    def infer(self, key: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Outputs of a loaded model for inputs [samples, ...] in the file's order, a multiple of its batch of them."""
+        sent = [
+            {"dtype": str(entry.dtype), "shape": list(entry.shape), "data": base64.b64encode(entry.tobytes()).decode()}
+            for entry in arrays
+        ]
+        answer = self.ask({"do": "infer", "key": key, "arrays": sent})
+        return [
+            np.frombuffer(base64.b64decode(entry["data"]), dtype=entry["dtype"]).reshape(entry["shape"])
+            for entry in answer["arrays"]
+        ]
+
     def profile(self, key: str) -> dict[str, Any]:
         """What the runtime's profiler saw since the model was loaded; later runs are not profiled."""
         profile: dict[str, Any] = self.ask({"do": "profile", "key": key})["profile"]
@@ -200,6 +229,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
+        self._closed = True
         if self._process.poll() is None:
             try:
                 self._process.stdin.write(b'{"do": "quit"}\n')

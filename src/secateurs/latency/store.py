@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from secateurs.errors import DataError
+from secateurs.errors import DataError, why
 from secateurs.progress import Progress, silent
 
 _BUSY_S = 60.0
@@ -115,8 +115,9 @@ class Store:
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception | str) -> DataError:
+        reason = error if isinstance(error, str) else why(error)
         return DataError(
-            f"The store of measurements {self.path} cannot be used ({error}). "
+            f"The store of measurements {self.path} cannot be used ({reason}). "
             f"Name another file with --store or the variable SECATEURS_STORE."
         )
 
@@ -184,7 +185,7 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
         message = (
-            f"The store of measurements {self.path} is damaged ({error}). It was set aside as {aside}, "
+            f"The store of measurements {self.path} is damaged ({why(error)}). It was set aside as {aside}, "
             f"and a new one was begun; what it held will be measured again."
         )
         if self._progress is silent:

@@ -14,12 +14,12 @@ import numpy as np
 from scipy import stats
 
 from secateurs.errors import TargetError, UnstableTimingError
+from secateurs.files import Scratch
 from secateurs.latency.lock import measuring
 from secateurs.latency.process import QUIET_SHARE, Worker, WorkerLostError
 from secateurs.latency.targets._base import Target
 from secateurs.plan import Measurement
 from secateurs.progress import Progress, Task, silent
-from secateurs.scratch import Scratch
 
 TURN_MS = 25.0
 """A turn lasts about this long: longer than a scheduler's slice, short against clock drift."""
@@ -78,6 +78,10 @@ def median_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float
     return float(ordered[rank - 1]), float(ordered[count - rank])
 
 
+REFERENCE = "dense"
+"""Name of the file that others are compared with."""
+
+
 def spread(values: np.ndarray) -> float:
     """Interquartile range over median."""
     low, middle, high = np.percentile(values, [25, 50, 75])
@@ -90,28 +94,24 @@ def compare(
     *,
     threads: int = 1,
     batch: int = 1,
-    reference: str = "dense",
     protocol: Protocol | None = None,
     progress: Progress = silent,
     seed: int = 0,
-    attempts: int = 2,
 ) -> dict[str, Measurement]:
-    """Latency of every file, and its ratio to ``reference``, from one interleaved measurement.
+    """Latency of every file, and its ratio to the one named ``dense`` where there is one, from one interleaved run.
 
     Every file has its own process. In every turn each process in random order gets the token for a few runs; the
     ratio is taken turn by turn, so that clock changes and other load hit both sides alike. Turns in which other work
-    ran on our core are thrown away and repeated.
+    ran on our core are thrown away and repeated. If the runtime's process ends by itself, it is started once more.
 
     Args:
         target: runtime on a device.
         files: model files by name, as paths or bytes.
         threads: threads of the runtime.
         batch: batch size where the model leaves it open.
-        reference: name of the file that the others are compared with (no ratios where it is not in ``files``).
         protocol: turns, runs per turn, precision.
         progress: where to report.
         seed: of the order within turns.
-        attempts: how often to begin, if the runtime's process ends by itself.
 
     Raises:
         TargetError: the runtime refused a file, crashed or hung.
@@ -120,34 +120,34 @@ def compare(
     if not files:
         raise TargetError("There is nothing to measure: no model file was given. Give at least one.")
     rules = protocol or Protocol()
-    order = random.Random(seed)
+    settings = target.settings(threads=threads, batch=batch, profile=False)
     try:
-        with ExitStack() as stack:
-            settings = target.settings(threads=threads, batch=batch, profile=False)
-            candidates = _loaded(stack, target, files, settings)
-            stack.enter_context(measuring(progress, worker=candidates[0].worker))
-            for candidate in candidates:
-                latency_ms = warm_up(candidate.worker, candidate.name)
-                candidate.runs = rules.runs_per_turn or max(2, min(200, math.ceil(TURN_MS / latency_ms)))
-            task = stack.enter_context(progress.task("measure", rules.turns))
-            _take_turns(candidates, rules, reference, threads, order, task)
-            peaks = {candidate.name: candidate.worker.peak_bytes() for candidate in candidates}
+        return _compared(target, files, settings, rules, threads, seed, progress)
     except WorkerLostError as lost:
-        if attempts <= 1:
-            raise
         progress.say(f"{lost} It is started once more.")
-        return compare(
-            target,
-            files,
-            threads=threads,
-            batch=batch,
-            reference=reference,
-            protocol=protocol,
-            progress=progress,
-            seed=seed,
-            attempts=attempts - 1,
-        )
-    return _summarise(candidates, reference, peaks)
+    return _compared(target, files, settings, rules, threads, seed, progress)
+
+
+def _compared(
+    target: Target,
+    files: Mapping[str, Path | str | bytes],
+    settings: Mapping[str, Any],
+    rules: Protocol,
+    threads: int,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Measurement]:
+    order = random.Random(seed)
+    with ExitStack() as stack:
+        candidates = _loaded(stack, target, files, settings)
+        stack.enter_context(measuring(progress, worker=candidates[0].worker))
+        for candidate in candidates:
+            latency_ms = warm_up(candidate.worker, candidate.name)
+            candidate.runs = rules.runs_per_turn or max(2, min(200, math.ceil(TURN_MS / latency_ms)))
+        task = stack.enter_context(progress.task("measure", rules.turns))
+        _take_turns(candidates, rules, REFERENCE, threads, order, task)
+        peaks = {candidate.name: candidate.worker.peak_bytes() for candidate in candidates}
+    return _summarise(candidates, REFERENCE, peaks)
 
 
 def _loaded(

@@ -50,7 +50,7 @@ class Turns:
 
 
 @dataclass(frozen=True)
-class Effort:
+class TurnCounts:
     """``rounds``: turns per file at least; ``needed``: undisturbed ones among them; ``most``: turns at most."""
 
     rounds: int = 4
@@ -63,7 +63,7 @@ WARM_RUNS = 2
 
 
 def round_robin(
-    worker: Worker, keys: Sequence[str], effort: Effort, *, anchor: str | None = None, anchor_ms: float = math.inf
+    worker: Worker, keys: Sequence[str], effort: TurnCounts, *, anchor: str | None = None, anchor_ms: float = math.inf
 ) -> dict[str, Turns]:
     """Turns of about 8 ms of every loaded file, all files in turn, until each has enough undisturbed ones.
 

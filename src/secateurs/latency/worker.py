@@ -6,11 +6,12 @@ torch) and can be copied to another machine together with one engine file. Usage
 An engine file defines ``describe() -> dict`` and ``load(path: str, settings: dict) -> session``, where a session has
 ``run()`` and, where the runtime has a profiler, ``profile() -> dict`` (ends profiling and returns what it saw). Where
 the device has a clock of its own, ``timed() -> float`` is a run with its time in ms, and the engine's
-``peak_bytes() -> int`` tells the device's memory.
+``peak_bytes() -> int`` tells the device's memory. ``infer(arrays) -> arrays``, where a session has it, gives the
+outputs for inputs, each array as an object of ``dtype``, ``shape`` and ``data`` in base64.
 
-Requests: ``load`` (key, file, settings), ``run`` (keys, rounds, runs, skip), ``profile`` (key), ``drop`` (keys),
-``put`` (name, data), ``remove`` (name), ``peak``, ``lock``, ``unlock``, ``quit``. Every answer is one object; a failed
-request answers ``{"error": text}``.
+Requests: ``load`` (key, file, settings), ``run`` (keys, rounds, runs, skip), ``infer`` (key, arrays),
+``profile`` (key), ``drop`` (keys), ``put`` (name, data), ``remove`` (name), ``peak``, ``lock``, ``unlock``, ``quit``.
+Every answer is one object; a failed request answers ``{"error": text}``.
 """
 
 from __future__ import annotations
@@ -148,6 +149,9 @@ class Host:
             # Waiting for another device is no sign of a busy processor.
             cpu = wall
         return {"times_ms": times, "wall_ms": wall / 1e6, "cpu_ms": cpu / 1e6}
+
+    def do_infer(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"arrays": self.sessions[request["key"]].infer(request["arrays"])}
 
     def do_profile(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"profile": self.sessions[request["key"]].profile()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from secateurs.models.loading import Loaded, load, names, rebuild
+from secateurs.models.loading import Loaded, load, load_module, names, rebuild
+from secateurs.models.own import own
 from secateurs.models.preprocessing import Preprocessing, parse_normalize
 from secateurs.models.weights import Weights, load_into, read_weights, save_weights
 
@@ -12,7 +13,9 @@ __all__ = [
     "Weights",
     "load",
     "load_into",
+    "load_module",
     "names",
+    "own",
     "parse_normalize",
     "read_weights",
     "rebuild",

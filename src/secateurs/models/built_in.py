@@ -116,6 +116,15 @@ def _last(weights: Weights, name: str) -> Options:
     return {} if shape is None else {"classes": shape[0]}
 
 
+PREPROCESSING: dict[type[nn.Module], Preprocessing] = {
+    CifarResNet: IMAGENET,
+    MobileNetV1: CENTERED,
+    MobileNetV2: CENTERED,
+    Vgg16BatchNorm: IMAGENET,
+    ResNet: IMAGENET,
+}
+"""How pixels reach the built-in networks, for those that arrive as modules."""
+
 BUILT_IN: dict[str, BuiltIn] = {
     **{f"cifar-resnet{depth}": _cifar(depth) for depth in (20, 32, 44, 56, 110)},
     "digits-resnet": _cifar(14, width=2.0),

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.errors import DataError
+from secateurs.errors import DataError, why
 from secateurs.models.preprocessing import IMAGENET, Preprocessing
 
 
@@ -46,7 +46,7 @@ def call_factory(factory: Callable[..., Any], options: Mapping[str, Any], text: 
         return factory(**options)
     except Exception as error:
         raise DataError(
-            f"{text} raised {type(error).__name__}: {error}. The factory is called with "
+            f"{text} raised {why(error)}. The factory is called with "
             f"{', '.join(f'{key}={value!r}' for key, value in options.items()) or 'no arguments'}; make it run alone."
         ) from error
 
@@ -71,7 +71,7 @@ def build_timm(name: str, options: Mapping[str, Any]) -> tuple[nn.Module, tuple[
     """
     timm = _optional("timm", f"timm:{name}")
     module = call_factory(timm.create_model, {"model_name": name, **options}, f"Model 'timm:{name}'")
-    config = dict(getattr(module, "default_cfg", None) or getattr(module, "pretrained_cfg", None) or {})
+    config = config_of(module)
     channels, height, width = config.get("input_size", (3, 224, 224))
     size = options.get("img_size")
     if isinstance(size, int):
@@ -79,6 +79,17 @@ def build_timm(name: str, options: Mapping[str, Any]) -> tuple[nn.Module, tuple[
     channels = int(options.get("in_chans", channels))
     mean, std = config.get("mean", IMAGENET.mean), config.get("std", IMAGENET.std)
     return module, (channels, height, width), Preprocessing(tuple(mean), tuple(std))
+
+
+def config_of(module: nn.Module) -> dict[str, Any]:
+    """The configuration that timm's networks carry (mean, std, input_size …), {} for others."""
+    for name in ("pretrained_cfg", "default_cfg"):
+        found = getattr(module, name, None)
+        if found and isinstance(found, Mapping):
+            return dict(found)
+        if found is not None and callable(getattr(found, "to_dict", None)):
+            return dict(found.to_dict())
+    return {}
 
 
 def build_torchvision(name: str, options: Mapping[str, Any]) -> nn.Module:
@@ -97,7 +108,7 @@ def _optional(module: str, purpose: str) -> ModuleType:
     except (ImportError, RuntimeError) as error:
         package = module.partition(".")[0]
         raise DataError(
-            f"Model {purpose!r} needs {package}, which cannot be imported ({error}). "
+            f"Model {purpose!r} needs {package}, which cannot be imported ({why(error)}). "
             f"Install it or repair its installation: pip install {package}"
         ) from error
 
@@ -119,9 +130,7 @@ def _import_file(path: Path, purpose: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise DataError(
-            f"{purpose} file {path} raised {type(error).__name__}: {error}. Make it import alone."
-        ) from error
+        raise DataError(f"{purpose} file {path} raised {why(error)}. Make it import alone.") from error
     return module
 
 
@@ -130,6 +139,6 @@ def _import_module(name: str, purpose: str) -> ModuleType:
         return importlib.import_module(name)
     except Exception as error:
         raise DataError(
-            f"{purpose} module {name!r} cannot be imported ({type(error).__name__}: {error}). "
+            f"{purpose} module {name!r} cannot be imported ({why(error)}). "
             f"Check the name before the colon; a file needs its .py ending."
         ) from error

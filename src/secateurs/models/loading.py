@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.errors import DataError
-from secateurs.models.built_in import BUILT_IN, BuiltIn
-from secateurs.models.external import build_timm, build_torchvision, build_user
-from secateurs.models.preprocessing import IMAGENET, Preprocessing, parse_normalize
+from secateurs.errors import DataError, why
+from secateurs.models.built_in import BUILT_IN, PREPROCESSING, BuiltIn
+from secateurs.models.external import build_timm, build_torchvision, build_user, config_of
+from secateurs.models.preprocessing import IMAGENET, Preprocessing, as_preprocessing
 from secateurs.models.weights import Weights, load_into, read_weights
 
 Shape = tuple[int, int, int]
@@ -27,7 +27,8 @@ class Loaded:
 
     ``module``: in evaluation mode; ``input_shape``: (channels, height, width); ``outputs``: shape of its output
     without the batch, None where it is no single tensor; ``source``: JSON-able, :func:`rebuild` takes it;
-    ``notes``: what was deduced or assumed, for the user.
+    ``notes``: what was deduced or assumed, for the user; ``pixels_told``: whether ``preprocessing`` was given or comes
+    with the network, and is no guess; ``random``: whether the weights are known to be random.
     """
 
     module: nn.Module
@@ -37,6 +38,8 @@ class Loaded:
     outputs: tuple[int, ...] | None
     source: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    pixels_told: bool = True
+    random: bool = False
 
     @property
     def classes(self) -> int | None:
@@ -75,6 +78,7 @@ def load(
     weights: str | Path | None = None,
     classes: int | None = None,
     input_shape: Shape | None = None,
+    otherwise: Callable[[nn.Module], Shape] | None = None,
     normalize: str | Preprocessing | None = None,
     seed: int = 0,
 ) -> Loaded:
@@ -88,12 +92,48 @@ def load(
             (built-in, timm, torchvision) or the factory's own.
         classes: outputs of a built-in network; the weights' own number where there are weights.
         input_shape: (channels, height, width).
+        otherwise: gives the shape where neither the caller nor the model says it.
         normalize: see :func:`~secateurs.models.preprocessing.parse_normalize`.
         seed: of random weights.
 
     Raises:
         DataError: unknown name or option, unreadable or wrong weights, or an input the network does not take.
     """
+    loaded, size, held = _opened(text, weights, classes, seed)
+    shape = _resolve_shape(loaded, size, input_shape, text, otherwise)
+    if normalize is None:
+        loaded = replace(loaded, preprocessing=loaded.preprocessing.for_channels(shape[0]))
+    else:
+        loaded = replace(loaded, preprocessing=as_preprocessing(normalize), pixels_told=True)
+    loaded = replace(loaded, input_shape=shape)
+    loaded.preprocessing.check(shape[0])
+    loaded.module.eval()
+    loaded = replace(loaded, outputs=_probe(loaded, text))
+    source = {
+        "model": loaded.name,
+        "options": dict(loaded.source),
+        "weights": None if held is None else str(Path(held.path).resolve()),
+        "weights_sha256": None if held is None else held.sha256,
+        "input_shape": list(shape),
+        "preprocessing": loaded.preprocessing.to_dict() if loaded.pixels_told else None,
+        "seed": seed,
+    }
+    return replace(loaded, source=source)
+
+
+def load_module(text: str, *, weights: str | Path | None = None, seed: int = 0) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network that ``text`` names, in evaluation mode, and what was deduced or assumed, for the user.
+
+    It is not run: whoever asks has an example of its inputs. Arguments and errors as those of :func:`load`.
+    """
+    loaded, _, _ = _opened(text, weights, None, seed)
+    return loaded.module.eval(), loaded.notes
+
+
+def _opened(
+    text: str, weights: str | Path | None, classes: int | None, seed: int
+) -> tuple[Loaded, Any, Weights | None]:
+    """The network with its weights, the size that ``text`` gives, and the weights' file."""
     name, _, query = text.partition("?")
     options = _parse_options(query, text)
     size = options.pop("size", None)
@@ -104,24 +144,9 @@ def load(
     if held is not None:
         load_into(loaded.module, held, name)
     elif (name in BUILT_IN or name.startswith(("timm:", "torchvision:"))) and not options.get("pretrained"):
-        loaded = replace(loaded, notes=(*loaded.notes, f"{name} has random weights; give --weights FILE."))
-    shape = _resolve_shape(loaded, size, input_shape, text)
-    if isinstance(normalize, str):
-        normalize = parse_normalize(normalize)
-    loaded = replace(loaded, input_shape=shape, preprocessing=normalize or loaded.preprocessing.for_channels(shape[0]))
-    _check_channels(loaded)
-    loaded.module.eval()
-    loaded = replace(loaded, outputs=_probe(loaded, text))
-    source = {
-        "model": name,
-        "options": dict(loaded.source),
-        "weights": None if held is None else str(Path(held.path).resolve()),
-        "weights_sha256": None if held is None else held.sha256,
-        "input_shape": list(shape),
-        "preprocessing": loaded.preprocessing.to_dict(),
-        "seed": seed,
-    }
-    return replace(loaded, source=source)
+        note = f"{name} has random weights; give --weights FILE."
+        loaded = replace(loaded, notes=(*loaded.notes, note), random=True)
+    return loaded, size, held
 
 
 def rebuild(source: Mapping[str, Any], *, weights: str | Path | None = None) -> Loaded:
@@ -136,7 +161,7 @@ def rebuild(source: Mapping[str, Any], *, weights: str | Path | None = None) -> 
         f"{source['model']}?{query}" if query else source["model"],
         weights=path,
         input_shape=_shape(source["input_shape"]),
-        normalize=Preprocessing.from_dict(source["preprocessing"]),
+        normalize=None if source["preprocessing"] is None else Preprocessing.from_dict(source["preprocessing"]),
         seed=source.get("seed", 0),
     )
     recorded = source.get("weights_sha256")
@@ -147,6 +172,16 @@ def rebuild(source: Mapping[str, Any], *, weights: str | Path | None = None) -> 
             f"Give the original file with --weights."
         )
     return loaded
+
+
+def carried(module: nn.Module) -> Preprocessing | None:
+    """How pixels reach a network that says so itself: the built-in ones and timm's do; None where it does not."""
+    if type(module) in PREPROCESSING:
+        return PREPROCESSING[type(module)]
+    config = config_of(module)
+    if config.get("mean") is None or config.get("std") is None:
+        return None
+    return Preprocessing(tuple(config["mean"]), tuple(config["std"]))
 
 
 def _build(name: str, options: dict[str, Any], held: Weights | None, classes: int | None) -> Loaded:
@@ -165,8 +200,9 @@ def _build(name: str, options: dict[str, Any], held: Weights | None, classes: in
         return Loaded(module, name, (3, 224, 224), IMAGENET, None, options)
     if ":" in name:
         module = build_user(name, options)
-        note = "Pixels reach the network as pixel / 255; give --normalize for other preprocessing."
-        return Loaded(module, name, unknown, Preprocessing(), None, options, (note,))
+        told, size = carried(module), config_of(module).get("input_size")
+        shape = unknown if size is None else _shape(size)
+        return Loaded(module, name, shape, told or Preprocessing(), None, options, pixels_told=told is not None)
     raise DataError(
         f"Unknown model {name!r}. Give one of {', '.join(BUILT_IN)}, or timm:NAME, torchvision:NAME, "
         f"file.py:factory, package.module:factory."
@@ -220,8 +256,16 @@ def _parse_options(query: str, text: str) -> dict[str, Any]:
     return options
 
 
-def _resolve_shape(loaded: Loaded, size: Any, explicit: Shape | None, text: str) -> Shape:
+def _resolve_shape(
+    loaded: Loaded,
+    size: Any,
+    explicit: Shape | None,
+    text: str,
+    otherwise: Callable[[nn.Module], Shape] | None,
+) -> Shape:
     shape = loaded.input_shape if explicit is None else _shape(explicit)
+    if min(shape) < 1 and size is None and otherwise is not None:
+        shape = _shape(otherwise(loaded.module))
     if size is not None:
         sides = re.fullmatch(r"(\d+)(?:x(\d+))?", str(size))
         if sides is None:
@@ -232,7 +276,10 @@ def _resolve_shape(loaded: Loaded, size: Any, explicit: Shape | None, text: str)
             raise DataError(f"Model {text!r} says size {size}, but the input is {_form(shape)}. Give one of the two.")
         shape = wanted
     if min(shape) < 1:
-        raise DataError(f"Model {text!r} does not say its input size. Give --input 1,3,HEIGHT,WIDTH.")
+        raise DataError(
+            f"Model {text!r} does not say its input size. Give --input 1,3,HEIGHT,WIDTH, or --data to take it from "
+            f"the images."
+        )
     return shape
 
 
@@ -243,24 +290,14 @@ def _shape(values: Any) -> Shape:
     return values
 
 
-def _check_channels(loaded: Loaded) -> None:
-    for name, values in (("mean", loaded.mean), ("std", loaded.std)):
-        if len(values) not in (1, loaded.input_shape[0]):
-            raise DataError(
-                f"Preprocessing has {len(values)} {name} values, but the input {_form(loaded.input_shape)} has "
-                f"{loaded.input_shape[0]} channels. Give --normalize with one value, or one per channel."
-            )
-
-
 def _probe(loaded: Loaded, text: str) -> tuple[int, ...] | None:
     """Shape of the output without the batch; runs the network once, which also proves that it runs."""
     try:
         with torch.inference_mode():
             result = loaded.module(loaded.example())
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"Model {text!r} does not run on an input of shape {_form((1, *loaded.input_shape))}: {reason[:300]}. "
+            f"Model {text!r} does not run on an input of shape {_form((1, *loaded.input_shape))}: {why(error)}. "
             f"Give the shape that it takes with --input, such as --input 1,3,224,224."
         ) from error
     return tuple(result.shape[1:]) if isinstance(result, torch.Tensor) else None

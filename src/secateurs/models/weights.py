@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from secateurs.errors import DataError
-from secateurs.plan import write_atomic
+from secateurs.errors import DataError, why
+from secateurs.files import write_atomic
+from secateurs.models.refused import description
 
 _LISTED = 5
 
@@ -119,7 +119,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise DataError(f"Weights file {path} is not a readable safetensors file ({error}). Copy it again.") from error
+        raise DataError(
+            f"Weights file {path} is not a readable safetensors file ({why(error)}). Copy it again."
+        ) from error
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
@@ -127,18 +129,18 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             held = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"Weights file {path} cannot be read as plain tensors ({reason[:160]}). Files that hold pickled code or "
-            f"whole models are refused; save model.state_dict() with safetensors.torch.save_file instead."
-        ) from error
+    except Exception as error:  # bytes that are no pickle fail in any way
+        raise DataError(f"Weights file {path} cannot be read as plain tensors: it {description(path)}") from error
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
             held = held[key]
     if not isinstance(held, Mapping) or not held or not all(isinstance(value, Tensor) for value in held.values()):
+        found = type(held).__name__
+        if isinstance(held, Mapping):
+            others = [f"{key}: {type(value).__name__}" for key, value in held.items() if not isinstance(value, Tensor)]
+            found = f"a dict with {', '.join(others[:_LISTED])}" if others else "an empty dict"
         raise DataError(
-            f"Weights file {path} holds no state dict of tensors (found {type(held).__name__}). "
+            f"Weights file {path} holds no state dict of tensors (found {found}). "
             f"Save model.state_dict() with safetensors.torch.save_file."
         )
     prefix = "module."

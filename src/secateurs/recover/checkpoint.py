@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from secateurs.errors import PlanError
-from secateurs.plan import write_atomic
+from secateurs.errors import PlanError, why
+from secateurs.files import write_atomic
 
 SCHEMA = "secateurs.checkpoint/1"
 _FILE = "checkpoint.safetensors"
@@ -68,7 +68,7 @@ class Checkpoint:
                 found, state = json.loads(header["identity"]), json.loads(header["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-            raise PlanError(f"Checkpoint {path} is damaged ({error}). Delete it to start anew.") from error
+            raise PlanError(f"Checkpoint {path} is damaged ({why(error)}). Delete it to start anew.") from error
         wanted = json.loads(json.dumps(identity))
         for key in sorted(set(wanted) | set(found)):
             if wanted.get(key) != found.get(key):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator
@@ -29,12 +28,15 @@ from secateurs.recover.distillation import distillation_loss
 from secateurs.recover.precision import Mode, arrange_weights, fastest_mode
 from secateurs.recover.randomness import generator_for, seed_all, undisturbed
 from secateurs.recover.recipe import Recipe, learning_rate
+from secateurs.structure.layout import arrange, layout_of
+from secateurs.structure.slicing import deep_copy
 
 _SAVE_SECONDS = 30.0
 _SAVE_FACTOR = 50.0
 _RATE_WITH_NORM, _RATE_WITHOUT = 0.05, 0.005
-_LONG, _LEAST_SHARE = 3500, 0.2
-"""Steps from which on the full rate is right: a shorter run has no time to recover from it."""
+_LONG, _SHORT = 3500, 140
+"""Steps from which on the full rate is right, since a shorter run has no time to recover from it, and below which a run
+has hardly time at all."""
 _CLIP_WITHOUT = 1.0
 
 
@@ -120,7 +122,7 @@ class _Run:
         folder: Path | None,
         companion: Companion,
     ) -> None:
-        self.companion = companion
+        self.companion, self.layout = companion, layout_of(student)
         parallel.same_everywhere(student)
         self.student, self.data, self.recipe, self.folder = student, data, recipe, folder
         self.teacher = None if recipe.alpha == 0 else teacher
@@ -157,6 +159,7 @@ class _Run:
                 inputs.to(self.device),
                 precision=self.recipe.precision,
                 layout=self.recipe.layout,
+                steps=self.recipe.epochs * self.steps_per_epoch,
             )
             precision, layout = parallel.same_text(f"{found.precision} {found.layout}").split()
             self.mode = Mode(precision, layout)
@@ -193,7 +196,7 @@ class _Run:
         """The network that would be returned now."""
         if self.average is None:
             return self.student
-        averaged = copy.deepcopy(self.student)
+        averaged = deep_copy(self.student, {})
         averaged.load_state_dict(self.average.tensors)
         return averaged
 
@@ -293,17 +296,19 @@ class _Run:
         """Put the averaged weights in place, where there are some."""
         if self.average is not None and self.step:
             self.student.load_state_dict(self.average.tensors)
-        arrange_weights(self.student, torch.contiguous_format).eval()
+        arrange(self.student.eval(), self.layout)
 
 
 def default_rate(normed: bool, steps: int) -> float:
     """Peak learning rate of a run of so many steps, for networks with batch norm and without.
 
     The rate grows with the square root of the steps. Measured on resnet20 cut to half of its latency, 125 steps:
-    84.5 % training accuracy at 0.015, 80.6 % at 0.05 (benchmarks/learning_rate.py).
+    84.5 % training accuracy at 0.015, 80.6 % at 0.05 (benchmarks/learning_rate.py). Below :data:`_SHORT` steps it grows
+    with the steps: a few steps at a rate that moves the weights far end below where they began.
     """
     full = _RATE_WITH_NORM if normed else _RATE_WITHOUT
-    return full * min(1.0, max(_LEAST_SHARE, math.sqrt(steps / _LONG)))
+    share = math.sqrt(steps / _LONG) if steps >= _SHORT else math.sqrt(_SHORT / _LONG) * steps / _SHORT
+    return full * min(1.0, share)
 
 
 def _optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.SGD:

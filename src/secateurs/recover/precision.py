@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.recover.allocation import freed_memory_kept
+from secateurs.structure.slicing import deep_copy
 
 _MARGIN = 1.15
 _STEPS = 3
+_WORTH_A_LOOK, _SHORT_S, _HOPELESS = 40, 60.0, 2.0
+"""Steps of a training and seconds in its first mode below which no other is tried, and how many times as long a first
+step may take before a mode is given up."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,19 @@ class Mode:
 
 
 def fastest_mode(
-    student: nn.Module, teacher: nn.Module | None, inputs: Tensor, *, precision: str = "auto", layout: str = "auto"
+    student: nn.Module,
+    teacher: nn.Module | None,
+    inputs: Tensor,
+    *,
+    precision: str = "auto",
+    layout: str = "auto",
+    steps: int | None = None,
 ) -> Mode:
     """The mode in which training steps on ``inputs`` are fastest; anything but fp32 must be 1.15 times faster.
 
     ``precision`` and ``layout`` fix one side. Steps run on copies, so nothing changes. A mode in which the network
-    does not run is not chosen.
+    does not run is not chosen. Where all ``steps`` (None: many) take less than a minute in the first mode, no other is
+    tried: that would take longer than it can save.
     """
     precisions = ("fp32", "bf16") if precision == "auto" else (precision,)
     layouts = ("contiguous", "channels_last") if layout == "auto" and inputs.ndim == 4 else (layout,)
@@ -54,8 +65,13 @@ def fastest_mode(
     modes = [Mode(number, order) for number in precisions for order in layouts]
     if len(modes) == 1:
         return modes[0]
+    if steps is not None and steps < _WORTH_A_LOOK:
+        return modes[0]
     with freed_memory_kept():
-        seconds = [_seconds(student, teacher, inputs, mode) for mode in modes]
+        seconds = [_seconds(student, teacher, inputs, modes[0])]
+        if steps is not None and seconds[0] * steps < _SHORT_S:
+            return modes[0]
+        seconds += [_seconds(student, teacher, inputs, mode, _HOPELESS * seconds[0]) for mode in modes[1:]]
     best = 0
     for place in range(1, len(modes)):
         if seconds[place] * (_MARGIN if modes[place].precision != modes[best].precision else 1.0) < seconds[best]:
@@ -68,8 +84,11 @@ def arrange_weights(module: nn.Module, layout: torch.memory_format) -> nn.Module
     return module.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
-def _seconds(student: nn.Module, teacher: nn.Module | None, inputs: Tensor, mode: Mode) -> float:
-    trial = copy.deepcopy(student).train()
+def _seconds(
+    student: nn.Module, teacher: nn.Module | None, inputs: Tensor, mode: Mode, hopeless: float = math.inf
+) -> float:
+    """Of one step; a mode whose first step takes longer than ``hopeless`` gets no other."""
+    trial = deep_copy(student, {}).train()
     if mode.layout == "channels_last":
         trial = arrange_weights(trial, torch.channels_last)
     inputs = mode.arrange(inputs)
@@ -85,18 +104,18 @@ def _seconds(student: nn.Module, teacher: nn.Module | None, inputs: Tensor, mode
             torch.cuda.synchronize(inputs.device)
 
     try:
-        return _best(step)
+        return _best(step, hopeless)
     except (RuntimeError, NotImplementedError):
         if mode == Mode():
             raise
         return float("inf")
 
 
-def _best(step: Callable[[], None]) -> float:
+def _best(step: Callable[[], None], hopeless: float) -> float:
     """Quickest of some runs after one that warms up."""
     step()
-    seconds = []
-    for _ in range(_STEPS):
+    seconds: list[float] = []
+    while len(seconds) < _STEPS and (not seconds or seconds[0] < hopeless):
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from secateurs.data.accuracy import Evaluation, evaluate
+from secateurs.data.accuracy import Scored, evaluate
 from secateurs.data.images import Data, Images
 from secateurs.errors import DataError, StructureError
 from secateurs.plan import Plan
 from secateurs.progress import Progress, silent
 from secateurs.recover.batch_norm import reestimate
-from secateurs.recover.least_squares import Settings, correct_bias, least_squares
+from secateurs.recover.refit.least_squares import RefitSettings, correct_bias, least_squares
 
 _PIXELS_AT_ONCE = 800_000
 _CORRECTED = 4
@@ -39,7 +39,7 @@ def repair(
     data: Data,
     *,
     images: int = 1024,
-    settings: Settings | None = None,
+    settings: RefitSettings | None = None,
     progress: Progress = silent,
 ) -> Repaired:
     """Bring ``small`` (in place) as close to ``dense`` as goes without training.
@@ -60,7 +60,7 @@ def repair(
     small.eval()
     calibration = data.calibration.take(images)
     size = batch_size(calibration)
-    tried: dict[str, tuple[Evaluation, dict[str, Tensor]]] = {}
+    tried: dict[str, tuple[Scored, dict[str, Tensor]]] = {}
     notes: list[str] = []
 
     def judge(kind: str) -> None:

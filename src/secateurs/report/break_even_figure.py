@@ -6,15 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from secateurs.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf")
 _SOFT = "#5c6878"
 
 
 @dataclass(frozen=True)
-class Curve:
+class LayerCurve:
     """One layer shape: ``sparse_ms`` by kept positions, of ``positions``; it pays up to the share ``density``."""
 
     name: str
@@ -38,13 +42,20 @@ def drawable(path: Path) -> None:
         )
 
 
-def save(curves: Sequence[Curve], title: str, path: Path) -> None:
+def save(curves: Sequence[LayerCurve], title: str, path: Path) -> None:
     """Write the figure as ``.png``, ``.svg`` or ``.pdf``: speed-up over dense against the share of kept elements.
 
     Raises:
         DataError: as :func:`drawable`.
     """
     drawable(path)
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # names may hold dollar signs
+        _figure(curves, title).savefig(path, dpi=150)
+
+
+def _figure(curves: Sequence[LayerCurve], title: str) -> Figure:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -57,7 +68,7 @@ def save(curves: Sequence[Curve], title: str, path: Path) -> None:
         counts = sorted(curve.sparse_ms)
         shares = [count / curve.positions for count in counts]
         gains = [curve.dense_ms / curve.sparse_ms[count] for count in counts]
-        axes.plot(shares, gains, color=colour, marker=".", label=f"{curve.name}: {curve.density:.0%}")
+        axes.plot(shares, gains, color=colour, marker=".", label=f"{curve.density:.0%}: {curve.name}")
         if 0 < curve.density < 1:
             axes.plot([curve.density], [1.0], color=colour, marker="o", markersize=8, markerfacecolor="none")
     axes.set_yscale("log")
@@ -69,4 +80,4 @@ def save(curves: Sequence[Curve], title: str, path: Path) -> None:
     axes.set_title(f"Sparse convolutions of {title}", loc="left", fontweight="bold")
     axes.legend(title="pays up to", frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    return figure

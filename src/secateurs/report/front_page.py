@@ -32,7 +32,7 @@ def render_front(front: Front) -> str:
         f"<section><h2>Error against {escape(front.main)}</h2>{key}<div class='stage'>{front_chart(front)}"
         "<aside id='card'><p class='soft'>Point at a network to see what it keeps. Click copies the command that makes "
         "it.</p></aside></div></section>",
-        _section("Fine-tuned and measured", _tuned(front)),
+        _section("Carried to the end and measured", _tuned(front)),
         "<div class='pair'>",
         _section("Hypervolume", hypervolume_chart(front)),
         _section("Portfolio", quota_chart(front)),
@@ -104,15 +104,16 @@ def _table(front: Front) -> str:
 
 
 def _tuned(front: Front) -> str:
-    """Proxy beside fine-tuned figures, and how well the proxy ranked."""
+    """Proxy beside the deployed networks' figures, and how well the proxy ranked."""
     tuned = [point for point in front.points if point.tuned is not None]
     if not tuned:
         return f"<p class='soft'>None yet. Pick one: <code>{escape(front.resume)} --pick knee</code></p>"
     names = [name for name in front.dense_costs if name not in ("latency", "macs")]
     head = [
         "point",
-        "validation error, not tuned",
-        "test accuracy, tuned",
+        "validation error in the search",
+        "test accuracy, deployed",
+        "what that is",
         "latency by the model",
         "measured",
         "of dense",
@@ -125,6 +126,7 @@ def _tuned(front: Front) -> str:
             str(point.number),
             wording.percent(point.error, 1),
             wording.percent(point.tuned.accuracy, 2),
+            point.tuned.how,
             "" if predicted is None else wording.milliseconds(predicted),
             wording.milliseconds(point.tuned.latency_ms),
             wording.percent(point.tuned.latency_ratio, 1),
@@ -138,7 +140,7 @@ def _tuned(front: Front) -> str:
     note = ""
     if front.rank_correlation is not None:
         note = (
-            f"<p class='soft'>Rank correlation (Spearman) between the search's error and the fine-tuned test error: "
+            f"<p class='soft'>Rank correlation (Spearman) between the search's error and the deployed test error: "
             f"{front.rank_correlation:.2f} over {len(tuned)} networks.</p>"
         )
     return _grid(head, rows, "scroll") + note

@@ -7,15 +7,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from secateurs.errors import DataError
+from secateurs.errors import DataError, why
 
 SCHEMA = "secateurs.front/1"
 
 
 class Tuned(BaseModel):
-    """What became of a point that was fine-tuned and measured. ``folder``: its run folder inside the front's;
-    accuracies are fractions on the test set; latencies in ms, ``latency_ratio`` to dense in one interleaved run;
-    ``memory_bytes``: as in :class:`secateurs.report.record.Side`, None where the target does not tell it."""
+    """What became of a point that was carried to the end. ``folder``: its run folder inside the front's; ``kept``: as
+    in :class:`secateurs.report.record.Record`; accuracies are fractions on the test set; latencies in ms,
+    ``latency_ratio`` to dense in one interleaved run; ``memory_bytes``: as in
+    :class:`secateurs.report.record.Side`, None where the target does not tell it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     folder: str
@@ -25,6 +26,12 @@ class Tuned(BaseModel):
     latency_ratio: float
     file_bytes: int
     memory_bytes: int | None = None
+    kept: str = ""
+
+    @property
+    def how(self) -> str:
+        """What the deployed network is."""
+        return {"tuned": "fine-tuned", "repaired": "repaired, fine-tuning thrown away"}.get(self.kept, "repaired alone")
 
     def measured(self, name: str) -> float | None:
         """A resource as measured on the deployed file, None where it was not."""
@@ -140,6 +147,6 @@ class Front(BaseModel):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
             raise DataError(
-                f"{path} holds no front that this version reads ({error}). Delete this file and continue with "
+                f"{path} holds no front that this version reads ({why(error)}). Delete this file and continue with "
                 f"'secateurs front --resume -o {path.parent}': the evaluations are kept, nothing is judged again."
             ) from error

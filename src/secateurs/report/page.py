@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
@@ -22,6 +23,7 @@ def render(record: Record, extra_sections: tuple[tuple[str, str], ...] = ()) -> 
         f"<p class='verdict{'' if record.pruned_within_budget else ' missed'}'>{escape(wording.verdict(record))}</p>",
         _tiles(record),
         _section("Dense against pruned", _table(record)),
+        *([_section("Float and quantised", _files(record))] if record.files else []),
         _section("Needs attention", _notes(record)),
         _section("Units kept per group", _widths(record)),
         "<div class='pair'>",
@@ -47,9 +49,10 @@ def _section(heading: str, content: str) -> str:
 
 def _tiles(record: Record) -> str:
     dense, pruned = record.dense, record.pruned
+    factor, _, kind = ("a tie", "", "as fast as dense") if record.latency_tie else wording.speed(record).partition(" ")
     tiles = [
-        (f"{record.speedup:.2f}×", f"faster, {wording.milliseconds(pruned.latency_ms)} a run"),
-        (wording.percent(pruned.accuracy), f"accuracy, {wording.points(pruned.accuracy - dense.accuracy)}"),
+        (factor, f"{kind}, {wording.milliseconds(pruned.latency_ms)} a run"),
+        (wording.percent(pruned.accuracy), f"accuracy, {wording.beside_dense(record, 'dense untouched')}"),
         (wording.percent(pruned.macs / max(1, dense.macs), 0), "of the multiply-adds kept"),
         (wording.percent(pruned.params / max(1, dense.params), 0), "of the parameters kept"),
         (wording.size(pruned.file_bytes), f"on disk, was {wording.size(dense.file_bytes)}"),
@@ -59,18 +62,40 @@ def _tiles(record: Record) -> str:
 
 
 def _table(record: Record) -> str:
-    head = "<tr><th></th><th>dense</th><th>pruned</th><th></th></tr>"
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in wording.rows(record)
-    )
     return (
-        f"<div class='scroll'><table>{head}{rows}</table></div>"
+        f"{_cells(wording.columns(record), wording.rows(record))}"
         f"<p class='soft' style='margin-top:10px'>Latency: median of one interleaved run of both files on "
         f"{escape(record.target.name)} ({record.target.threads} thread{'s' if record.target.threads != 1 else ''}, "
         f"batch {record.batch}, {escape(record.target.precision)}), ± half the interquartile range. "
         f"Ratio to dense {wording.percent(record.latency_ratio, 1)}, at most "
         f"{wording.percent(record.latency_ratio_upper, 1)} (95 %). Accuracy: top-1 over {record.class_count} classes "
-        f"on the test set, which nothing was chosen on.</p>"
+        f"on the test set, which nothing was chosen on{_test(record)}.</p>"
+    )
+
+
+def _files(record: Record) -> str:
+    return (
+        f"{_cells(wording.FILE_COLUMNS, wording.file_rows(record))}"
+        f"<p class='soft' style='margin-top:10px'>All four from one interleaved run. Accuracies of quantised files are "
+        f"those of the runtime's own answers.</p>"
+    )
+
+
+def _cells(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in HTML."""
+    head = "<tr>" + "".join(f"<th>{escape(name)}</th>" for name in columns) + "</tr>"
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<div class='scroll'><table>{head}{body}</table></div>"
+
+
+def _test(record: Record) -> str:
+    """How much the test images tell."""
+    test = record.test
+    if test is None:
+        return ""
+    return (
+        f": {test.samples} images, standard error {100 * test.standard_error:.2f} points. Differences are taken image "
+        f"by image, ± two standard errors; one within them is a tie"
     )
 
 
@@ -116,10 +141,12 @@ def _accuracy(record: Record) -> str:
     stages = [
         ("dense", record.dense.accuracy),
         ("cut", record.pruned.accuracy_cut),
-        ("recalibrated", record.pruned.accuracy_recalibrated),
+        ("repaired", record.pruned.accuracy_recalibrated),
     ]
-    if record.epochs:
-        stages.append((f"{record.epochs} epoch{'s' if record.epochs != 1 else ''}", record.pruned.accuracy))
+    if record.kept == "tuned":
+        stages.append((wording.epochs(record.tuned_epochs), record.pruned.accuracy))
+    elif record.pruned.accuracy != record.pruned.accuracy_recalibrated:
+        stages.append(("deployed", record.pruned.accuracy))
     return accuracy_chart(stages)
 
 
@@ -131,6 +158,7 @@ def _seconds(record: Record) -> str:
         "Search": seconds.search,
         "Repair": seconds.recover,
         "Fine-tune": seconds.finetune,
+        "Fine-tune dense": seconds.dense_finetune,
         "Export and measure": seconds.measure,
     }
     items = "".join(f"<dt>{name}</dt><dd>{wording.duration(value)}</dd>" for name, value in stages.items())

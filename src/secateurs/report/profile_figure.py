@@ -102,7 +102,7 @@ def _figure(drawing: ProfileDrawing) -> Figure:
     style = {
         "font.size": 9, "axes.edgecolor": _SOFT, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _SOFT,
         "ytick.color": _SOFT, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9.5,
-        "axes.titlelocation": "left", "axes.titleweight": "bold",
+        "axes.titlelocation": "left", "axes.titleweight": "bold", "text.parse_math": False,
     }  # fmt: skip
     with rc_context(style):
         figure = Figure(figsize=(13, max(8.0, 2.6 + 0.2 * len(drawing.bars))), layout="constrained")

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from secateurs.errors import DataError
+from secateurs.errors import DataError, why
+from secateurs.plan import differs_by_noise
 
 SCHEMA = "secateurs.result/1"
 
@@ -43,10 +44,50 @@ class Side(_Frozen):
 
 
 class PrunedSide(Side):
-    """The pruned network, with its accuracy right after the cut and after statistics were re-estimated."""
+    """The pruned network, with its accuracy right after the cut and after the repair; ``repaired_by``: what that did
+    ("" for nothing, or where an older version did not say it)."""
 
     accuracy_cut: float
     accuracy_recalibrated: float
+    repaired_by: str = ""
+
+
+class Certainty(_Frozen):
+    """What the test images tell. ``samples``: how many; ``standard_error``: of the pruned network's accuracy;
+    ``difference``: pruned - dense, untouched; its error is paired, image by image; ``tie``: within two of them."""
+
+    samples: int
+    standard_error: float
+    dense_standard_error: float
+    difference: float
+    difference_standard_error: float
+    tie: bool
+
+
+class FileRecord(_Frozen):
+    """One of the files that ran side by side in the final measurement: ``network`` (``dense`` or ``pruned``) in
+    ``precision`` (``f32``, ``int8``); ``ratio``: of its latency to that of the dense file that budgets are of;
+    ``accuracy``: on the test images, as a fraction; of a quantised file as the runtime computes it."""
+
+    network: str
+    precision: str
+    latency_ms: float
+    ratio: float
+    accuracy: float
+    file_bytes: int
+
+
+class DenseFinetuned(_Frozen):
+    """The dense network fine-tuned as the pruned one was, for ``epochs``; ``difference``: pruned - this one, ``tie`` as
+    in :class:`Certainty`."""
+
+    epochs: int
+    accuracy: float
+    standard_error: float
+    seconds: float
+    difference: float
+    difference_standard_error: float
+    tie: bool
 
 
 class Seconds(_Frozen):
@@ -57,6 +98,7 @@ class Seconds(_Frozen):
     search: float = 0.0
     recover: float = 0.0
     finetune: float = 0.0
+    dense_finetune: float = 0.0
     measure: float = 0.0
     total: float = 0.0
 
@@ -121,9 +163,14 @@ class Record(_Frozen):
     pick); ``predicted_ms``: None where there is no latency model;
     ``latency_ratio`` and ``latency_ratio_upper``: median of the per-turn ratios to the dense network and the upper end
     of its 95 % interval; ``speedup``: ratio of the medians of that run; ``class_count``: classes among which the
-    argmax is taken; ``search``: details of a search that judged candidates, {} for others; ``gap``: proven distance of
-    the search's solution from the best one, as a fraction of its value; ``settings``: all of the run, by their names in
-    :class:`secateurs.settings.Settings`; ``notes``: what was not done or needs attention.
+    argmax is taken; ``dense_finetuned``: None where the dense network was not trained; ``test``: None in files of older
+    versions; ``kept``: ``tuned`` or, where fine-tuning was thrown away, ``repaired`` ("": none after the cut);
+    ``tuned_epochs``: of fine-tuning after the cut; ``files``: of quantised targets the four files, dense and pruned,
+    float and quantised; accuracies of ``dense`` and ``pruned`` are the quantised files' then; ``search``: details of a
+    search that judged candidates, {} for others; ``gap``: proven distance of the search's solution from the best one,
+    as a fraction of its value;
+    ``settings``: all of the run, by their names in :class:`secateurs.jobs.settings.Settings`; ``notes``: what was not
+    done or needs attention.
     """
 
     schema_: str = Field(default=SCHEMA, alias="schema")
@@ -140,6 +187,11 @@ class Record(_Frozen):
     predicted_ms: float | None
     dense: Side
     pruned: PrunedSide
+    dense_finetuned: DenseFinetuned | None = None
+    test: Certainty | None = None
+    files: tuple[FileRecord, ...] = ()
+    kept: str = ""
+    tuned_epochs: int = 0
     blocks_removed: tuple[str, ...] = ()
     classes: str = "all"
     class_count: int
@@ -166,6 +218,11 @@ class Record(_Frozen):
     created: str = ""
 
     @property
+    def latency_tie(self) -> bool:
+        """Whether neither file is faster, as far as the measurement tells."""
+        return differs_by_noise(self.latency_ratio, self.latency_ratio_upper)
+
+    @property
     def pruned_within_budget(self) -> bool:
         """Whether every budget is met; of latency the upper 95 % bound counts."""
         return all(budget.met for budget in self.budgets)
@@ -184,9 +241,9 @@ class Record(_Frozen):
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read ({error}). Give the folder of a finished run.") from error
+            raise DataError(f"{path} cannot be read ({why(error)}). Give the folder of a finished run.") from error
         except json.JSONDecodeError as error:
-            raise DataError(f"{path} is not JSON ({error}). Run the job again with --resume.") from error
+            raise DataError(f"{path} is not JSON ({why(error)}). Run the job again with --resume.") from error
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
             raise DataError(f"{path} has schema {found!r}, this version reads {SCHEMA!r}. Run the job again.")

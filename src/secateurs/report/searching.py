@@ -12,7 +12,10 @@ from secateurs.report.wording import percent
 PHASES = {"start": "final", "warm-up": "held-out", "agent": "candidate"}
 """Marks of the learning curve by phase."""
 TRUSTED = 0.9
-"""Rank correlation from which modelled sensitivities count as the measured ones (METHODS §2.3(a))."""
+"""Rank correlation from which modelled sensitivities count as the measured ones.
+
+docs/methods.md, "LAP latency sensitivity".
+"""
 ROW, LABEL, CELL = 20, 220, 200
 
 

@@ -78,10 +78,51 @@ WHAT = {
 }
 
 
+REPAIRS = {
+    "batch norm": "batch-norm statistics",
+    "least squares and batch norm": "least squares and batch-norm statistics",
+}
+"""Repairs whose names do not say enough."""
+
+
+def speed(record: Record) -> str:
+    """``1.71× faster``, ``1.08× slower``, or that the measurement tells no difference."""
+    if record.latency_tie:
+        return "as fast, a tie"
+    return f"{record.speedup:.2f}× faster" if record.speedup >= 1 else f"{1 / record.speedup:.2f}× slower"
+
+
+def change(difference: float, error: float, whom: str = "", *, tie: bool) -> str:
+    """``−0.41 ± 0.60 points, a tie``: a difference of accuracies with two standard errors; ``whom``: against whom."""
+    text = f"{points(difference).removesuffix(' points')} ± {200 * error:.2f} points"
+    return f"{text}{f' against {whom}' if whom else ''}{', a tie' if tie else ''}"
+
+
+def beside_dense(record: Record, whom: str = "") -> str:
+    """The pruned network's accuracy against the untouched dense one's."""
+    test = record.test
+    if test is None:
+        return points(record.pruned.accuracy - record.dense.accuracy) + (f" against {whom}" if whom else "")
+    return change(test.difference, test.difference_standard_error, whom, tie=test.tie)
+
+
+def beside_tuned(record: Record, whom: str = "") -> str:
+    """The same against the dense one that was fine-tuned equally; "" where it was not."""
+    tuned = record.dense_finetuned
+    return "" if tuned is None else change(tuned.difference, tuned.difference_standard_error, whom, tie=tuned.tie)
+
+
+def epochs(count: int) -> str:
+    """``1 epoch``, ``3 epochs``."""
+    return f"{count} epoch{'s' if count != 1 else ''}"
+
+
 def verdict(record: Record) -> str:
     """Were the budgets met (or what was picked), how much faster, at what accuracy."""
-    change = points(record.pruned.accuracy - record.dense.accuracy)
-    tail = f"{record.speedup:.2f}× faster than dense, accuracy {percent(record.pruned.accuracy)} ({change})."
+    tuned = record.dense_finetuned
+    equally = "" if tuned is None else f"; {beside_tuned(record, f'dense fine-tuned for {epochs(tuned.epochs)}')}"
+    pace = "As fast as dense (a tie)" if record.latency_tie else f"{speed(record)} than dense"
+    tail = f"{pace}, accuracy {percent(record.pruned.accuracy)}: {beside_dense(record, 'dense untouched')}{equally}."
     if not record.budgets:
         model = "" if record.predicted_ms is None else f", {milliseconds(record.predicted_ms)} by the model"
         return (
@@ -100,8 +141,15 @@ def verdict(record: Record) -> str:
     return f"{head}: {'; '.join(parts)}. {tail}"
 
 
-def rows(record: Record) -> list[tuple[str, str, str, str]]:
-    """The table dense against pruned: (figure, dense, pruned, change)."""
+def columns(record: Record) -> tuple[str, ...]:
+    """Headings of :func:`rows`: the dense network trained equally has a column of its own where there is one."""
+    tuned = record.dense_finetuned
+    equally = () if tuned is None else (f"dense, {epochs(tuned.epochs)}",)
+    return ("", "dense, untouched", *equally, "pruned", "")
+
+
+def rows(record: Record) -> list[tuple[str, ...]]:
+    """The table dense against pruned; see :func:`columns`."""
     dense, pruned = record.dense, record.pruned
 
     def latency(side_ms: float, spread: float) -> str:
@@ -110,27 +158,68 @@ def rows(record: Record) -> list[tuple[str, str, str, str]]:
     def kept(before: float, after: float) -> str:
         return f"{percent(after / before, 1)} kept" if before else "–"
 
+    measured = (latency(dense.latency_ms, dense.latency_spread), latency(pruned.latency_ms, pruned.latency_spread))
     table = [
-        (
-            "Latency, measured",
-            latency(dense.latency_ms, dense.latency_spread),
-            latency(pruned.latency_ms, pruned.latency_spread),
-            f"{record.speedup:.2f}× faster",
-        ),
-        ("Accuracy after the cut", "", percent(pruned.accuracy_cut), points(pruned.accuracy_cut - dense.accuracy)),
-        (
-            "Accuracy after recalibration",
-            "",
-            percent(pruned.accuracy_recalibrated),
-            points(pruned.accuracy_recalibrated - dense.accuracy),
-        ),
+        ("Latency, measured", measured[0], "", measured[1], speed(record)),
+        *_accuracies(record),
+        ("Multiply-adds", count(dense.macs), "", count(pruned.macs), kept(dense.macs, pruned.macs)),
+        ("Parameters", count(dense.params), "", count(pruned.params), kept(dense.params, pruned.params)),
+        ("File", size(dense.file_bytes), "", size(pruned.file_bytes), kept(dense.file_bytes, pruned.file_bytes)),
     ]
-    name = f"Accuracy after {record.epochs} epoch{'s' if record.epochs != 1 else ''}" if record.epochs else "Accuracy"
-    table.append((name, percent(dense.accuracy), percent(pruned.accuracy), points(pruned.accuracy - dense.accuracy)))
-    table.append(("Multiply-adds", count(dense.macs), count(pruned.macs), kept(dense.macs, pruned.macs)))
-    table.append(("Parameters", count(dense.params), count(pruned.params), kept(dense.params, pruned.params)))
-    table.append(("File", size(dense.file_bytes), size(pruned.file_bytes), kept(dense.file_bytes, pruned.file_bytes)))
     if dense.memory_bytes and pruned.memory_bytes:
-        memory = (size(dense.memory_bytes), size(pruned.memory_bytes), kept(dense.memory_bytes, pruned.memory_bytes))
-        table.append(("Peak memory", *memory))
-    return table
+        memory = (size(dense.memory_bytes), size(pruned.memory_bytes))
+        table.append(("Peak memory", memory[0], "", memory[1], kept(dense.memory_bytes, pruned.memory_bytes)))
+    with_tuned = record.dense_finetuned is not None
+    return [row if with_tuned else (*row[:2], *row[3:]) for row in table]
+
+
+def _accuracies(record: Record) -> list[tuple[str, str, str, str, str]]:
+    """What was done to which network, one row per step, and the deployed one beside dense."""
+    dense, pruned, tuned = record.dense, record.pruned, record.dense_finetuned
+    before, after = in_float(record)
+    found = [("Accuracy, cut", "", "", percent(pruned.accuracy_cut), points(pruned.accuracy_cut - before))]
+    if pruned.repaired_by:
+        how = REPAIRS.get(pruned.repaired_by, pruned.repaired_by)
+        change_now = points(pruned.accuracy_recalibrated - before)
+        found.append((f"Accuracy, repaired: {how}", "", "", percent(pruned.accuracy_recalibrated), change_now))
+    elif pruned.accuracy_recalibrated != pruned.accuracy_cut:
+        change_now = points(pruned.accuracy_recalibrated - before)
+        found.append(("Accuracy, repaired", "", "", percent(pruned.accuracy_recalibrated), change_now))
+    trained = record.kept == "tuned"
+    if trained or tuned is not None:
+        lengths = {record.tuned_epochs} if trained else set()
+        lengths |= set() if tuned is None else {tuned.epochs}
+        name = f"Accuracy, fine-tuned {epochs(lengths.pop())}" if len(lengths) == 1 else "Accuracy, fine-tuned"
+        shown = percent(after) if trained else "thrown away" if record.kept == "repaired" else ""
+        beside = beside_tuned(record, "that dense") if trained and not record.files else ""
+        found.append((name, "", "" if tuned is None else percent(tuned.accuracy), shown, beside))
+    found.append(("Accuracy, as deployed", percent(dense.accuracy), "", percent(pruned.accuracy), beside_dense(record)))
+    return found
+
+
+FILE_COLUMNS = ("file", "latency", "beside dense float", "accuracy", "size")
+
+
+def in_float(record: Record) -> tuple[float, float]:
+    """Accuracies of the dense and the pruned network in float numbers, before a file of them was quantised."""
+    known = {one.network: one.accuracy for one in record.files if one.precision == "f32"}
+    return known.get("dense", record.dense.accuracy), known.get("pruned", record.pruned.accuracy)
+
+
+def file_rows(record: Record) -> list[tuple[str, ...]]:
+    """The four files of a quantised target, one row each; see :data:`FILE_COLUMNS`."""
+    first = next((one.ratio for one in record.files if (one.network, one.precision) == ("dense", "f32")), 1.0)
+    return [
+        (
+            f"{one.network}, {one.precision}",
+            milliseconds(one.latency_ms),
+            "" if one.ratio == first else _beside(first / one.ratio),
+            percent(one.accuracy),
+            size(one.file_bytes),
+        )
+        for one in record.files
+    ]
+
+
+def _beside(factor: float) -> str:
+    return f"{factor:.2f}× faster" if factor > 1 else f"{1 / factor:.2f}× slower"

@@ -15,14 +15,14 @@ import numpy as np
 
 from secateurs.errors import PlanError
 from secateurs.progress import Progress, silent
-from secateurs.search.problem import Problem, Solution
+from secateurs.search.problem import Problem, Solution, Strategy
 from secateurs.search.reach import infeasible
 
 THRESHOLDS_AT_MOST = 4096
 
 
 @dataclass(frozen=True)
-class GlobalRank:
+class GlobalRank(Strategy):
     """Nothing to set."""
 
     name: str = "global-rank"

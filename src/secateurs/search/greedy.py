@@ -2,7 +2,7 @@
 
 Card. Formula: round i must save ΔR₀ · decay^i of the dense cost; every group proposes its widest option that alone
 saves that much, and the proposal that loses the least value is taken, until every limit is met. Source: NetAdapt,
-Yang et al. 2018, arXiv 1804.03230 [V-code] with its defaults 2.5 % and 0.96; value curves stand in for its short
+Yang et al. 2018, arXiv 1804.03230, with its code's defaults 2.5 % and 0.96; value curves stand in for its short
 fine-tuning of every proposal. Blocks are never removed. Cost: (rounds x options) cost look-ups. When to use: to show
 what an exact solver buys. When not: on staircases, a small saving may cost a whole step.
 """
@@ -17,12 +17,12 @@ import numpy as np
 from secateurs.errors import PlanError
 from secateurs.progress import Progress, silent
 from secateurs.search.climb import neighbours
-from secateurs.search.problem import Problem, Solution
+from secateurs.search.problem import Problem, Solution, Strategy
 from secateurs.search.reach import infeasible
 
 
 @dataclass(frozen=True)
-class Greedy:
+class Greedy(Strategy):
     """``share``: fraction of the dense cost that the first round saves; ``decay``: factor per round."""
 
     share: float = 0.025

@@ -3,7 +3,8 @@
 Card. Formula: the budget falls geometrically over ``steps``; in each step the cost of a group's next option is the
 staircase increment of its producing operators with their input widths frozen at the last step's, and a 0/1 knapsack
 over these increments (strongest first, an item only where its predecessor is in the table entry it extends) chooses.
-Source: HALP, Shen et al., arXiv 2110.10811 [V-code]; re-implemented from METHODS §6.2 with its two weaknesses kept:
+Source: HALP, Shen et al., arXiv 2110.10811; written anew from its description (docs/methods.md, "HALP-style program")
+with its two weaknesses kept:
 the precedence test sees one table entry only, and a narrower input earns no credit inside a step. Blocks are never
 removed. Only the first constraint steers the program. Cost: steps x items x buckets. When to use: to show what
 an exact solver buys.
@@ -19,12 +20,12 @@ import numpy as np
 from secateurs.errors import PlanError
 from secateurs.network import AxisSpec
 from secateurs.progress import Progress, silent
-from secateurs.search.problem import Problem, Solution
+from secateurs.search.problem import Problem, Solution, Strategy
 from secateurs.search.reach import infeasible
 
 
 @dataclass(frozen=True)
-class Halp:
+class Halp(Strategy):
     """``steps`` of the falling budget; ``buckets`` of the table's capacity axis."""
 
     steps: int = 10

@@ -1,4 +1,4 @@
-"""The tables as a mixed-integer linear program, solved by HiGHS (METHODS §7.3).
+"""The tables as a mixed-integer linear program, solved by HiGHS (docs/methods.md, "Exact allocation").
 
 Every variable is a one-hot. A cost over two variables stays linear through continuous z[a, b] whose marginals are the
 two one-hots; a block's binary y gates its terms: z of a gated term sums to y. A sum of groups is a one-hot of its own,

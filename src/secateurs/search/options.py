@@ -75,7 +75,8 @@ def _ladder(low: int, high: int, grain: int) -> np.ndarray:
 def right_ends(
     spec: NetworkSpec, options: Sequence[np.ndarray], models: Sequence[CostModel], *, noise: float = 0.005
 ) -> tuple[np.ndarray, ...]:
-    """The options without those that a wider one of the same group matches in every cost (METHODS §7.2).
+    """The options without those that a wider one of the same group matches in every cost (docs/methods.md, "Plateaus of
+    latency").
 
     A width goes when, with the other groups dense and again with them at half of their width, a wider option costs
     at most ``noise`` x (the cost of the operators that the group touches) more. Only what is timed has noise. Only for

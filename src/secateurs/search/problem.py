@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from secateurs.cost import CostModel
 from secateurs.errors import PlanError
 from secateurs.network import NetworkSpec
 from secateurs.progress import Progress, silent
+from secateurs.provenance import digest
 from secateurs.search.lookup import Lookup
 
 SLACK = 1e-9
@@ -47,7 +48,17 @@ class Evaluation:
 
 
 class Evaluator(Protocol):
-    """Judges a candidate for real (cut, recalibrate, validate). ``identity`` names everything its result depends on."""
+    """Judges a candidate for real (cut, recalibrate, validate). ``identity`` names everything its result depends on.
+
+    ``rows``: where it keeps evaluations itself, None where it does not.
+    """
+
+    rows: Rows | None = None
+
+    @property
+    def evaluations_per_second(self) -> float:
+        """So far; 0 where it does not count."""
+        return 0.0
 
     @property
     def identity(self) -> str:
@@ -99,18 +110,45 @@ class Solution:
 
 
 class Strategy(Protocol):
-    """A search. ``criterion``: the only criterion whose values it may be given, or None for any."""
+    """A search: inherit, name it, and write :meth:`solve`. Everything that is read of a strategy is declared here.
 
-    @property
-    def name(self) -> str:
-        """The registered name."""
+    ``name``: the registered one; ``criterion``: the only criterion whose values it may be given, None for any;
+    ``evaluates``: it judges candidates on data, so the problem has an evaluator; ``searches``: False where it only
+    picks from what an earlier search left behind; ``picked``: what a person picked, in words, where it holds that
+    network whatever the limits; ``replans``: a plan costs so little that a schedule may ask for several while it
+    trains; ``finalists``: its candidates are the best networks within the limits, of which training may choose one.
+    """
 
-    @property
-    def criterion(self) -> str | None:
-        """See above."""
+    name: str
+    criterion: str | None = None
+    evaluates: bool = False
+    searches: bool = True
+    picked: str | None = None
+    replans: bool = True
+    finalists: bool = False
+
+    @classmethod
+    def tuned(cls, options: Mapping[str, Any], folder: Path | None) -> Strategy:
+        """The strategy by the options that a user gave (``episodes``, ``warm_start``, ``agent``).
+
+        ``folder``: where it keeps what a killed search resumes from, None: nowhere.
+
+        Raises:
+            PlanError: it does not take these options.
+        """
+        made = cls()
+        if options:
+            raise takes_none(made.name, options)
+        return made
 
     def solve(self, problem: Problem, *, seed: int = 0, progress: Progress = silent) -> Solution:
         """The chosen network; the same seed, problem and stored rows give the same one."""
+
+
+def takes_none(strategy: str, options: Iterable[str]) -> PlanError:
+    """The error for options that are given to a strategy without any."""
+    typed = ", ".join(f"--{option.replace('_', '-')}" for option in options)
+    return PlanError(f"Strategy {strategy!r} does not learn, so it takes no {typed}. Leave it out, or choose lap.")
 
 
 @dataclass(frozen=True)
@@ -251,7 +289,7 @@ class Problem:
         """The name under which an evaluation of this candidate is stored."""
         identity = "" if self.evaluator is None else self.evaluator.identity
         text = f"{self.spec.fingerprint}|{identity}|{self.canonical(widths, removed).tolist()}|{sorted(removed)}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest(text)
 
     def evaluate(self, widths: np.ndarray | Sequence[int], removed: Collection[int] = ()) -> Evaluation:
         """The real evaluation of a candidate, from the stored rows where it is known.

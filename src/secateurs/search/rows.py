@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from secateurs.errors import PlanError
+from secateurs.errors import PlanError, why
 
 
 class MemoryRows:
@@ -36,28 +37,32 @@ class FileRows:
     """Rows in a SQLite file (WAL): a row is on disk when :meth:`put` returns, several processes may share the file.
 
     Args:
-        path: created where it does not exist.
+        path: created on first use where it does not exist.
 
     Raises:
-        PlanError: the file cannot be opened, or is something else.
+        PlanError: on use: the file cannot be opened, or is something else.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
+
+    @cached_property
+    def _base(self) -> sqlite3.Connection:
         try:
-            self._base = sqlite3.connect(self._path.resolve().as_uri(), timeout=60.0, isolation_level=None, uri=True)
-            self._base.execute("PRAGMA journal_mode=WAL")
-            self._base.execute("PRAGMA synchronous=FULL")
-            self._base.execute(
+            base = sqlite3.connect(self._path.resolve().as_uri(), timeout=60.0, isolation_level=None, uri=True)
+            base.execute("PRAGMA journal_mode=WAL")
+            base.execute("PRAGMA synchronous=FULL")
+            base.execute(
                 "CREATE TABLE IF NOT EXISTS evaluations "
                 "(number INTEGER PRIMARY KEY, key TEXT UNIQUE, row TEXT NOT NULL)"
             )
         except sqlite3.Error as error:
             raise self._refusal(error) from error
+        return base
 
     def _refusal(self, error: Exception) -> PlanError:
         return PlanError(
-            f"Evaluations cannot be kept in {self._path} ({error}). "
+            f"Evaluations cannot be kept in {self._path} ({why(error)}). "
             "Check that the folder can be written to and that the file is one of ours, or give another run folder."
         )
 
@@ -120,9 +125,14 @@ class FileRows:
                 self._base.execute("DETACH DATABASE other")
         except sqlite3.Error as error:
             raise PlanError(
-                f"There are no evaluations to start from in {path} ({error}). Give the folder of a front."
+                f"There are no evaluations to start from in {path} ({why(error)}). Give the folder of a front."
             ) from error
 
     def close(self) -> None:
         """Close the file."""
         self._base.close()
+
+
+def kept_rows(path: Path | None) -> FileRows | None:
+    """The rows in a file, None without one."""
+    return None if path is None else FileRows(path)

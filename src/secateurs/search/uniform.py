@@ -16,12 +16,12 @@ import numpy as np
 from secateurs.errors import PlanError
 from secateurs.network import NetworkSpec
 from secateurs.progress import Progress, silent
-from secateurs.search.problem import Problem, Solution
+from secateurs.search.problem import Problem, Solution, Strategy
 from secateurs.search.reach import infeasible
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Strategy):
     """``keep``: the fraction of units that every group keeps, 0 < keep ≤ 1; None: the largest one within budget."""
 
     keep: float | None = None

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from secateurs.search.problem import Evaluation, Problem
+from secateurs.search.problem import Evaluation, Evaluator, Problem
 
 if TYPE_CHECKING:
-    from secateurs.search.hamp.pool import Pool
+    from secateurs.judging.pool import Pool
 
 
 class Killed(BaseException):
@@ -23,7 +23,7 @@ class Killed(BaseException):
 
 
 @dataclass
-class Formula:
+class Formula(Evaluator):
     """Accuracy falls with every cut, steeply in some groups; ``stop_after`` real evaluations it raises Killed."""
 
     problem: Problem
@@ -76,7 +76,7 @@ class Errand:
 
 
 @dataclass(frozen=True)
-class Crewed:
+class Crewed(Evaluator):
     """The evaluator of a search whose candidates the workers of ``pool`` judge by ``formula``."""
 
     formula: Formula

@@ -11,63 +11,107 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from secateurs.latency.targets import Operation
+from secateurs.errors import TargetError, why
+from secateurs.latency.process import Worker
+from secateurs.latency.targets import Operation, Target
 from secateurs.network import AxisSpec, BlockSpec, GroupSpec, LayerSpec, NetworkSpec, OperatorSpec
 
 
-class FakeWorker:
+class FakeWorker(Worker):
     """Answers like a worker process."""
 
     def __init__(self, target: FakeTarget) -> None:
         self._target = target
-        self._models: dict[str, dict[str, float]] = {}
+        self._models: dict[str, dict[str, float]] | None = {}
+        self._contents: dict[str, bytes] = {}
         self._bytes = 0
-        self.about: dict[str, Any] = {}
+        self.name, self.about = target.name, {}
 
     def load(self, key: str, file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Read the file's costs."""
         self._target.loads += 1
         if self._target.fail_after is not None and self._target.loads > self._target.fail_after:
             raise KeyboardInterrupt
-        content = file.read_bytes()
-        self._models[key] = self._target.costs(content)
+        try:
+            content = file.read_bytes()
+            self._held[key] = self._target.costs(content)
+        except Exception as error:  # as a process answers whatever its runtime raises
+            raise TargetError(f"{self.name}: the model was refused: {why(error)}. Give another file.") from error
         self._bytes += self._target.memory(content)
+        self._contents[key] = content
         return {"load_ms": 1.0, "first_ms": 1.0}
 
     def run(self, keys: Sequence[str], *, runs: int, rounds: int = 1, skip: int = 0) -> dict[str, Any]:
         """Times from the costs."""
         times = {}
         for key in keys:
-            total = sum(self._models[key].values()) + self._target.base_ms
+            if key not in self._held:
+                raise TargetError(f"{self.name}: no model is loaded under {key!r}. Load it first.")
+            total = sum(self._held[key].values()) + self._target.base_ms
             times[key] = [total * self._target.disturb() for _ in range(runs * rounds)]
         wall = sum(sum(values) for values in times.values())
         return {"times_ms": times, "wall_ms": wall, "cpu_ms": wall * self._target.quiet}
 
+    def infer(self, key: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """What ONNX Runtime answers, as many samples at a time as the file takes."""
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(self._contents[key], providers=["CPUExecutionProvider"])
+        names = [entry.name for entry in session.get_inputs()]
+        step = session.get_inputs()[0].shape[0]
+        parts = [
+            session.run(None, {name: array[start : start + step] for name, array in zip(names, arrays, strict=True)})
+            for start in range(0, len(arrays[0]), step)
+        ]
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
     def profile(self, key: str) -> dict[str, Any]:
         """The costs, eight times."""
-        return {"nodes_us": {name: [ms * 1e3] * 8 for name, ms in self._models[key].items()}}
+        return {"nodes_us": {name: [ms * 1e3] * 8 for name, ms in self._held[key].items()}}
 
     def drop(self, keys: Sequence[str]) -> None:
         """Forget models."""
         for key in keys:
-            self._models.pop(key)
+            self._held.pop(key)
 
     def peak_bytes(self) -> int:
         """1 MiB and what the loaded files take."""
         return (1 << 20) + self._bytes
 
+    def lock(self) -> bool:
+        """There is no device that another could measure on."""
+        return True
+
+    def unlock(self) -> None:
+        """Nothing was held."""
+
     def close(self) -> None:
-        """Nothing to end."""
+        """Whoever asks afterwards is refused."""
+        self._models = None
+
+    @property
+    def _held(self) -> dict[str, dict[str, float]]:
+        if self._models is None:
+            raise TargetError(f"{self.name}: this worker was closed. Start another one.")
+        return self._models
 
     def __enter__(self) -> FakeWorker:
         return self
 
     def __exit__(self, *details: object) -> None:
-        pass
+        self.close()
+
+
+def _undisturbed() -> float:
+    return 1.0
+
+
+def _weightless(content: bytes) -> int:
+    return 0
 
 
 @dataclass
-class FakeTarget:
+class FakeTarget(Target):
     """A target that runs nothing: ``costs`` maps a model file's content to ms per ONNX value name.
 
     ``base_ms`` comes on top; ``disturb`` gives the factor of every run; ``quiet``: share of processor time that a
@@ -78,9 +122,9 @@ class FakeTarget:
     costs: Callable[[bytes], dict[str, float]]
     base_ms: float = 0.1
     quiet: float = 1.0
-    disturb: Callable[[], float] = lambda: 1.0
+    disturb: Callable[[], float] = _undisturbed
     fail_after: int | None = None
-    memory: Callable[[bytes], int] = lambda content: 0
+    memory: Callable[[bytes], int] = _weightless
     name: str = "fake"
     artifact: str = "onnx"
     precision: str = "f32"
@@ -105,7 +149,8 @@ class FakeTarget:
 
     def operations(self, profile: Mapping[str, Any]) -> tuple[Operation, ...]:
         """One operator per value."""
-        return tuple(Operation((name,), "", times[0] / 1e3) for name, times in profile["nodes_us"].items())
+        seen = profile["nodes_us"] if self.profiles else {}
+        return tuple(Operation((name,), "", times[0] / 1e3) for name, times in seen.items())
 
 
 def network(depth: int = 4, units: int = 64) -> NetworkSpec:

@@ -15,7 +15,7 @@ from secateurs.search.problem import Constraint, Problem
 
 
 @dataclass(frozen=True)
-class Table:
+class GridCost:
     """A cost function read from ``grid`` [in length, out length]."""
 
     grid: np.ndarray
@@ -26,7 +26,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Staircase:
+class TiledCost:
     """``scale * (overhead + ceil(in / step_in) * ceil(out / step_out))``: a convolution that works in tiles."""
 
     scale: float
@@ -44,12 +44,12 @@ def random_cost(generator: np.random.Generator, shape: tuple[int, int], kind: st
     here, there = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
     a, b, c = generator.uniform(0.1, 1.0, 3)
     if kind == "linear":
-        return Table(a * here * there / max(1, shape[0]) + b * there + c * here * (shape[0] > 1))
+        return GridCost(a * here * there / max(1, shape[0]) + b * there + c * here * (shape[0] > 1))
     if kind == "staircase":
         step, stride = (int(s) for s in generator.integers(2, 5, 2))
         tiles = -(-np.maximum(here, 1) // step) * -(-np.maximum(there, 1) // stride)
-        return Table(a * tiles + b)
-    return Table(generator.uniform(0.1, 4.0, shape))
+        return GridCost(a * tiles + b)
+    return GridCost(generator.uniform(0.1, 4.0, shape))
 
 
 def random_problem(
@@ -172,7 +172,7 @@ def staircase_problem(seed: int, *, groups: int = 8, units: int = 48, most: int 
     terms = []
     for number, (source, sink) in enumerate(links):
         steps = generator.choice([1, 2, 4, 8, 16], 2)
-        cost = Staircase(float(generator.lognormal(0, 0.7)) * float(steps.prod()), int(steps[0]), int(steps[1]))
+        cost = TiledCost(float(generator.lognormal(0, 0.7)) * float(steps.prod()), int(steps[0]), int(steps[1]))
         terms.append(CostTerm(f"t{number}", axes[source] if source >= 0 else None, axes[sink], cost))
     model = CostModel("ms", 0.0, tuple(terms))
     spec = NetworkSpec(specs, (), (), (), f"staircase-{seed}")
@@ -274,7 +274,7 @@ def _linked(
 
 @dataclass(frozen=True)
 class _Wobbling:
-    base: Staircase
+    base: TiledCost
     factors: np.ndarray
 
     def __call__(self, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
@@ -285,5 +285,5 @@ class _Wobbling:
 def _convolution(generator: np.random.Generator, work: int, units: int, wobble: float) -> CostFunction:
     step = int(generator.choice([8, 16, 16, 32])) if units >= 64 else 8
     tile_ms = work * 4 * step / 40e6
-    base = Staircase(tile_ms, 4, step, overhead=0.03 / tile_ms)
+    base = TiledCost(tile_ms, 4, step, overhead=0.03 / tile_ms)
     return _Wobbling(base, 1 + wobble * generator.uniform(-1, 1, (61, 67))) if wobble else base

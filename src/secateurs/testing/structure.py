@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 from secateurs.errors import StructureError
 from secateurs.plan import Plan
 from secateurs.structure import Graph, apply, check_plan, trace
-from secateurs.structure.apply import deep_copy
 from secateurs.structure.inspection import inspect
+from secateurs.structure.slicing import deep_copy
+from secateurs.testing import structure_judge_products  # noqa: F401  registers further operators
 from secateurs.testing.structure_judge import dense_ignoring
 
 TOLERANCE = 1e-6
@@ -214,7 +215,7 @@ def uncaught(
 def blind() -> Iterator[None]:
     """While active, damaged index lists are not recognised as such: only what the network computes can tell."""
     with (
-        unittest.mock.patch("secateurs.structure.apply.require_sound", return_value=None),
+        unittest.mock.patch("secateurs.structure.slicing.require_sound", return_value=None),
         unittest.mock.patch("secateurs.structure.verify.require_sound", return_value=None),
     ):
         yield

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.plan import Plan
-from secateurs.structure.apply import deep_copy
+from secateurs.structure.slicing import deep_copy
 
 _Operator = Callable[..., Any]
 _JUDGED: dict[str, Callable[..., Any]] = {}
@@ -74,7 +74,9 @@ class Absent(TorchDispatchMode):
         return judged(func, *args, **keywords)
 
 
-def _judged(*names: str) -> Callable[[_Operator], _Operator]:
+def judged(*names: str) -> Callable[[_Operator], _Operator]:
+    """Register how an operator treats what is absent, by its ATen name with or without overload."""
+
     def register(function: _Operator) -> _Operator:
         for name in names:
             _JUDGED[name] = function
@@ -87,27 +89,29 @@ def _holes(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and bool(leaf.isnan().any())
 
 
-def _there(tensor: torch.Tensor) -> torch.Tensor:
+def there(tensor: torch.Tensor) -> torch.Tensor:
+    """1 where a value is there, 0 where it is absent."""
     return (~tensor.isnan()).to(tensor.dtype)
 
 
-def _zeroed(tensor: torch.Tensor) -> torch.Tensor:
+def zeroed(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with zeros for what is absent."""
     return tensor.nan_to_num(nan=0.0, posinf=float("inf"), neginf=float("-inf"))
 
 
 def _product(func: Any, first: torch.Tensor, second: torch.Tensor, *rest: Any) -> torch.Tensor:
     """A contraction over what is there; absent where no term is there."""
-    result = func(_zeroed(first), _zeroed(second), *rest)
-    terms = func(_there(first), _there(second), *rest)
+    result = func(zeroed(first), zeroed(second), *rest)
+    terms = func(there(first), there(second), *rest)
     return result.masked_fill(terms == 0, float("nan"))
 
 
-@_judged("mm", "bmm", "mv", "dot", "vdot")
+@judged("mm", "bmm", "mv", "dot", "vdot")
 def _matrix(func: Any, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return _product(func, first, second)
 
 
-@_judged("addmm", "baddbmm", "addmv", "addbmm")
+@judged("addmm", "baddbmm", "addmv")
 def _added(
     func: Any, added: torch.Tensor, first: torch.Tensor, second: torch.Tensor, *, beta: float = 1, alpha: float = 1
 ) -> torch.Tensor:
@@ -115,7 +119,7 @@ def _added(
     return beta * added + alpha * _product(plain, first, second)
 
 
-@_judged("convolution")
+@judged("convolution")
 def _convolution(
     func: Any, value: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *rest: Any
 ) -> torch.Tensor:
@@ -124,17 +128,17 @@ def _convolution(
     A kernel that slides over units (channel attention) slides over those that are there.
     """
     if value.dim() == 3 and value.shape[1] == 1 and _holes(value):
-        there = (~value[0, 0].isnan()).nonzero().squeeze(1)
-        narrow = func(value.index_select(2, there), weight, bias, *rest)
-        return torch.full_like(value, float("nan")).index_copy(2, there, narrow)
-    result = func(_zeroed(value), _zeroed(weight), None, *rest)
+        present = (~value[0, 0].isnan()).nonzero().squeeze(1)
+        narrow = func(value.index_select(2, present), weight, bias, *rest)
+        return torch.full_like(value, float("nan")).index_copy(2, present, narrow)
+    result = func(zeroed(value), zeroed(weight), None, *rest)
     transposed, groups = rest[3], rest[5]
     if transposed:
         spread = (
-            _there(weight).reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(dim=(1, 3)).reshape(-1)
+            there(weight).reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(dim=(1, 3)).reshape(-1)
         )
     else:
-        spread = _there(weight).flatten(1).sum(dim=1)
+        spread = there(weight).flatten(1).sum(dim=1)
     lost = spread == 0
     view = [1] * result.dim()
     channel = result.dim() - len(rest[0]) - 1
@@ -144,7 +148,7 @@ def _convolution(
     return result.masked_fill(lost.reshape(view), float("nan"))
 
 
-@_judged("_trilinear")
+@judged("_trilinear")
 def _trilinear(
     func: Any,
     first: torch.Tensor,
@@ -165,39 +169,39 @@ def _trilinear(
     return _sum(None, first * weight * second, sums)
 
 
-@_judged("sum")
+@judged("sum")
 def _sum(func: Any, value: torch.Tensor, dim: Any = None, keepdim: bool = False, **rest: Any) -> torch.Tensor:
     dims = list(range(value.dim())) if dim is None or dim == [] else dim
     dims = [dims] if isinstance(dims, int) else list(dims)
-    empty = _there(value).sum(dim=dims, keepdim=keepdim) == 0
-    return _zeroed(value).sum(dim=dims, keepdim=keepdim).masked_fill(empty, float("nan"))
+    empty = there(value).sum(dim=dims, keepdim=keepdim) == 0
+    return zeroed(value).sum(dim=dims, keepdim=keepdim).masked_fill(empty, float("nan"))
 
 
-@_judged("mean")
+@judged("mean")
 def _mean(func: Any, value: torch.Tensor, dim: Any = None, keepdim: bool = False, **rest: Any) -> torch.Tensor:
     dims = list(range(value.dim())) if dim is None or dim == [] else dim
     return value.nanmean(dim=dims, keepdim=keepdim)
 
 
-@_judged("linalg_vector_norm", "norm")
+@judged("linalg_vector_norm", "norm")
 def _vector_norm(func: Any, value: torch.Tensor, order: Any = 2, *rest: Any, **more: Any) -> torch.Tensor:
-    counted = func(_there(value), order, *rest, **more)
-    return func(_zeroed(value), order, *rest, **more).masked_fill(counted == 0, float("nan"))
+    counted = func(there(value), order, *rest, **more)
+    return func(zeroed(value), order, *rest, **more).masked_fill(counted == 0, float("nan"))
 
 
-@_judged("_weight_norm_interface", "_weight_norm")
+@judged("_weight_norm_interface", "_weight_norm")
 def _weight_norm(func: Any, direction: torch.Tensor, length: torch.Tensor, dim: int = 0) -> Any:
     others = [d for d in range(direction.dim()) if d != dim]
-    norm = (_zeroed(direction) ** 2).sum(dim=others, keepdim=True).sqrt()
+    norm = (zeroed(direction) ** 2).sum(dim=others, keepdim=True).sqrt()
     result = direction * (length / norm)
     return (result, norm) if "interface" in str(func) else result
 
 
-@_judged("var", "var_mean", "std", "std_mean")
+@judged("var", "var_mean", "std", "std_mean")
 def _variance(func: Any, value: torch.Tensor, dim: Any = None, *, correction: Any = 1, keepdim: bool = False) -> Any:
     dims = list(range(value.dim())) if dim is None or dim == [] else dim
     mean = value.nanmean(dim=dims, keepdim=True)
-    count = _there(value).sum(dim=dims, keepdim=keepdim)
+    count = there(value).sum(dim=dims, keepdim=keepdim)
     spread = ((value - mean) ** 2).nansum(dim=dims, keepdim=keepdim) / (
         count - (1 if correction is None else correction)
     )
@@ -207,27 +211,27 @@ def _variance(func: Any, value: torch.Tensor, dim: Any = None, *, correction: An
     return (spread, value.nanmean(dim=dims, keepdim=keepdim)) if name.endswith("mean") else spread
 
 
-@_judged("amax", "amin")
+@judged("amax", "amin")
 def _extreme(func: Any, value: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
     worst = float("-inf") if "amax" in str(func) else float("inf")
     result = func(value.masked_fill(value.isnan(), worst), *rest, **more)
     return result.masked_fill(result == worst, float("nan"))
 
 
-@_judged("max.dim", "min.dim")
+@judged("max.dim", "min.dim")
 def _extreme_at(func: Any, value: torch.Tensor, *rest: Any, **more: Any) -> Any:
     worst = float("-inf") if "max" in str(func) else float("inf")
     result, places = func(value.masked_fill(value.isnan(), worst), *rest, **more)
     return result.masked_fill(result == worst, float("nan")), places
 
 
-@_judged("logsumexp")
+@judged("logsumexp")
 def _logsumexp(func: Any, value: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
     result = func(value.masked_fill(value.isnan(), float("-inf")), *rest, **more)
     return result.masked_fill(result == float("-inf"), float("nan"))
 
 
-@_judged("_softmax", "_safe_softmax", "_log_softmax")
+@judged("_softmax", "_safe_softmax", "_log_softmax")
 def _softmax(func: Any, value: torch.Tensor, dim: int, *rest: Any, **more: Any) -> torch.Tensor:
     gone = value.isnan()
     result = func(value.masked_fill(gone, float("-inf")), dim, *rest, **more)
@@ -240,7 +244,7 @@ def _standardised(value: torch.Tensor, dims: Sequence[int], eps: float) -> torch
     return (value - mean) / torch.sqrt(variance + eps)
 
 
-@_judged("native_layer_norm")
+@judged("native_layer_norm")
 def _layer_norm(
     func: Any,
     value: torch.Tensor,
@@ -255,7 +259,7 @@ def _layer_norm(
     return result, result, result
 
 
-@_judged("native_group_norm")
+@judged("native_group_norm")
 def _group_norm(
     func: Any, value: torch.Tensor, weight: Any, bias: Any, n: int, c: int, area: int, groups: int, eps: float
 ) -> Any:
@@ -266,7 +270,7 @@ def _group_norm(
     return result, result, result
 
 
-@_judged("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training")
+@judged("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training")
 def _batch_norm(
     func: Any, value: torch.Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *rest: Any
 ) -> Any:
@@ -283,7 +287,7 @@ def _batch_norm(
     return result, result, result
 
 
-@_judged("constant_pad_nd")
+@judged("constant_pad_nd")
 def _constant_pad(func: Any, value: torch.Tensor, pad: Sequence[int], *rest: Any) -> torch.Tensor:
     """What is absent at every position of the padded axes is absent in the border, too."""
     padded = [value.dim() - 1 - pair for pair in range(len(pad) // 2) if pad[2 * pair] or pad[2 * pair + 1]]

@@ -158,7 +158,7 @@ class Gated(nn.Module):
         return value * (gate.sigmoid() if self.kind == 1 else F.gelu(gate))
 
 
-class Scale(nn.Module):
+class ScaledBy(nn.Module):
     """Layer scale, a position embedding or a buffer, met element by element."""
 
     shift: torch.Tensor

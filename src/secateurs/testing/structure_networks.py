@@ -37,10 +37,10 @@ def random_network(pick: Pick) -> nn.Module:
         nodes.append(node)
         channels = channels_after
     first = _first_width(nodes, channels, pick)
-    return Network(nn.Conv2d(3, first, 3, padding=1), nodes, _head(pick, channels), pick(4) == 0)
+    return RandomNetwork(nn.Conv2d(3, first, 3, padding=1), nodes, _head(pick, channels), pick(4) == 0)
 
 
-class Network(nn.Module):
+class RandomNetwork(nn.Module):
     """Stem, nodes, head; optionally an inner map is an output too."""
 
     def __init__(self, stem: nn.Module, nodes: Sequence[nn.Module], head: nn.Module, shows: bool) -> None:
@@ -205,7 +205,7 @@ def _same(pick: Pick, channels: int) -> nn.Module:
         lambda: layers.SpaceGate(),
         lambda: layers.Hierarchy(channels, 2 + pick(2)),
         lambda: layers.Partial(channels, max(2, channels // 4)),
-        lambda: layers.Scale(channels, SIZE, pick(3)),
+        lambda: layers.ScaledBy(channels, SIZE, pick(3)),
         lambda: layers.Zoomed(channels, pick(3)),
         lambda: layers.SpaceAttention(channels, 1 + pick(4)),
     )

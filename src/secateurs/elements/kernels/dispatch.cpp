@@ -47,14 +47,21 @@ Dispatch tables(const Isa* isa) {
   return d;
 }
 
+struct Made {
+  const char* name;
+  const Isa* (*make)();
+};
+
 struct Choice {
   Dispatch all[4];
   int count = 0;
   std::atomic<const Dispatch*> now{nullptr};
 
   Choice() {
-    for (const Isa* isa : {isa_avx512(), isa_avx2(), isa_neon(), isa_plain()}) {
-      if (isa && runs_here(isa->name)) all[count++] = tables(isa);
+    // Asked by name first: even the table of an instruction set is filled by its own instructions.
+    for (const Made& made : {Made{"avx512", isa_avx512}, {"avx2", isa_avx2}, {"neon", isa_neon}, {"plain", isa_plain}}) {
+      const Isa* isa = runs_here(made.name) ? made.make() : nullptr;
+      if (isa) all[count++] = tables(isa);
     }
     const char* asked = std::getenv("SECATEURS_ISA");
     if (select(asked)) {

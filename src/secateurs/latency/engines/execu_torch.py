@@ -47,7 +47,8 @@ def _inputs(method: Any) -> tuple[torch.Tensor, ...]:
     values = []
     for index in range(meta.num_inputs()):
         entry = meta.input_tensor_meta(index)
-        values.append(torch.randn(entry.sizes(), generator=generator).to(_TYPES[entry.dtype()]))
+        drawn = torch.randn(entry.sizes(), generator=generator).to(_TYPES[entry.dtype()])
+        values.append(drawn if drawn.is_floating_point() else torch.zeros_like(drawn))  # every table has a row 0
     return tuple(values)
 
 

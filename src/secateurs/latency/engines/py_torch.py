@@ -122,10 +122,11 @@ def load_module(path: str) -> torch.fx.GraphModule:
 
 
 def draw_inputs(module: torch.fx.GraphModule) -> list[torch.Tensor]:
-    """Random inputs of the program's shapes."""
+    """Random inputs of the program's shapes; integers are 0, for every table has a row 0."""
     generator = torch.Generator().manual_seed(0)
     values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-    return [torch.randn(tuple(value.shape), generator=generator).to(value.dtype) for value in values]
+    drawn = [torch.randn(tuple(value.shape), generator=generator).to(value.dtype) for value in values]
+    return [one if one.is_floating_point() or one.is_complex() else torch.zeros_like(one) for one in drawn]
 
 
 class Session:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +14,10 @@ import numpy as np
 
 from secateurs.errors import PlanError
 from secateurs.latency.process import Worker
+
+QUANTISED = ("int8",)
+"""Precisions that are in the file; others a runtime computes in by itself."""
+_NO_OVERFLOW = {"avx512_vnni", "avx_vnni", "avx_vnni_int8"}
 
 
 @dataclass(frozen=True)
@@ -31,22 +36,32 @@ class Operation:
 
 @runtime_checkable
 class Target(Protocol):
-    """A runtime on a device.
+    """A runtime on a device: inherit, name it, and write the first four methods. What is read of one is declared here.
 
-    ``artifact``: what it runs (``"onnx"``); ``profiles``: it has a profiler of its own operators.
+    ``name``: the registered one, with the precision where there are several; ``artifact``: the kind of file that it
+    runs (``"onnx"``, ``"pt2"`` or ``"pte"``); ``precision``: numbers that it computes with; ``profiles``: it has a
+    profiler of its own operators; ``skips_pruned_elements``: its kernels leave out kernel elements that are zero;
+    ``engine``: file of ``latency/engines`` without its ending that a worker needs on another machine, None where files
+    are made for this one; ``package``: what must be installed there.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    artifact: str
+    precision: str = "f32"
+    profiles: bool = False
+    skips_pruned_elements: bool = False
+    engine: str | None = None
+    package: str | None = None
 
     @property
-    def artifact(self) -> str: ...
+    def exporter(self) -> str:
+        """What writes its files: the format, with the precision where files hold quantised numbers."""
+        return f"{self.artifact}:{self.precision}" if self.precision in QUANTISED else self.artifact
 
     @property
-    def precision(self) -> str: ...
-
-    @property
-    def profiles(self) -> bool: ...
+    def saturates(self) -> bool:
+        """Whether sums of two products of 8-bit numbers overflow there, so that weights are held in seven bits."""
+        return False
 
     def available(self) -> str | None:
         """None, or the reason why this target cannot be used here."""
@@ -61,12 +76,16 @@ class Target(Protocol):
         """What the worker's engine needs to load a model."""
 
     def operations(self, profile: Mapping[str, Any]) -> tuple[Operation, ...]:
-        """The operators of one profiled model, in the model file's own names."""
+        """The operators of one profiled model, in the model file's own names; none without a profiler."""
+        return ()
 
 
-def skips_pruned_elements(target: Target) -> bool:
-    """Whether the target's kernels leave out kernel elements that are zero: those that do have this attribute."""
-    return bool(getattr(target, "skips_pruned_elements", False))
+_QUANTISER = re.compile(r"_(Deq|Q)uantizeLinear(_Output|_Input)?(/duplicated)?$")
+
+
+def before_quantising(name: str) -> str:
+    """The node or value of the float ONNX file that one of a quantised file was made of."""
+    return _QUANTISER.sub("", name)
 
 
 def processor_facts(target: str, runtime: str, precision: str, threads: int) -> dict[str, str | int]:
@@ -93,6 +112,25 @@ def with_precision(target: str, precision: str, known: Sequence[str]) -> str:
             f"for example {target}:{known[-1]}."
         )
     return target if precision == "f32" else f"{target}:{precision}"
+
+
+def overflows(machine: str, instructions: Collection[str]) -> bool:
+    """Whether a processor adds two products of unsigned and signed 8-bit numbers in 16 bits, which may overflow.
+
+    ``machine``: as Python's ``platform.machine`` names it; ``instructions``: what the processor says it has.
+    """
+    return machine.lower() in ("x86_64", "amd64", "i686") and not _NO_OVERFLOW & set(instructions)
+
+
+@functools.cache
+def instructions() -> frozenset[str]:
+    """Instruction sets of this machine's processor, as the system names them; none where it does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    told = next((line for line in lines if line.partition(":")[0].strip() in ("flags", "Features")), "")
+    return frozenset(told.partition(":")[2].split())
 
 
 @functools.cache

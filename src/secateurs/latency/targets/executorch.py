@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateurs.latency.process import QUIET, Worker, local_command
-from secateurs.latency.targets._base import Operation, lower_half, processor_facts
+from secateurs.latency.targets._base import Operation, Target, lower_half, processor_facts
 
 _WEIGHTED = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected")
 """Convolutions of one element run as fully connected layers."""
@@ -38,7 +38,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class ExecutorchXnnpack:
+class ExecutorchXnnpack(Target):
     """ExecuTorch with everything that XNNPACK knows handed to XNNPACK, float32."""
 
     timeout_s: float = field(default=300.0, kw_only=True)

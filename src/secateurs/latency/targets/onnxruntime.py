@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import importlib.util
+import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,23 +14,41 @@ from typing import Any
 import onnx
 
 from secateurs.latency.process import QUIET, Worker, local_command
-from secateurs.latency.targets._base import Operation, lower_half, processor_facts
+from secateurs.latency.targets._base import (
+    Operation,
+    Target,
+    before_quantising,
+    instructions,
+    lower_half,
+    overflows,
+    processor_facts,
+    with_precision,
+)
 
 _SUFFIX = re.compile(r"(_nchwc)?(_token_\d+)?$")
 _REACH = 12
+PRECISIONS = ("f32", "int8")
 
 
 @dataclass(frozen=True)
-class OnnxRuntimeCpu:
-    """ONNX Runtime with its CPU provider, float32."""
+class OnnxRuntimeCpu(Target):
+    """ONNX Runtime with its CPU provider; ``onnxruntime-cpu:int8`` runs quantised files."""
 
+    precision: str = "f32"
     timeout_s: float = field(default=300.0, kw_only=True)
-    name: str = field(default="onnxruntime-cpu", init=False)
+    name: str = field(init=False)
     artifact: str = field(default="onnx", init=False)
-    precision: str = field(default="f32", init=False)
     profiles: bool = field(default=True, init=False)
     engine: str = field(default="onnx_runtime", init=False)
     package: str = field(default="onnxruntime", init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", with_precision("onnxruntime-cpu", self.precision, PRECISIONS))
+
+    @property
+    def saturates(self) -> bool:
+        """As this machine's processor is."""
+        return overflows(platform.machine(), instructions())
 
     def available(self) -> str | None:
         """None, or why not."""
@@ -58,9 +77,14 @@ class OnnxRuntimeCpu:
         operations = []
         for name, times_us in profile["nodes_us"].items():
             node = by_name.get(name)
-            names = (_SUFFIX.sub("", name),) if node is None else _candidates(node, producer)
+            names = (_own(name),) if node is None else _candidates(node, producer)
             operations.append(Operation(names, node.op_type if node else "", lower_half(times_us) / 1e3))
         return tuple(operations)
+
+
+def _own(name: str) -> str:
+    """The name of the node or value in the float model file that a name in an optimized graph was made of."""
+    return before_quantising(_SUFFIX.sub("", name))
 
 
 def _candidates(node: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto]) -> tuple[str, ...]:
@@ -78,8 +102,8 @@ def _candidates(node: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto]) ->
             continue
         seen.add(current.name)
         if not current.op_type.startswith("Reorder"):
-            found.append(_SUFFIX.sub("", current.name))
-            found.extend(current.output)
+            found.append(_own(current.name))
+            found.extend(map(before_quantising, current.output))
         for value in current.input:
             if value in producer:
                 frontier.append(producer[value])

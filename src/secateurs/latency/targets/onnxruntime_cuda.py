@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateurs.latency.process import QUIET, Worker, local_command
-from secateurs.latency.targets._base import Operation, with_precision
+from secateurs.latency.targets._base import Operation, Target, with_precision
 from secateurs.latency.targets._cuda import device_facts, find_device
 
 
 @dataclass(frozen=True)
-class OnnxRuntimeCuda:
+class OnnxRuntimeCuda(Target):
     """ONNX Runtime's CUDA provider; inputs and outputs stay on the device. ``:tf32`` allows tensor cores.
 
     Its profiler does not wait for the device, so the latency model is learnt from whole-network times.
@@ -25,18 +25,14 @@ class OnnxRuntimeCuda:
     base_name: str = field(default="onnxruntime-cuda", init=False)
     provider: str = field(default="CUDAExecutionProvider", init=False)
     precisions: tuple[str, ...] = field(default=("f32", "tf32"), init=False)
+    name: str = field(init=False)
     artifact: str = field(default="onnx", init=False)
     profiles: bool = field(default=False, init=False)
     engine: str = field(default="onnx_runtime", init=False)
     package: str = field(default="onnxruntime-gpu", init=False)
 
     def __post_init__(self) -> None:
-        with_precision(self.base_name, self.precision, self.precisions)
-
-    @property
-    def name(self) -> str:
-        """The target's name, with the precision where it is not f32."""
-        return with_precision(self.base_name, self.precision, self.precisions)
+        object.__setattr__(self, "name", with_precision(self.base_name, self.precision, self.precisions))
 
     def available(self) -> str | None:
         """None, or why not: no ONNX Runtime, one without this provider, or no device."""

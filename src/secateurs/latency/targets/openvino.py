@@ -4,35 +4,48 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from secateurs.latency.process import QUIET, Worker, local_command
-from secateurs.latency.targets._base import Operation, lower_half, processor_facts, with_precision
+from secateurs.latency.targets._base import (
+    QUANTISED,
+    Operation,
+    Target,
+    before_quantising,
+    instructions,
+    lower_half,
+    overflows,
+    processor_facts,
+    with_precision,
+)
 
-PRECISIONS = ("f32", "bf16", "f16")
+PRECISIONS = ("f32", "bf16", "f16", "int8")
 _REACH = 12
 
 
 @dataclass(frozen=True)
-class OpenVinoCpu:
-    """OpenVINO's CPU plug-in; ``openvino-cpu:bf16`` and ``:f16`` compute in half precision where the processor can."""
+class OpenVinoCpu(Target):
+    """OpenVINO's CPU plug-in; ``openvino-cpu:bf16`` and ``:f16`` compute in half precision where the processor can,
+    ``openvino-cpu:int8`` runs quantised files."""
 
     precision: str = "f32"
     timeout_s: float = field(default=300.0, kw_only=True)
+    name: str = field(init=False)
     artifact: str = field(default="onnx", init=False)
     profiles: bool = field(default=True, init=False)
     engine: str = field(default="open_vino", init=False)
     package: str = field(default="openvino", init=False)
 
     def __post_init__(self) -> None:
-        with_precision("openvino-cpu", self.precision, PRECISIONS)
+        object.__setattr__(self, "name", with_precision("openvino-cpu", self.precision, PRECISIONS))
 
     @property
-    def name(self) -> str:
-        """``openvino-cpu``, with the precision where it is not f32."""
-        return with_precision("openvino-cpu", self.precision, PRECISIONS)
+    def saturates(self) -> bool:
+        """As this machine's processor is."""
+        return overflows(platform.machine(), instructions())
 
     def available(self) -> str | None:
         """None, or why not."""
@@ -52,7 +65,12 @@ class OpenVinoCpu:
 
     def settings(self, *, threads: int, batch: int, profile: bool) -> dict[str, Any]:
         """Settings of the worker's engine."""
-        return {"threads": threads, "batch": batch, "profile": profile, "precision": self.precision}
+        return {
+            "threads": threads,
+            "batch": batch,
+            "profile": profile,
+            "precision": "f32" if self.precision in QUANTISED else self.precision,
+        }
 
     def operations(self, profile: Mapping[str, Any]) -> tuple[Operation, ...]:
         """The executed operators in the model file's names, from OpenVINO's counters and its execution graph."""
@@ -73,10 +91,10 @@ def _candidates(name: str, graph: Mapping[str, Mapping[str, Any]]) -> tuple[str,
             continue
         seen.add(current)
         node = graph.get(current, {"names": [current], "reads": []})
-        found.extend(node["names"])
+        found.extend(map(before_quantising, node["names"]))
         frontier.extend(node["reads"])
     # A layout change of the network's input belongs to who reads it.
     for reader in graph.values():
         if name in reader["reads"]:
-            found.extend(reader["names"])
+            found.extend(map(before_quantising, reader["names"]))
     return tuple(dict.fromkeys(found))

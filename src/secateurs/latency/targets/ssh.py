@@ -13,13 +13,13 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from secateurs.errors import PlanError, TargetError
+from secateurs.errors import PlanError, TargetError, why
 from secateurs.latency.process import QUIET, WORKER_FILE, Worker
-from secateurs.latency.targets._base import Operation
+from secateurs.latency.targets._base import Operation, Target, overflows
 
 _FORM = re.compile(
     r"ssh://(?:(?P<user>[\w.-]+)@)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\])(?::(?P<port>\d+))?"
@@ -39,52 +39,67 @@ def version(name):
         return m.version(name)
     except m.PackageNotFoundError:
         return None
-name = platform.processor()
+name, flags = platform.processor(), ""
 try:
+    told = {}
     for line in open("/proc/cpuinfo"):
         key, _, value = line.partition(":")
-        if key.strip() in ("model name", "Hardware", "Model"):
-            name = value.strip()
-            break
+        told.setdefault(key.strip(), value.strip())
+    name = next((told[key] for key in ("model name", "Hardware", "Model") if key in told), name)
+    flags = told.get("flags", told.get("Features", ""))
 except OSError:
     pass
 print(json.dumps({"node": platform.node(), "device": name or platform.machine(), "python": platform.python_version(),
-    "system": platform.system() + " " + platform.machine(), "version": version(PACKAGE)}))
+    "system": platform.system() + " " + platform.machine(), "machine": platform.machine(), "flags": flags,
+    "version": version(PACKAGE)}))
 """
 
 
 @dataclass(frozen=True)
-class SshTarget:
+class SshTarget(Target):
     """A target on another machine.
 
     ``inner``: the target as it would be here; ``host``, ``user``, ``port``: where it is; ``python``: the program there.
     """
 
     host: str
-    inner: Any
+    inner: Target
     user: str | None = None
     port: int | None = None
     python: str = "python3"
     client: str = field(default="ssh", compare=False)
     timeout_s: float = 300.0
+    name: str = field(init=False)
+    artifact: str = field(init=False)
+    precision: str = field(init=False)
+    profiles: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        where = f"{self.user}@{host}" if self.user else host
+        python = "" if self.python == "python3" else f"?python={self.python}"
+        port = f":{self.port}" if self.port else ""
+        object.__setattr__(self, "name", f"ssh://{where}{port}/{self.inner.name}{python}")
+        for fact in ("artifact", "precision", "profiles"):
+            object.__setattr__(self, fact, getattr(self.inner, fact))
 
     @classmethod
-    def parse(cls, text: str) -> SshTarget:
+    def parse(cls, text: str, make: Callable[[str], Target]) -> SshTarget:
         """Read ``ssh://[user@]host[:port]/TARGET``, with ``?python=PROGRAM`` where ``python3`` is not the right one.
+
+        ``make``: the target of a text on this machine.
 
         Raises:
             PlanError: not of this form, or a target that cannot run remotely.
         """
-        from secateurs.latency.targets import make_target
-
         match = _FORM.fullmatch(text)
         if match is None or match["host"].startswith("-"):
             raise PlanError(
                 f"Target {text!r} is not understood. Write ssh://[user@]host[:port]/TARGET, "
                 f"for example ssh://pi@192.168.1.20/onnxruntime-cpu."
             )
-        inner = make_target(match["target"])
-        if not hasattr(inner, "engine"):
+        inner = make(match["target"])
+        if inner.engine is None:
             raise PlanError(
                 f"Target {match['target']!r} cannot run on another machine: its files are made for this one. Choose "
                 f"one whose files can travel, such as ssh://{match['host']}/onnxruntime-cpu."
@@ -92,34 +107,17 @@ class SshTarget:
         port = int(match["port"]) if match["port"] else None
         return cls(match["host"].strip("[]"), inner, match["user"], port, match["python"] or "python3")
 
-    @property
-    def name(self) -> str:
-        """The text that names it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        where = f"{self.user}@{host}" if self.user else host
-        python = "" if self.python == "python3" else f"?python={self.python}"
-        return f"ssh://{where}{f':{self.port}' if self.port else ''}/{self.inner.name}{python}"
-
-    @property
-    def artifact(self) -> str:
-        """What the inner target runs."""
-        return str(self.inner.artifact)
-
-    @property
-    def precision(self) -> str:
-        """The inner target's."""
-        return str(self.inner.precision)
-
-    @property
-    def profiles(self) -> bool:
-        """Whether the inner target has a profiler."""
-        return bool(self.inner.profiles)
-
     def _command(self, program: str) -> list[str]:
         port = ["-p", str(self.port)] if self.port else []
         user = ["-l", self.user] if self.user else []
         # The remote shell gets a fixed text; what varies travels through the connection.
         return [self.client, *_OPTIONS, *port, *user, "--", self.host, f'{self.python} -u -c "{program}"']
+
+    @property
+    def saturates(self) -> bool:
+        """As the processor there is."""
+        facts = _probe(self)
+        return overflows(facts["machine"], facts["flags"].split())
 
     def available(self) -> str | None:
         """None, or why not: no ssh client, no connection, no Python there, no runtime there."""
@@ -171,13 +169,11 @@ class SshTarget:
 
     def settings(self, *, threads: int, batch: int, profile: bool) -> dict[str, Any]:
         """The inner target's."""
-        settings: dict[str, Any] = self.inner.settings(threads=threads, batch=batch, profile=profile)
-        return settings
+        return self.inner.settings(threads=threads, batch=batch, profile=profile)
 
     def operations(self, profile: Mapping[str, Any]) -> tuple[Operation, ...]:
         """The inner target's."""
-        operations: tuple[Operation, ...] = self.inner.operations(profile)
-        return operations
+        return self.inner.operations(profile)
 
 
 @functools.lru_cache(maxsize=16)
@@ -191,7 +187,7 @@ def _probe(target: SshTarget) -> dict[str, Any]:
     try:
         done = subprocess.run(target._command(_BOOT), input=code + b"\n", capture_output=True, timeout=40)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise TargetError(f"{target.host} cannot be reached with ssh ({error}). Check the address.") from error
+        raise TargetError(f"{target.host} cannot be reached with ssh ({why(error)}). Check the address.") from error
     if done.returncode != 0:
         words = done.stderr.decode("utf-8", "replace").strip()[-400:]
         raise TargetError(

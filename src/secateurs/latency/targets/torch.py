@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateurs.latency.process import Worker, local_command
-from secateurs.latency.targets._base import Operation, lower_half, processor_facts
+from secateurs.latency.targets._base import Operation, Target, lower_half, processor_facts
 
 
 @dataclass(frozen=True)
-class TorchCpu:
+class TorchCpu(Target):
     """PyTorch in eager mode, float32, on an exported program with folded batch normalisation."""
 
     timeout_s: float = field(default=300.0, kw_only=True)
@@ -45,8 +45,8 @@ class TorchCpu:
         return {"threads": threads, "batch": batch, "profile": profile, "compile": self.compiled}
 
     def operations(self, profile: Mapping[str, Any]) -> tuple[Operation, ...]:
-        """The executed operators; the program's nodes keep their names."""
-        times: Mapping[str, list[float]] = profile["nodes_us"]
+        """The executed operators; the program's nodes keep their names. None where it is compiled."""
+        times: Mapping[str, list[float]] = profile["nodes_us"] if self.profiles else {}
         return tuple(Operation((name,), "", lower_half(seen) / 1e3) for name, seen in times.items())
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateurs.latency.process import Worker, local_command
-from secateurs.latency.targets._base import Operation, lower_half, with_precision
+from secateurs.latency.targets._base import Operation, Target, lower_half, with_precision
 from secateurs.latency.targets._cuda import device_facts, find_device
 
 PRECISIONS = ("f32", "tf32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
-class TorchCuda:
+class TorchCuda(Target):
     """PyTorch's own kernels, captured as a CUDA graph and timed with CUDA events.
 
     ``torch-cuda:tf32`` lets float32 convolutions use tensor cores at reduced precision; ``:fp16`` and ``:bf16`` hold
@@ -27,16 +27,12 @@ class TorchCuda:
     timeout_s: float = field(default=300.0, kw_only=True)
     compiled: bool = field(default=False, init=False)
     base_name: str = field(default="torch-cuda", init=False)
+    name: str = field(init=False)
     artifact: str = field(default="pt2", init=False)
     profiles: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        with_precision(self.base_name, self.precision, PRECISIONS)
-
-    @property
-    def name(self) -> str:
-        """The target's name, with the precision where it is not f32."""
-        return with_precision(self.base_name, self.precision, PRECISIONS)
+        object.__setattr__(self, "name", with_precision(self.base_name, self.precision, PRECISIONS))
 
     def available(self) -> str | None:
         """None, or why not: no device, or a PyTorch without CUDA."""
@@ -64,8 +60,8 @@ class TorchCuda:
         return {**chosen, "precision": self.precision}
 
     def operations(self, profile: Mapping[str, Any]) -> tuple[Operation, ...]:
-        """The executed operators; the program's nodes keep their names."""
-        times: Mapping[str, list[float]] = profile["nodes_us"]
+        """The executed operators; the program's nodes keep their names. None where it is compiled."""
+        times: Mapping[str, list[float]] = profile["nodes_us"] if self.profiles else {}
         return tuple(Operation((name,), "", lower_half(seen) / 1e3) for name, seen in times.items())
 
 

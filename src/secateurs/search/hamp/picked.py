@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from secateurs.cost import quantity
-from secateurs.errors import InfeasibleBudgetError, PlanError
+from secateurs.errors import InfeasibleBudgetError, PlanError, why
 from secateurs.progress import Progress, silent
-from secateurs.search.problem import Candidate, Problem, Solution
+from secateurs.search.problem import Candidate, Problem, Solution, Strategy
 
 FILE = "front.json"
 
 
 @dataclass(frozen=True)
-class Network:
+class FrontNetwork:
     """One point of a front: units kept by group name, names of removed blocks, error before fine-tuning, its number."""
 
     widths: Mapping[str, int]
@@ -29,21 +29,22 @@ class Network:
 
 
 @dataclass(frozen=True)
-class FromFront:
+class FromFront(Strategy):
     """Card. Method: of the networks that a search left behind, the one of least error within the limits. Cost: none.
     When to use: ``secateurs front --pick`` does, to carry a chosen point through repair, fine-tuning and measurement.
     ``point``: a person chose this number; it is the only network then, whatever the limits.
     """
 
-    networks: tuple[Network, ...]
+    networks: tuple[FrontNetwork, ...]
     name: str = "front"
     criterion: str | None = None
+    searches: bool = False
     point: int | None = None
+    picked: str | None = field(default=None, init=False)
 
-    @property
-    def picked(self) -> str | None:
-        """What a person chose, in words; None where the limits decide."""
-        return None if self.point is None else f"point {self.point} of the front"
+    def __post_init__(self) -> None:
+        if self.point is not None:
+            object.__setattr__(self, "picked", f"point {self.point} of the front")
 
     @classmethod
     def tuned(cls, options: Mapping[str, Any], folder: Path | None) -> FromFront:
@@ -58,13 +59,14 @@ class FromFront:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             networks = tuple(
-                Network(p["widths"], tuple(p["removed"]), float(p["error"]), int(p["number"])) for p in raw["points"]
+                FrontNetwork(p["widths"], tuple(p["removed"]), float(p["error"]), int(p["number"]))
+                for p in raw["points"]
             )
             point = raw.get("picked")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(
-                f"{path} holds no front ({error}). Make one with 'secateurs front MODEL --data DATA -o RUN', then pick "
-                f"from it with 'secateurs front --resume -o RUN --pick knee'."
+                f"{path} holds no front ({why(error)}). Make one with 'secateurs front MODEL --data DATA -o RUN', then "
+                f"pick from it with 'secateurs front --resume -o RUN --pick knee'."
             ) from error
         return cls(tuple(n for n in networks if point in (None, n.number)), point=point)
 
@@ -84,7 +86,7 @@ class FromFront:
                 raise PlanError("The front belongs to another network: its groups differ. Make the front again.")
             widths = np.array([network.widths[name] for name in names], dtype=np.int64)
             candidate = problem.candidate(widths, {blocks[name] for name in network.removed}, 1.0 - network.error)
-            over = max(candidate.predicted[c.name] / c.limit for c in problem.constraints)
+            over = max((_times(candidate.predicted[c.name], c.limit) for c in problem.constraints), default=0.0)
             nearest = min(nearest, (over, f"point {network.number} takes {_costs(problem, candidate)}"))
             if self.picked or over <= 1 + 1e-9:
                 found.append((network.error, sum(candidate.predicted.values()), len(found), candidate))
@@ -97,6 +99,11 @@ class FromFront:
             )
         best = min(found, key=lambda entry: entry[:3])[-1]
         return Solution(best.widths, best.removed, best.value, best.predicted, None, 0.0, (best,))
+
+
+def _times(cost: float, limit: float) -> float:
+    """How many limits a cost is."""
+    return cost / limit if limit > 0 else float("inf") if cost > limit else 1.0
 
 
 def _costs(problem: Problem, candidate: Candidate) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Sized
@@ -13,9 +12,10 @@ import numpy as np
 
 from secateurs.errors import PlanError
 from secateurs.progress import Progress, silent
+from secateurs.provenance import digest
 from secateurs.search.hamp.archive import Archive
 from secateurs.search.hamp.encoding import Encoding
-from secateurs.search.hamp.judging import Fidelities, Judging, Known, as_row, stored_networks
+from secateurs.search.hamp.evaluating import Fidelities, Judging, KnownNetworks, as_row, stored_networks
 from secateurs.search.hamp.local_search import Climber, Local
 from secateurs.search.hamp.operators import offspring, random_genomes
 from secateurs.search.hamp.selection import PORTFOLIO, by_crowding, select, updated_quotas
@@ -28,7 +28,7 @@ ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
-class Settings:
+class HampSettings:
     """How a search goes.
 
     ``population``; ``evaluations``: most different networks that are judged (None: no bound); ``minutes``: most time
@@ -128,7 +128,7 @@ class Search:
     again walks the same way, reading instead of computing. What a clock decides is stored too.
     """
 
-    def __init__(self, problem: Problem, settings: Settings, seed: int = 0, progress: Progress = silent) -> None:
+    def __init__(self, problem: Problem, settings: HampSettings, seed: int = 0, progress: Progress = silent) -> None:
         if problem.evaluator is None:
             raise PlanError("This search evaluates candidates on data, but no data was given. Give --data.")
         if not 1 <= len(problem.constraints) <= 3:
@@ -157,7 +157,7 @@ class Search:
         options = [np.asarray(o).tolist() for o in problem.options]
         facts = (asdict(self.settings), self.seed, problem.evaluator.identity, problem.limits.tolist(), costs, options)
         text = f"{problem.spec.fingerprint}|{facts}|{[float(np.sum(v)) for v in problem.values]}"
-        return f"hamp/{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+        return f"hamp/{digest(text, 24)}"
 
     def _stored(self, name: str, make: Any) -> Any:
         """A fact of this search, from its row where an earlier sitting stored it."""
@@ -223,7 +223,7 @@ class Search:
         objectives, violations, _ = self._evaluate(genes)
         return self._select(Population(genes, objectives, violations, (frozenset(),) * len(genes)))
 
-    def _best_known(self, known: Known) -> np.ndarray:
+    def _best_known(self, known: KnownNetworks) -> np.ndarray:
         """Genomes of the known front, all offered to the archive."""
         if not len(known.genes):
             return known.genes

@@ -6,28 +6,30 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 
 from secateurs.progress import Progress, silent
-from secateurs.search.hamp.search import Outcome, Search, Settings
-from secateurs.search.problem import Candidate, Problem, Solution
+from secateurs.search.hamp.search import HampSettings, Outcome, Search
+from secateurs.search.problem import Candidate, Problem, Solution, Strategy
 from secateurs.search.reach import infeasible
 
 
 @dataclass(frozen=True)
-class Hamp:
-    """HAMP-style search (METHODS §5; our reading of Hong et al., Fundamental Research 4(4), 2024).
+class Hamp(Strategy):
+    """HAMP-style search: our reading of Hong et al., Fundamental Research 4(4), 2024.
+
+    docs/methods.md, "HAMP objectives and encoding" and what follows it.
 
     Card. Objectives: error on a fixed validation subset after batch-norm re-estimation, and every cost model of the
     problem. Method: evolution on legal widths and removable blocks; a portfolio of environmental selections shares the
     population by the hypervolume that its survivors' children bring; every fifth generation a local search around the
     front, in which a surrogate of the error is consulted while it ranks well. Injected are the dense network, uniform
     widths and knapsack optima. Ours: all parameters, the portfolio's members, the surrogates, the injection, and that
-    offspring are bred in excess and picked by the surrogate, asked from 3 evaluations per group on (METHODS: 5;
-    searches on an emulator of resnet56's evaluations ended higher so). Cost: some
+    offspring are bred in excess and picked by the surrogate, asked from 3 evaluations per group on (searches
+    on an emulator of resnet56's evaluations ended higher so than with 5). Cost: some
     hundred to thousands of real evaluations. When to use: to see what accuracy each latency costs before deciding, or
     with several costs. When not: for one budget; ``knapsack`` answers in seconds. ``again``: evaluations of a further
     solve of the same object, as a closed loop asks for: it starts from what is known.
     """
 
-    settings: Settings = field(default_factory=Settings)
+    settings: HampSettings = field(default_factory=HampSettings)
     again: int = 60
     name: str = "hamp"
     criterion: str | None = None
@@ -45,7 +47,7 @@ class Hamp:
             InfeasibleBudgetError: no network within the limits was found.
         """
         began, settings = time.perf_counter(), self.settings
-        if problem.rows is None:
+        if problem.rows is None and problem.evaluator is not None:
             problem = replace(problem, rows=getattr(problem.evaluator, "rows", None))
         if self._solved:
             settings = replace(settings, evaluations=self.again)
@@ -89,4 +91,4 @@ def front_of(search: Search, outcome: Outcome) -> list[Candidate]:
     return found
 
 
-__all__ = ["Hamp", "Settings", "front_of"]
+__all__ = ["Hamp", "HampSettings", "front_of"]

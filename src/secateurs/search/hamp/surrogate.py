@@ -85,7 +85,7 @@ class Gaussian:
     """A Gaussian process with a Matérn-5/2 kernel.
 
     One length scale is fitted; features are first scaled by how much a ridge regression makes of them, which stands in
-    for one fitted scale per feature (METHODS §5's ARD) at a fraction of the cost.
+    for one fitted scale per feature at a fraction of the cost (docs/methods.md, "HAMP surrogate").
     """
 
     name = "Gaussian process"

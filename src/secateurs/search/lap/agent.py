@@ -17,7 +17,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
-from secateurs.errors import PlanError
+from secateurs.errors import PlanError, why
 from secateurs.search.lap.settings import Agent
 
 _KINDS: dict[str, Any] = {"ddpg": DDPG, "td3": TD3, "sac": SAC}
@@ -162,8 +162,8 @@ class Learner:
                 getattr(self.replay, name)[: len(tensor)] = tensor.numpy()
         except Exception as error:
             raise PlanError(
-                f"The agent's checkpoint cannot be used ({error}). Delete it to start the search again; evaluations "
-                "that are already stored are not lost."
+                f"The agent's checkpoint cannot be used ({why(error)}). Delete it to start the search again; "
+                "evaluations that are already stored are not lost."
             ) from error
         self.replay.pos, self.replay.full, self.replay.mean = int(state["pos"]), bool(state["full"]), state["mean"]
         self.algorithm._n_updates = int(state["updates"])

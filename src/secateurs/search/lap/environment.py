@@ -16,7 +16,7 @@ from secateurs.search.lap.rewards import Reward
 from secateurs.search.lap.sensitivity import Sensitivity
 from secateurs.search.lap.wall import Wall
 
-Judge = Callable[[np.ndarray, frozenset[int]], float]
+AccuracyOf = Callable[[np.ndarray, frozenset[int]], float]
 """(widths, removed blocks) to accuracy, a fraction."""
 
 FEATURES = (
@@ -49,7 +49,7 @@ class Game:
     wall: Wall | None
     curves: Sensitivity
     reward: Reward
-    judge: Judge
+    judge: AccuracyOf
     sensitive_state: bool = True
 
     def latencies(self, *networks: Network) -> list[float]:
@@ -64,9 +64,10 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     The action is the share of units to prune, [1] in [0, 1]. It is moved to a legal width, under a budget to one that
     leaves a way to stay within it (:class:`~secateurs.search.lap.wall.Wall`); ``info["action"]`` is the share that was
-    really taken and is what belongs into a replay. The observation, float32 [13], holds :data:`FEATURES` (METHODS
-    §2.3(b)), each scaled over the groups or to the dense network. The reward is 0 until the last step, where the
-    network is judged; ``info`` then holds ``widths``, ``removed``, ``accuracy`` and ``latency_ms``.
+    really taken and is what belongs into a replay. The observation, float32 [13], holds :data:`FEATURES`, each scaled
+    over the groups or to the dense network (docs/methods.md, "LAP state, action and wall"). The reward is 0 until the
+    last step, where the network is judged; ``info`` then holds ``widths``, ``removed``, ``accuracy`` and
+    ``latency_ms``.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gymnasium declares it as an instance attribute

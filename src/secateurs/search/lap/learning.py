@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from secateurs.errors import PlanError
-from secateurs.plan import write_atomic
+from secateurs.errors import PlanError, why
+from secateurs.files import write_atomic
 from secateurs.progress import Task
 from secateurs.search.lap.exploration import truncated_normal
-from secateurs.search.lap.playing import Action, Table, fixed, rehearse, walk
+from secateurs.search.lap.playing import Action, GameTable, fixed, rehearse, walk
 from secateurs.search.lap.settings import LapSettings
 from secateurs.search.problem import SLACK
 
@@ -40,7 +40,7 @@ DRAWS, WIDER = 5, 1.5
 ASKED = 0.5
 """Share of these changes that the actor proposes after the warm-up; the others lie around the best network."""
 
-Limits = tuple[float, ...]
+StepLimits = tuple[float, ...]
 """Of the costs of a problem, the main one first."""
 
 Balance = Callable[[np.ndarray, "np.ndarray | None", np.random.Generator], np.ndarray]
@@ -56,7 +56,7 @@ class Episode:
     far, this one included.
     """
 
-    limits: Limits | None
+    limits: StepLimits | None
     phase: str
     reward: float
     accuracy: float
@@ -72,13 +72,13 @@ class Episode:
         """Equal for equal networks."""
         return self.widths, self.removed
 
-    def within(self, limits: Limits | None) -> bool:
+    def within(self, limits: StepLimits | None) -> bool:
         """Whether all costs are within such limits."""
         return limits is None or all(c <= most * (1 + SLACK) for c, most in zip(self.costs, limits, strict=True))
 
 
 @dataclass
-class Session:
+class Learning:
     """Learner and episodes of one search; with a ``folder`` they outlive a kill.
 
     ``identity``: everything that the course of the search depends on but the limits; a checkpoint of another one is
@@ -109,7 +109,7 @@ class Session:
             found = [_episode(raw) for raw in held["episodes"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PlanError(
-                f"The search's checkpoint in {self.folder} is damaged ({error}). Delete that folder to start the "
+                f"The search's checkpoint in {self.folder} is damaged ({why(error)}). Delete that folder to start the "
                 "search again; evaluations that are already stored are not lost."
             ) from error
         self.learner.restore(content)
@@ -130,20 +130,20 @@ class Session:
                 old.unlink(missing_ok=True)
         self.saved = time.monotonic()
 
-    def under(self, limits: Limits | None) -> list[Episode]:
+    def under(self, limits: StepLimits | None) -> list[Episode]:
         """Episodes up to the last one that searched under ``limits``."""
         last = max((i for i, episode in enumerate(self.episodes) if episode.limits == limits), default=-1)
         return self.episodes[: last + 1]
 
-    def is_first(self, limits: Limits | None) -> bool:
+    def is_first(self, limits: StepLimits | None) -> bool:
         """Whether these are the limits that the search began with, so that all episodes are theirs."""
         return not self.episodes or self.episodes[0].limits == limits
 
-    def wanted(self, limits: Limits | None) -> int:
+    def wanted(self, limits: StepLimits | None) -> int:
         """Episodes that such limits get."""
         return self.settings.episodes if self.is_first(limits) else self.settings.again
 
-    def run(self, table: Table, limits: Limits | None, start: Start, task: Task) -> list[Episode]:
+    def run(self, table: GameTable, limits: StepLimits | None, start: FirstEpisodes, task: Task) -> list[Episode]:
         """Episodes until these limits have had their share; what was known before included."""
         first, wanted = self.is_first(limits), self.wanted(limits)
         done = sum(episode.limits == limits for episode in self.episodes)
@@ -166,19 +166,25 @@ class Session:
             self.save()
         return self.under(limits)
 
-    def _note(self, episode: Episode, limits: Limits | None, unit: str) -> str:
+    def _note(self, episode: Episode, limits: StepLimits | None, unit: str) -> str:
         """An episode in a line."""
         share = f" of {limits[0]:.3g}" if limits else ""
         found = f"reward {episode.reward:.3f}  accuracy {episode.accuracy:.2%}  best {self.best(limits).accuracy:.2%}"
         return f"{found}  {episode.latency_ms:.3g} {unit}{share}"
 
-    def best(self, limits: Limits | None) -> Episode:
+    def best(self, limits: StepLimits | None) -> Episode:
         """The episode of highest reward that is within ``limits``, the first one of equals."""
         inside = [episode for episode in self.under(limits) if episode.within(limits)]
         return max(inside, key=lambda episode: episode.reward)
 
     def _draw(
-        self, table: Table, index: int, first: bool, start: Start, limits: Limits | None, rng: np.random.Generator
+        self,
+        table: GameTable,
+        index: int,
+        first: bool,
+        start: FirstEpisodes,
+        limits: StepLimits | None,
+        rng: np.random.Generator,
     ) -> tuple[str, Action]:
         """What the next episode is for, and how it acts; balanced ones are drawn again until the network is new."""
         known = {episode.network for episode in self.under(limits)}
@@ -194,7 +200,13 @@ class Session:
         return phase, action
 
     def _phase(
-        self, index: int, first: bool, start: Start, limits: Limits | None, wider: float, rng: np.random.Generator
+        self,
+        index: int,
+        first: bool,
+        start: FirstEpisodes,
+        limits: StepLimits | None,
+        wider: float,
+        rng: np.random.Generator,
     ) -> tuple[str, Action]:
         """The same before balancing; ``index``: its number under the present limits, ``wider``: times the deviation."""
         agent = self.settings.agent
@@ -228,7 +240,7 @@ class Session:
         return "warm-up" if warm else "agent", act
 
     def _play(
-        self, env: PruningEnv, limits: Limits | None, phase: str, action: Action
+        self, env: PruningEnv, limits: StepLimits | None, phase: str, action: Action
     ) -> tuple[Episode, list[Transition]]:
         steps, ratios, info = walk(env, action)
         widths, removed = tuple(info["widths"].tolist()), tuple(sorted(info["removed"]))
@@ -239,7 +251,7 @@ class Session:
 
 
 @dataclass(frozen=True)
-class Start:
+class FirstEpisodes:
     """How a search begins and explores.
 
     ``centre``: ratios around which the warm-up acts [groups], None for uniform actions; ``blocks``: sensitivity of the

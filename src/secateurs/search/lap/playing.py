@@ -17,7 +17,7 @@ Action = Callable[[int, np.ndarray], float]
 
 
 @dataclass(frozen=True)
-class Table:
+class GameTable:
     """Where the game is played: ``env``; ``rehearsal`` without wall and judge; ``replay`` without judge."""
 
     env: PruningEnv

@@ -1,9 +1,9 @@
 """What an episode is worth to the agent.
 
 Card. E = 1 - accuracy, T = latency. R1 = -E ln(T in µs); R2 = -E ln(1 + κ max(0.02, 1 - Σ_g S_g)), κ = e²; R3 = -E.
-Source: METHODS §2.3(d), our reading; R1 is AMC's -E log(FLOPs) with latency in its place. The trap: -E ln(T) turns into
-a reward for errors once T < 1 in its unit, so T is never taken in milliseconds here. When to use: R3 under a budget
-(the action wall holds it), R2 without one, R1 without one and without the sensitivity prior.
+Source: our reading (docs/methods.md, "LAP rewards"); R1 is AMC's -E log(FLOPs) with latency in its place. The trap: -E
+ln(T) turns into a reward for errors once T < 1 in its unit, so T is never taken in milliseconds here. When to use: R3
+under a budget (the action wall holds it), R2 without one, R1 without one and without the sensitivity prior.
 """
 
 from __future__ import annotations

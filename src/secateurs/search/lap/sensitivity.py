@@ -1,7 +1,8 @@
 """Latency sensitivity: how much of the network's latency goes when one group alone is cut.
 
 Card. S_g(ρ) = (T(dense) - T(dense with only g cut by ρ)) / T(dense), ρ = 0.1 … 0.9; s_g = mean_ρ S_g(ρ)/ρ; ŝ_g =
-s_g / max_h s_h. Source: METHODS §2.3(a), our reading of LAP. A flat stretch of the curve is a plateau of the runtime's
+s_g / max_h s_h. Source: our reading of LAP (docs/methods.md,
+"LAP latency sensitivity"). A flat stretch of the curve is a plateau of the runtime's
 staircase; a negative value is a cut that makes the network slower, and keeps its sign. Cost: one evaluation of the
 latency model for all groups and ratios, or one measured network each. When not: it sees one group at a time, so the
 sum over groups counts twice what two neighbours save together.

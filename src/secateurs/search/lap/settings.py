@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from secateurs.errors import PlanError
 from secateurs.search.lap.rewards import REWARDS
@@ -22,11 +23,12 @@ class Prior:
     state: bool = True
     exploration: bool = True
     reward: bool = True
+    spelled_as: ClassVar[str] = "Prior"
 
 
 @dataclass(frozen=True)
 class Agent:
-    """The learner, after AMC (arXiv 1802.03494, METHODS §2.3(e)).
+    """The learner, after AMC (arXiv 1802.03494; docs/methods.md, "LAP agent").
 
     ``kind``: ``ddpg``, ``td3`` or ``sac``; ``hidden``: units of the two hidden layers; rates of Adam; ``tau``: of the
     target networks; ``discount``; ``batch``: transitions per update; ``replay``: transitions kept, in episodes;
@@ -45,6 +47,7 @@ class Agent:
     sigma: float = 0.5
     decay: float = 0.95
     reward_rate: float = 0.5
+    spelled_as: ClassVar[str] = "Agent"
 
     def __post_init__(self) -> None:
         if self.kind not in AGENTS:
@@ -74,6 +77,7 @@ class LapSettings:
     keep: int = 10
     prior: Prior = field(default_factory=Prior)
     agent: Agent = field(default_factory=Agent)
+    spelled_as: ClassVar[str] = "LapSettings"
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.again < 1:

@@ -1,14 +1,14 @@
 """Strategy ``lap``: an agent sets the pruning ratio of one group after the other and learns from judged networks.
 
 Card. Formula: see :mod:`secateurs.search.lap` and its modules (sensitivity, environment, wall, rewards, agent). Source:
-LAP, Chen et al. 2022 [V-abs] for the idea, AMC [V-code] for the agent's settings, the rest is our reading (METHODS
-§2.3). Cost: one judged network per episode, hundreds of them. When to use: where the value of a network is not a sum
-over its groups, and time for hundreds of evaluations is there. When not: ``knapsack`` finds the best sum in seconds.
+LAP, Chen et al. 2022 for the idea, AMC's code for the agent's settings, the rest is our reading (docs/methods.md, "LAP
+procedure" and what precedes it). Cost: one judged network per episode, hundreds of them. When to use: where the value
+of a network is not a sum over its groups, and time for hundreds of evaluations is there. When not: ``knapsack`` finds
+the best sum in seconds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from secateurs.errors import InfeasibleBudgetError, PlanError
+from secateurs.errors import InfeasibleBudgetError, PlanError, why
 from secateurs.progress import Progress, silent
-from secateurs.registry import load
+from secateurs.provenance import digest, spelled
 from secateurs.search.lap.choices import Choices
 from secateurs.search.lap.environment import Game, PruningEnv
 from secateurs.search.lap.exploration import (
@@ -30,12 +30,13 @@ from secateurs.search.lap.exploration import (
     refitted,
     uniform_ratio,
 )
-from secateurs.search.lap.learning import Balance, Episode, Limits, Session, Start
-from secateurs.search.lap.playing import Table
+from secateurs.search.lap.learning import Balance, Episode, FirstEpisodes, Learning, StepLimits
+from secateurs.search.lap.playing import GameTable
 from secateurs.search.lap.rewards import REWARDS
 from secateurs.search.lap.sensitivity import Sensitivity, modelled
 from secateurs.search.lap.settings import Agent, LapSettings
 from secateurs.search.lap.wall import Wall
+from secateurs.search.legal import find_strategy, strategy_kind
 from secateurs.search.problem import Candidate, Problem, Solution, Strategy
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ COURSE = 2
 
 
 @dataclass(frozen=True)
-class Lap:
+class Lap(Strategy):
     """``settings``: of the search; ``folder``: where its checkpoint goes (None: nowhere).
 
     One object may be asked for several limits in turn, as a closed loop does: the agent and all judged networks are
@@ -58,7 +59,9 @@ class Lap:
     name: str = "lap"
     criterion: str | None = None
     evaluates: bool = True
-    sessions: dict[str, Session] = field(default_factory=dict, compare=False, repr=False)
+    replans: bool = False
+    finalists: bool = True
+    sessions: dict[str, Learning] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def tuned(cls, options: Mapping[str, Any], folder: Path | None) -> Lap:
@@ -96,7 +99,7 @@ class Lap:
         reward = REWARDS[settings.reward_name]
         game = Game(choices, wall, curves, reward, _judge(problem), settings.prior.state)
         blind = replace(game, judge=lambda widths, removed: 0.0)
-        table = Table(PruningEnv(game), PruningEnv(replace(blind, wall=None)), PruningEnv(blind))
+        table = GameTable(PruningEnv(game), PruningEnv(replace(blind, wall=None)), PruningEnv(blind))
         session = self._session(problem, table.env, seed)
         limits = tuple(problem.limits.tolist()) if settings.budget else None
         start = self._start(problem, choices, curves, warm, session, limits)
@@ -124,17 +127,17 @@ class Lap:
             progress.say(f"The budget needs groups pruned by more than {self.settings.most:.0%}: all widths are open.")
             return free, wall
 
-    def _session(self, problem: Problem, env: PruningEnv, seed: int) -> Session:
+    def _session(self, problem: Problem, env: PruningEnv, seed: int) -> Learning:
         """The search so far: from earlier limits, from the folder, or a new one."""
         assert problem.evaluator is not None
         ends = np.stack([problem.spec.dense_widths, problem.narrowest])
         costs = [constraint.model.evaluate(ends).tolist() for constraint in problem.constraints]
         legal = ([widths.tolist() for widths in problem.options], sorted(problem.removable))
         facts = (COURSE, self.settings, seed, problem.spec.fingerprint, problem.evaluator.identity, costs, legal)
-        identity = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        identity = digest(spelled(facts), 16)
         if identity not in self.sessions:
             learner = _learner(env, self.settings, len(problem.spec.groups), seed)
-            session = Session(learner, self.settings, seed, identity, self.folder)
+            session = Learning(learner, self.settings, seed, identity, self.folder)
             session.resume()
             self.sessions[identity] = session
         return self.sessions[identity]
@@ -145,38 +148,39 @@ class Lap:
         choices: Choices,
         curves: Sensitivity,
         warm: Solution | None,
-        session: Session,
-        limits: Limits | None,
-    ) -> Start:
+        session: Learning,
+        limits: StepLimits | None,
+    ) -> FirstEpisodes:
         settings = self.settings
         balance = _balance(choices) if settings.budget else None
         if warm is not None:
             ratios = choices.ratios_of(warm.widths, warm.removed)
-            return Start(ratios, settings.warm_sigma, ratios, local=0, balance=balance)
+            return FirstEpisodes(ratios, settings.warm_sigma, ratios, local=0, balance=balance)
         forced = None
         if session.episodes and not session.is_first(limits):
             forced = np.array(max(session.episodes, key=lambda episode: episode.reward).ratios)
         if not settings.prior.exploration:
-            return Start(None, settings.agent.sigma, forced)
+            return FirstEpisodes(None, settings.agent.sigma, forced)
         mean = uniform_ratio(problem, choices.most) if settings.budget else min(FREE_RATIO, choices.most)
         centre, blocks = prior_ratios(curves, mean, choices.most), block_sensitivity(choices)
         local = 0 if forced is not None else settings.warm_episodes
-        return Start(centre, settings.agent.sigma, forced, local, balance, blocks)
+        return FirstEpisodes(centre, settings.agent.sigma, forced, local, balance, blocks)
 
     def _solution(
         self,
         problem: Problem,
         curves: Sensitivity,
-        start: Start,
+        start: FirstEpisodes,
         episodes: Sequence[Episode],
-        limits: Limits | None,
+        limits: StepLimits | None,
         seconds: float,
     ) -> Solution:
         unique = list({episode.network: episode for episode in episodes}.values())
         inside = [episode for episode in unique if episode.within(limits)]
         ranked = sorted(inside, key=lambda e: (-e.reward, -e.accuracy, e.latency_ms))
         best = [_candidate(problem, episode) for episode in ranked[: self.settings.keep]]
-        evaluator: Any = problem.evaluator
+        evaluator = problem.evaluator
+        assert evaluator is not None
         details = {
             "summary": {
                 "evaluations": episodes[-1].evaluations,
@@ -207,14 +211,13 @@ def _warm(settings: LapSettings) -> Strategy | None:
     """
     if not settings.warm_start:
         return None
-    kind = load("strategies", settings.warm_start)
-    if getattr(kind, "evaluates", False) or hasattr(kind, "tuned"):
+    kind = strategy_kind(settings.warm_start)
+    if kind.evaluates or not kind.searches:
         raise PlanError(
             f"Strategy {settings.warm_start!r} cannot give lap its first plan: it judges networks itself, or reads a "
             "stored front. Give one that plans by scores, such as --warm-start knapsack."
         )
-    found: Strategy = kind()
-    return found
+    return find_strategy(settings.warm_start)
 
 
 def _no_limit(problem: Problem) -> float:
@@ -238,7 +241,7 @@ def _learner(env: PruningEnv, settings: LapSettings, groups: int, seed: int) -> 
         from secateurs.search.lap.agent import Learner
     except ImportError as error:
         raise PlanError(
-            f"Strategy lap needs {error.name}, which cannot be imported ({error}). Install it: "
+            f"Strategy lap needs {error.name}, which cannot be imported ({why(error)}). Install it: "
             "pip install 'secateurs[lap]'."
         ) from error
     return Learner(env, settings.agent, groups, seed)

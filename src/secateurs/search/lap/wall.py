@@ -2,11 +2,11 @@
 
 Card. Formula: option o of group g is open if min over all later choices of T(earlier choices, o, later ones) ≤ T*; an
 action is moved to the nearest open option, first towards more pruning. Source: AMC's action wall carried over to
-latency, METHODS §2.3(b). Ours: the minimum is exact where tables are staircases or not monotone, by variable
-elimination over the cost tables (:mod:`secateurs.search.elimination`); AMC assumes the largest ratio later on. One
-completion that is known to fit is carried along, so an episode can always be finished within the limits, also where
-sums over many groups had to be rounded or several limits hold at once. Cost: one pass of elimination (some
-milliseconds) for decisions near the wall, one table look-up for the others.
+latency (docs/methods.md, "LAP state, action and wall"). Ours: the minimum is exact where tables are staircases or not
+monotone, by variable elimination over the cost tables (:mod:`secateurs.search.elimination`); AMC assumes the largest
+ratio later on. One completion that is known to fit is carried along, so an episode can always be finished within the
+limits, also where sums over many groups had to be rounded or several limits hold at once. Cost: one pass of elimination
+(some milliseconds) for decisions near the wall, one table look-up for the others.
 """
 
 from __future__ import annotations

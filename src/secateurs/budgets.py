@@ -1,0 +1,136 @@
+"""What can be limited, and limits on it: parsed once, in any of the forms that people write. No torch here."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from secateurs.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Resource:
+    """What a budget limits. ``unit``: of its figures; ``units``: what a limit may be written in, and how many of
+    ``unit`` that is; ``example``: for messages."""
+
+    name: str
+    unit: str
+    units: Mapping[str, float]
+    example: str
+
+    @property
+    def words(self) -> str:
+        """``file size``."""
+        return self.name.replace("_", " ")
+
+    @property
+    def option(self) -> str:
+        """``--file-size``."""
+        return f"--{self.name.replace('_', '-')}"
+
+
+_BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+
+RESOURCES: dict[str, Resource] = {
+    resource.name: resource
+    for resource in (
+        Resource("latency", "ms", {"ms": 1.0}, "3.2ms"),
+        Resource("memory", "bytes", _BYTES, "20MB"),
+        Resource("file_size", "bytes", _BYTES, "10MB"),
+        Resource("macs", "macs", {"k": 1e3, "M": 1e6, "G": 1e9}, "300M"),
+    )
+}
+"""What can be limited: ``latency`` of one run; ``memory``, the peak that the network adds to the runtime's process;
+``file_size`` of the deployed file; ``macs``, multiply-adds at batch 1."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit: so much of a resource, a fraction of what the dense network takes, or a reduction by a factor.
+
+    ``kind``: the resource's unit (``"ms"``, ``"bytes"``, ``"macs"``), ``"ratio"`` (0 < value < 1, fraction of dense
+    *kept*) or ``"speedup"`` (value > 1); ``resource``: a key of :data:`RESOURCES`.
+    """
+
+    kind: str
+    value: float
+    resource: str = "latency"
+
+    @classmethod
+    def parse(cls, text: str | float | Budget, resource: str = "latency") -> Budget:
+        """Read ``"60%"``, ``"2x"``, a bare fraction ``0.6``, or an amount: ``"3.2ms"``, ``"20MB"``, ``"300M"``.
+
+        Raises:
+            PlanError: not one of these forms, or out of range (0, negative, ≥ 100 %, ≤ 1x).
+        """
+        if isinstance(text, Budget):
+            return text
+        what = RESOURCES[resource]
+        hint = f"Give an amount such as {what.example}, a share of dense such as 60%, or a factor such as 2x."
+        if isinstance(text, (int, float)) and not isinstance(text, bool):
+            text = f"{float(text) * 100!r}%"
+        units = "|".join([*what.units, "%", "x"])
+        match = re.fullmatch(rf"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*({units})?\s*", str(text))
+        name = f"{what.words.capitalize()} budget {text!r}"
+        if match is None:
+            raise PlanError(f"{name} is not understood. {hint}")
+        value, unit = float(match[1]), match[2]
+        if not math.isfinite(value) or value <= 0:
+            raise PlanError(f"{name} must be above zero. {hint}")
+        if unit is None:
+            raise PlanError(f"{name} has no unit. {hint}")
+        if unit == "%":
+            if value >= 100:
+                raise PlanError(f"{name} is not below what the dense network takes (100%). {hint}")
+            return cls("ratio", value / 100, resource)
+        if unit == "x":
+            if value <= 1:
+                raise PlanError(f"{name} must be above 1x. {hint}")
+            return cls("speedup", value, resource)
+        return cls(what.unit, value * what.units[unit], resource)
+
+    @property
+    def absolute(self) -> bool:
+        """Whether it names an amount, not a share of dense."""
+        return self.kind not in ("ratio", "speedup")
+
+    def limit(self, dense: float) -> float:
+        """The limit in the resource's unit, given what the dense network takes."""
+        if self.absolute:
+            return self.value
+        return dense * self.value if self.kind == "ratio" else dense / self.value
+
+    def ratio(self, dense: float) -> float:
+        """The limit as a ratio to what the dense network takes."""
+        return self.limit(dense) / dense
+
+    def __str__(self) -> str:
+        if self.absolute:
+            units = {name: size for name, size in RESOURCES[self.resource].units.items() if not name.endswith("iB")}
+            name = max((n for n in units if self.value >= units[n]), key=lambda n: units[n], default=next(iter(units)))
+            return f"{self.value / units[name]:.10g}{name}"
+        return f"{self.value * 100:g}%" if self.kind == "ratio" else f"{self.value:g}x"
+
+
+def parse_budgets(
+    latency: str | float | Budget | None = None,
+    memory: str | float | Budget | None = None,
+    file_size: str | float | Budget | None = None,
+    macs: str | float | Budget | None = None,
+) -> tuple[Budget, ...]:
+    """The budgets that are given, latency first: the order in which they count as the main one.
+
+    Raises:
+        PlanError: one of them is not understood.
+    """
+    given = {"latency": latency, "memory": memory, "file_size": file_size, "macs": macs}
+    return tuple(Budget.parse(text, name) for name, text in given.items() if text is not None)
+
+
+def describe_budgets(budgets: Sequence[Budget]) -> str:
+    """``60%`` for latency alone, else ``latency 60%, file size 10MB``."""
+    if len(budgets) == 1 and budgets[0].resource == "latency":
+        return str(budgets[0])
+    return ", ".join(f"{RESOURCES[budget.resource].words} {budget}" for budget in budgets)

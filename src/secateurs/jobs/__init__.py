@@ -1,0 +1,1 @@
+"""A whole run in a folder: its settings, its stages and its record."""

@@ -1,0 +1,203 @@
+"""``prune``: the whole main job as one call, for Python and for the command line."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateurs.data import Data, given
+from secateurs.errors import PlanError
+from secateurs.jobs.run_folder import RunFolder
+from secateurs.jobs.settings import Settings, defaults
+from secateurs.jobs.stages import Job, Result
+from secateurs.jobs.training import Trainer
+from secateurs.latency.targets import open_target
+from secateurs.models import Loaded, Preprocessing, own
+from secateurs.plan import Plan
+from secateurs.planning.elements.costs import check_elements
+from secateurs.progress import Progress, silent
+from secateurs.recover import parallel
+from secateurs.registry import load
+from secateurs.report import Record
+from secateurs.structure import apply
+from secateurs.structure.forms import plain
+from secateurs.structure.untouched import untouched
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run goes.
+
+    ``folder``: the run folder (None: a temporary one that is deleted at the end); ``resume``: continue the run that
+    it holds; ``store``: file of latency measurements (None: the user's own); ``command``: shown in the report;
+    ``options``: what model and data were opened from, kept in the folder so that a resumed run needs no retyping.
+    """
+
+    folder: Path | None = None
+    resume: bool = False
+    store: Path | None = None
+    command: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def prune(
+    model: nn.Module,
+    example: Any,
+    *,
+    data: str | Data | tuple[Any, Any],
+    latency: str | float | None = None,
+    memory: str | float | None = None,
+    file_size: str | float | None = None,
+    macs: str | float | None = None,
+    target: str = Settings.target,
+    strategy: str = Settings.strategy,
+    criterion: str | None = Settings.criterion,
+    epochs: int | None = Settings.epochs,
+    threads: int = Settings.threads,
+    seed: int = Settings.seed,
+    normalize: str | Preprocessing | None = None,
+    allow_chance: bool = Settings.allow_chance,
+    settings: Settings | None = None,
+    output: Path | str | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """The smaller network that was measured to be within the budgets, with its plan and its record.
+
+    Args:
+        model: the trained network; untouched.
+        example: a tensor [batch, channels, height, width], or the inputs in another form that ``trace`` takes.
+        data: a source's text such as ``"digits"``, a :class:`~secateurs.data.Data`, or (train, test) loaders.
+        latency: a budget: ``"60%"`` of dense, ``"3.2ms"``, ``"2x"``, or a fraction of dense.
+        memory: a budget of the peak memory that the network adds to the runtime's process: ``"20MB"``, ``"60%"``.
+        file_size: a budget of the deployed file: ``"10MB"``, ``"60%"``.
+        macs: a budget of multiply-adds at batch 1: ``"300M"``, ``"50%"``.
+        target: runtime on a device.
+        strategy: search.
+        criterion: scores of units; None takes the strategy's own or the default.
+        epochs: of fine-tuning; 0 for none, None for one, or more where the images are few.
+        threads: of the measured runtime.
+        seed: of everything random.
+        normalize: how pixels reach the network: ``"imagenet"``, ``"none"`` (pixel / 255), ``"MEAN/STD"``
+            (see :func:`~secateurs.models.parse_normalize`). Needed where the data gives images and the network does
+            not say it itself, as built-in networks and timm's do.
+        allow_chance: go on where the dense network is at chance on the test data.
+        settings: everything at once, instead of the other settings from ``latency`` on.
+        output: run folder, with all files; None keeps none.
+        resume: continue the run in ``output``.
+        progress: where to report.
+
+    Raises:
+        InfeasibleBudgetError: no legal network is that fast.
+        SecateursError: anything else that is wrong with the input, the data, the folder or the runtime.
+    """
+    if settings is None:
+        settings = Settings(
+            latency=_text(latency),
+            memory=_text(memory),
+            file_size=_text(file_size),
+            macs=_text(macs),
+            target=target,
+            strategy=strategy,
+            criterion=criterion,
+            epochs=epochs,
+            threads=threads,
+            seed=seed,
+            allow_chance=allow_chance,
+        )
+    elif any(one is not None for one in (latency, memory, file_size, macs, criterion)):
+        raise PlanError("settings= holds everything, so a budget or criterion= beside it would do nothing. Give one.")
+    model = plain(model)
+    with untouched(model):
+        loaded = own(model, example, normalize)
+    place = Place(None if output is None else Path(output), resume)
+    opened = given(data, loaded, seed=settings.seed, normalize=normalize, progress=progress)
+    return run(loaded, opened, settings, place, example=example, progress=progress)
+
+
+def run(
+    loaded: Loaded,
+    data: Data,
+    settings: Settings,
+    place: Place,
+    *,
+    example: Any = None,
+    progress: Progress = silent,
+) -> Result:
+    """The main job in its folder; see :func:`prune`.
+
+    Under ``torchrun`` the first process does everything, the others take part in its trainings and return its result.
+    """
+    check_names(settings)
+    with ExitStack() as stack:
+        stack.enter_context(untouched(loaded.module))
+        path = place.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-run-")))
+        if place.resume:
+            settings = settings.resumed(RunFolder.resume(path).job)
+        settings = settings.settled(len(data.train))
+        pixels = {"preprocessing": loaded.preprocessing.to_dict()}
+        identity = {**settings.to_dict(), "source": dict(loaded.source) or pixels, "data": data.name}
+        inputs = loaded.example() if example is None else example
+        if helps():
+            return _assisted(Trainer(loaded.module, inputs, data, settings, Path(), progress=progress))
+        if settings.training[1] < parallel.size():
+            raise PlanError(
+                f"{parallel.size()} processes cannot share a training batch of {settings.training[1]} images. Give a "
+                f"larger --train-batch, or start fewer processes."
+            )
+        job = {**identity, "options": dict(place.options), "command": place.command}
+        folder = RunFolder.resume(path, identity, defaults(Settings)) if place.resume else RunFolder.create(path, job)
+        stack.enter_context(folder)
+        command = str(folder.job.get("command", ""))
+        return _shared(Job(loaded, data, settings, folder, inputs, command, place.store, progress))
+
+
+def _shared(job: Job) -> Result:
+    """The job's result; where ``torchrun`` started several processes, the others are told what it is.
+
+    After an error nobody is told: ``torchrun`` ends the others when this process has ended.
+    """
+    result = job.run()
+    job.trainer.dismiss(json.dumps({"plan": result.plan.to_json(), "record": result.record.to_json()}))
+    parallel.same_everywhere(result.module)
+    return result
+
+
+def _assisted(trainer: Trainer) -> Result:
+    """The result of process 0, in whose trainings this process takes part."""
+    told = json.loads(trainer.assist())
+    plan = Plan.from_json(told["plan"])
+    small = apply(trainer.dense, plan, trainer.example, check=False).eval()
+    parallel.same_everywhere(small)
+    return Result(small, plan, Record.model_validate_json(told["record"]), trainer.folder)
+
+
+def _text(budget: str | float | None) -> str | None:
+    return f"{float(budget) * 100!r}%" if isinstance(budget, (int, float)) else budget
+
+
+def helps() -> bool:
+    """Whether ``torchrun`` started this process beside a first one, in whose trainings it takes part."""
+    return parallel.start() and parallel.rank() > 0
+
+
+def check_names(settings: Settings) -> None:
+    """Nothing, if target, strategy and criterion exist and can be used here.
+
+    Raises:
+        PlanError: unknown name.
+        TargetUnavailableError: the target cannot be used here.
+    """
+    target = open_target(settings.target)
+    if settings.elements is not None:
+        check_elements(target, settings.elements, settings.batch)
+    load("strategies", settings.strategy)
+    if settings.criterion is not None:
+        load("criteria", settings.criterion)

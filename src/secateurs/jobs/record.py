@@ -1,0 +1,201 @@
+"""From what the stages found to the record that result.json holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from secateurs.budgets import RESOURCES, describe_budgets
+from secateurs.jobs.comparison import difference, standard_error, unpacked
+from secateurs.jobs.deployment import DenseFound, DeployFound, check_budgets
+from secateurs.jobs.plan_stage import PlanFound
+from secateurs.jobs.recovery import DenseTunedFound, FinetuneFound, RepairFound
+from secateurs.jobs.settings import Settings
+from secateurs.plan import Measurement, Plan
+from secateurs.provenance import versions
+from secateurs.report.record import (
+    BudgetRecord,
+    Certainty,
+    DenseFinetuned,
+    FileRecord,
+    GroupRecord,
+    PrunedSide,
+    Record,
+    Seconds,
+    Side,
+    TargetRecord,
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What every stage of a run found."""
+
+    dense: DenseFound
+    planned: PlanFound
+    repaired: RepairFound
+    tuned: FinetuneFound
+    dense_tuned: DenseTunedFound
+    deployed: DeployFound
+
+    @property
+    def stages(self) -> tuple[Any, ...]:
+        """The values in the order of the stages."""
+        return tuple(getattr(self, one.name) for one in fields(self))
+
+    @property
+    def right(self) -> np.ndarray:
+        """Which test images what is deployed gets right, bool [images]: a quantised file, or the network itself."""
+        return unpacked(self.deployed.correct or self.tuned.correct, self.dense.test_images)
+
+
+def make_record(settings: Settings, found: Findings, plan: Plan, seconds: Mapping[str, float], command: str) -> Record:
+    """The record of a finished run.
+
+    A column that a stage's value has under its name is taken over as it is; the others are put together here.
+    """
+    dense, planned, repaired, deployed = found.dense, found.planned, found.repaired, found.deployed
+    budgets = check_budgets(settings.budgets, dense, planned, deployed)
+    before, after = deployed.dense, deployed.pruned
+    accuracy = found.tuned.accuracy if deployed.accuracy is None else deployed.accuracy
+    made = {
+        "seed": settings.seed,
+        "versions": versions(),
+        "target": target_record(dense.target, settings.threads, dense.precision),
+        "budget": planned.picked or describe_budgets(settings.budgets),
+        "budgets": budgets,
+        "budget_ms": next((one.limit for one in budgets if one.resource == "latency"), None),
+        "budget_used": budgets[0].used if budgets else None,
+        "dense": _side(before, dense.dense_accuracy, planned.dense_macs, dense.dense_params, dense.dense_bytes),
+        "pruned": PrunedSide(
+            **_side(after, accuracy, planned.macs, deployed.params, deployed.file_bytes).model_dump(),
+            accuracy_cut=repaired.accuracy_cut,
+            accuracy_recalibrated=repaired.accuracy_recalibrated,
+            repaired_by=repaired.repaired_by,
+        ),
+        "dense_finetuned": _dense_finetuned(found, seconds),
+        "test": _test(found),
+        "blocks_removed": plan.blocks_removed,
+        "epochs": settings.training[0],
+        "speedup": before.latency_ms / after.latency_ms,
+        "latency_ratio": after.ratio,
+        "latency_ratio_upper": after.ratio_upper,
+        "seconds": Seconds(**{name: round(value, 3) for name, value in seconds.items()}),
+        "batch": settings.batch,
+        "groups": tuple(
+            GroupRecord(name=name, units=plan.group_sizes[name], kept=len(kept)) for name, kept in plan.groups.items()
+        ),
+        "settings": settings.to_dict(),
+        "notes": _notes(found, budgets),
+        "command": command,
+        "created": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
+    return Record(**{**_taken_over(found), **made})
+
+
+def _taken_over(found: Findings) -> dict[str, Any]:
+    """Columns of the record that a stage's value has under the same name."""
+    return {
+        one.name: getattr(stage, one.name)
+        for stage in found.stages
+        for one in fields(stage)
+        if one.name in Record.model_fields
+    }
+
+
+def _test(found: Findings) -> Certainty:
+    """How much the test images tell of the accuracies and of their difference."""
+    images = found.dense.test_images
+    dense, pruned = unpacked(found.dense.dense_correct, images), found.right
+    apart = difference(dense, pruned)
+    return Certainty(
+        samples=images,
+        standard_error=standard_error(float(pruned.mean()), images),
+        dense_standard_error=standard_error(found.dense.dense_accuracy, images),
+        difference=apart.value,
+        difference_standard_error=apart.error,
+        tie=apart.tie,
+    )
+
+
+def _dense_finetuned(found: Findings, seconds: Mapping[str, float]) -> DenseFinetuned | None:
+    """The dense network trained equally, beside the pruned one on the same images; None where it was not."""
+    trained, images = found.dense_tuned.dense_tuned, found.dense.test_images
+    if trained is None:
+        return None
+    apart = difference(unpacked(trained.correct, images), found.right)
+    return DenseFinetuned(
+        epochs=trained.epochs,
+        accuracy=trained.accuracy,
+        standard_error=standard_error(trained.accuracy, images),
+        seconds=round(seconds.get("dense_finetune", 0.0), 3),
+        difference=apart.value,
+        difference_standard_error=apart.error,
+        tie=apart.tie,
+    )
+
+
+def _side(measured: Measurement, accuracy: float, macs: int, params: int, file_bytes: int) -> Side:
+    """One column of the table; a figure that the measurement and the column call alike needs no line here."""
+    alike = {one.name: getattr(measured, one.name) for one in fields(measured) if one.name in Side.model_fields}
+    counted = {"accuracy": accuracy, "macs": macs, "params": params, "file_bytes": file_bytes}
+    return Side(**{**alike, **counted, "latency_spread": measured.spread})
+
+
+def target_record(fingerprint: Mapping[str, str], threads: int, precision: str) -> TargetRecord:
+    """The target as the report names it; ``fingerprint``: what its figures depend on."""
+    shown = [str(value) for key, value in fingerprint.items() if key not in ("target", "threads", "precision")]
+    return TargetRecord(
+        name=fingerprint["target"],
+        fingerprint=", ".join(shown),
+        threads=threads,
+        precision=precision,
+        details=dict(fingerprint),
+    )
+
+
+def slower_than_float(files: Sequence[FileRecord]) -> list[str]:
+    """What to say where a quantised file is no faster than the float one of the same network; ``files``: all four."""
+    ratios = {(one.network, one.precision): one.ratio for one in files}
+    return [
+        f"The {one.network} network in {one.precision} takes {one.ratio / ratios[one.network, 'f32']:.2f} times as "
+        f"long as in float here, so quantising buys nothing: give the target without :{one.precision}."
+        for one in files
+        if one.precision != "f32" and one.ratio >= ratios[one.network, "f32"]
+    ]
+
+
+def _notes(found: Findings, budgets: Sequence[BudgetRecord]) -> tuple[str, ...]:
+    """What was not done or needs attention."""
+    notes = [
+        *found.dense.notes,
+        *found.planned.plan_notes,
+        *found.repaired.repair_notes,
+        *found.tuned.tune_notes,
+        *found.dense_tuned.dense_notes,
+        *slower_than_float(found.deployed.files),
+    ]
+    for budget in budgets:
+        what = RESOURCES[budget.resource]
+        if not budget.met:
+            notes.append(
+                f"The {what.words} budget is missed in the final measurement, {budget.used:.1%} of it at the median: "
+                f"the machine is quieter or busier than when the plan was chosen. Run again, or lower {what.option} a "
+                f"little."
+            )
+    if budgets and max(budget.used for budget in budgets) < 0.94:
+        notes.append(
+            f"Only {max(budget.used for budget in budgets):.1%} of the budget is used: no legal plan that was found "
+            f"lies closer to it."
+        )
+    for name, measured in (("dense", found.deployed.dense), ("pruned", found.deployed.pruned)):
+        if measured.spread > 0.1:
+            notes.append(
+                f"Latencies of the {name} file spread by {measured.spread:.0%} (interquartile range over "
+                f"median): the machine is busy. Ratios are taken turn by turn and are steadier than that."
+            )
+    return tuple(notes)

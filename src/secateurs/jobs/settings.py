@@ -1,0 +1,194 @@
+"""Everything that decides the outcome of the main job, as one frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from secateurs.budgets import Budget, parse_budgets
+from secateurs.errors import PlanError
+from secateurs.latency.targets import DEFAULT_TARGET
+from secateurs.recover.amount import LARGEST_BATCH, default_batch, default_epochs
+from secateurs.recover.schedules import SCHEDULES
+from secateurs.recover.schedules import schedule as find_schedule
+from secateurs.search.legal import DEFAULT_STRATEGY, Legal, SearchOptions, strategy_kind
+
+REPAIRS = {
+    "least-squares": "every layer is refitted on calibration images, then batch-norm statistics are re-estimated",
+    "statistics": "batch-norm statistics are re-estimated on calibration images",
+    "none": "nothing",
+}
+PRECISIONS = ("auto", "fp32", "bf16")
+"""Number formats of fine-tuning; ``auto`` takes the faster one."""
+DEFAULT_REPAIR = "least-squares"
+DEFAULT_PENALTY = 0.0
+
+
+def as_json(settings: Any) -> dict[str, Any]:
+    """The fields of a frozen value of settings as JSON values."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+
+
+def defaults(kind: Any) -> dict[str, Any]:
+    """The default of every field of such a value that has one, as JSON values: what a run of an older version, which
+    did not know the setting, was made with."""
+    known = {item.name: item.default for item in fields(kind) if item.default is not MISSING}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+
+
+def read_settings(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for such a kind from what :func:`as_json` gave; other keys are ignored."""
+    held = {**defaults(kind), **{item.name: raw[item.name] for item in fields(kind) if item.name in raw}}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one run.
+
+    ``latency``, ``memory``, ``file_size``, ``macs``: the budgets, one at least (``60%``, ``2x``, ``3.2ms``, ``20MB``,
+    ``300M``); ``criterion``: None takes the strategy's own or the default;
+    ``threads``/``batch``: of the measured runtime; ``repair``: of the cut weights, one of :data:`REPAIRS`; ``epochs``:
+    of fine-tuning (0: none), ``lr``: its peak rate (None: the recipe's choice), ``train_batch`` and ``precision``
+    (``auto``, ``fp32``, ``bf16``): also of fine-tuning, epochs and batch by the number of images where they are None;
+    ``schedule``: when is cut, one of :data:`SCHEDULES`;
+    ``features``: weight of the distillation of inner activations (0: none); ``calibrate_values``: networks tried to
+    make values of groups comparable (0: none); ``min_width`` (None: by the criterion), ``blocks``,
+    ``channels``: which networks are legal;
+    ``elements``: scope in which kernel elements may go too (None: they stay), ``penalty``: share of the steps of
+    fine-tuning in which they decay before they are zero (0: they are cut at once); ``finalists``: of strategy ``lap``,
+    networks that are trained for an epoch each to choose among them (1: the best untrained one is taken);
+    ``keep``/``barrier``: patterns of what stays whole and of what is not pruned through; ``allow_chance``: go on where
+    the dense network is no better than chance; ``dense_epochs``: for which the dense network is fine-tuned to compare
+    with (None: as long as the pruned one where that is cheap, 0: not at all).
+    """
+
+    latency: str | None = None
+    memory: str | None = None
+    file_size: str | None = None
+    macs: str | None = None
+    target: str = DEFAULT_TARGET
+    strategy: str = DEFAULT_STRATEGY
+    criterion: str | None = None
+    threads: int = 1
+    batch: int = 1
+    seed: int = 0
+    epochs: int | None = None
+    lr: float | None = None
+    train_batch: int | None = None
+    precision: str = "auto"
+    repair: str = DEFAULT_REPAIR
+    schedule: str = "once"
+    features: float = 0.0
+    calibrate_values: int = 0
+    min_width: int | None = None
+    blocks: bool = True
+    keep: tuple[str, ...] = ()
+    barrier: tuple[str, ...] = ()
+    episodes: int | None = None
+    warm_start: str | None = None
+    agent: str | None = None
+    finalists: int = 1
+    channels: bool = True
+    elements: str | None = None
+    penalty: float = DEFAULT_PENALTY
+    allow_chance: bool = False
+    dense_epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.budgets:
+            raise PlanError("No budget is given. Give --latency, --memory, --file-size or --macs, or several of them.")
+        if self.repair not in REPAIRS:
+            raise PlanError(f"Repair {self.repair!r} is unknown. Known: {', '.join(REPAIRS)}.")
+        if self.precision not in PRECISIONS:
+            raise PlanError(f"Precision {self.precision!r} is unknown. Known: {', '.join(PRECISIONS)}.")
+        if self.schedule not in SCHEDULES:
+            raise PlanError(f"Schedule {self.schedule!r} is unknown. Known: {', '.join(SCHEDULES)}.")
+        anew = self.schedule != Settings.schedule and find_schedule(self.schedule).plans_anew
+        if anew and not strategy_kind(self.strategy).replans:
+            raise PlanError(
+                f"Schedule {self.schedule!r} plans more than once, but strategy {self.strategy} judges hundreds of "
+                "networks for every plan. Give --schedule once or regrow, or another --strategy."
+            )
+        if self.finalists > 1 and (self.epochs == 0 or not strategy_kind(self.strategy).finalists):
+            raise PlanError(
+                "finalists are the best networks of strategy lap, trained for an epoch each. Give --strategy lap and "
+                "at least one epoch, or leave --finalists out."
+            )
+        if self.schedule != "once" and self.epochs == 0:
+            raise PlanError(f"Schedule {self.schedule!r} trains before it cuts, but --epochs is 0. Give at least 1.")
+        if self.elements is None and not self.channels and not self.blocks:
+            raise PlanError("Neither channels nor blocks may go. Allow one of them, or give --elements.")
+        if self.elements is not None and self.latency is None:
+            raise PlanError("Which layers are sparse is decided by measured time. Give --latency, or no --elements.")
+        if self.elements is not None and (self.schedule != "once" or self.calibrate_values):
+            raise PlanError(
+                "With kernel elements values are measured per layer and the cut comes once. Leave out --schedule and "
+                "--calibrate-values; --penalty lets elements decay before they go."
+            )
+        if self.penalty and (self.elements is None or self.epochs == 0):
+            raise PlanError(
+                "A penalty lets kernel elements decay while the network is trained. Give --elements and at least one "
+                "epoch, or leave --penalty out."
+            )
+        if not 0 <= self.penalty < 1:
+            raise PlanError(f"penalty is {self.penalty}; it is a share of the steps, at least 0 and below 1.")
+        for name in ("features", "calibrate_values"):
+            if getattr(self, name) < 0:
+                raise PlanError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+        for name, least in (
+            ("threads", 1),
+            ("batch", 1),
+            ("epochs", 0),
+            ("dense_epochs", 0),
+            ("train_batch", 1),
+            ("min_width", 1),
+            ("finalists", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise PlanError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+
+    def settled(self, images: int) -> Settings:
+        """The same with epochs and batch of fine-tuning for so many training images, where they are not given."""
+        batch = default_batch(images) if self.train_batch is None else self.train_batch
+        epochs = default_epochs(images, batch) if self.epochs is None else self.epochs
+        return replace(self, epochs=epochs, train_batch=batch)
+
+    def resumed(self, held: Mapping[str, Any]) -> Settings:
+        """The same for a run that was begun with ``held``: what is left out here (None) is as it was there. Another
+        version may have had another default, or have deduced another value."""
+        known = read_settings(Settings, held)
+        return replace(self, **{name: value for name, value in known.items() if getattr(self, name) is None})
+
+    @property
+    def training(self) -> tuple[int, int]:
+        """Epochs and batch of fine-tuning; those for many images where they are not settled."""
+        batch = LARGEST_BATCH if self.train_batch is None else self.train_batch
+        return 1 if self.epochs is None else self.epochs, batch
+
+    @cached_property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets, the main one first."""
+        return parse_budgets(self.latency, self.memory, self.file_size, self.macs)
+
+    @property
+    def legal(self) -> Legal:
+        """Which networks the search may return."""
+        return Legal(min_width=self.min_width, blocks=self.blocks, channels=self.channels)
+
+    def search_options(self, folder: Path | None = None) -> SearchOptions:
+        """Of searches that judge candidates; ``folder``: where they keep what they go on from."""
+        return SearchOptions(self.episodes, self.warm_start, self.agent, folder)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return as_json(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Settings:
+        """Read what :meth:`to_dict` gave; other keys are ignored, and what an older version lacked has its default."""
+        return cls(**read_settings(cls, raw))

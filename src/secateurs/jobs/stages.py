@@ -1,0 +1,169 @@
+"""The main job: a trained network in, a smaller one out that was measured to be within the budgets.
+
+Stages, each recorded in the run folder when it ends, as a frozen value: dense → plan (trace, latency model, search and
+closed loop) → repair → fine-tune → deploy (export and final measurement), then result.json and report.html, which are
+made from these values. A resumed run takes finished stages from the folder; once plan.json is there it never plans
+again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from secateurs.data import Data
+from secateurs.importance.scoring import calibration_batches
+from secateurs.jobs.comparison import on_test_images, packed
+from secateurs.jobs.deployment import DenseFound, DeployFound, Deployment
+from secateurs.jobs.plan_stage import PlanFound, PlanStage
+from secateurs.jobs.record import Findings, make_record
+from secateurs.jobs.recovery import DenseTunedFound, FinetuneFound, Recovery, RepairFound, few_steps
+from secateurs.jobs.run_folder import RunFolder
+from secateurs.jobs.settings import Settings
+from secateurs.jobs.training import Trainer, training_mode
+from secateurs.latency.store import Store
+from secateurs.latency.targets import open_target
+from secateurs.measure.bench import Bench
+from secateurs.models import Loaded
+from secateurs.plan import Plan
+from secateurs.progress import Progress, silent
+from secateurs.recover.precision import Mode
+from secateurs.report import Record, render
+from secateurs.search.rows import FileRows
+from secateurs.structure import apply
+from secateurs.structure.slicing import deep_copy
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ended with. ``module``: the pruned network in evaluation mode; ``record``: what result.json holds."""
+
+    module: nn.Module
+    plan: Plan
+    record: Record
+    folder: Path
+
+
+@dataclass
+class Job:
+    """One run: its inputs and its folder.
+
+    ``example``: what the network is traced and exported with; ``command``: shown in the report; ``store``: where
+    latency measurements are kept (None: the user's own store).
+    """
+
+    loaded: Loaded
+    data: Data
+    settings: Settings
+    folder: RunFolder
+    example: Any
+    command: str = ""
+    store: Path | None = None
+    progress: Progress = silent
+
+    def run(self) -> Result:
+        """Every stage that is not done yet.
+
+        Raises:
+            InfeasibleBudgetError: the budget is below the fastest legal network, measured.
+            SecateursError: the input is wrong, a file cannot be written, or a runtime failed.
+        """
+        if self.folder.files.result.exists():
+            return self._finished()
+        for note in few_steps(self.settings, self.data):
+            self.progress.say(note)
+        folder, files, deployment, recovery = self.folder, self.folder.files, self._deployment(), self._recovery()
+        dense = folder.stage("dense", DenseFound, deployment.dense)
+        planned = folder.stage("plan", PlanFound, lambda: self._plan_stage(dense).run())
+        plan = Plan.load(files.plan)
+        # Under the penalty elements go while the network is trained.
+        begin = plan.model_copy(update={"elements": {}}) if self.settings.penalty else plan
+        small = apply(self._carrier(), begin, self.example, check=False).eval()
+        repaired = folder.stage("repair", RepairFound, lambda: recovery.repair(small, begin))
+        tuned = recovery.tune(small, plan, repaired)
+        dense, tuned = self._told_image_by_image(dense, small, tuned)
+        spent = folder.seconds.get("finetune", 0.0)
+        dense_tuned = folder.stage("dense_tuned", DenseTunedFound, lambda: recovery.dense_tuned(planned, spent))
+        deployed = folder.stage(
+            "deploy", DeployFound, lambda: deployment.deploy(small, plan, dense, planned, tuned.accuracy)
+        )
+        found = Findings(dense, planned, repaired, tuned, dense_tuned, deployed)
+        record = make_record(self.settings, found, plan, folder.seconds, self.command)
+        folder.write(files.report, render(record))
+        folder.write(files.result, record.to_json())
+        for path in files.scratch:
+            folder.remove(path)
+        return Result(small, plan, record, folder.path)
+
+    def _finished(self) -> Result:
+        files = self.folder.files
+        record, plan = Record.load(files.result), Plan.load(files.plan)
+        small = apply(self.loaded.module, plan, self.example, check=False).eval()
+        small.load_state_dict(load_file(files.weights))
+        self.progress.say(f"The run in {self.folder.path} has finished already.")
+        return Result(small, plan, record, self.folder.path)
+
+    def _told_image_by_image(
+        self, dense: DenseFound, small: nn.Module, tuned: FinetuneFound
+    ) -> tuple[DenseFound, FinetuneFound]:
+        """What an older version, which began the run, did not record of the test images and of the training."""
+        if not dense.test_images:
+            found = on_test_images(self.loaded.module, self.data, self.progress)
+            dense = replace(dense, dense_correct=packed(found.correct), test_images=found.images)
+        if not tuned.correct:
+            right = packed(on_test_images(small, self.data, self.progress).correct)
+            tuned = replace(tuned, correct=right, tuned_epochs=len(tuned.history))
+        return dense, tuned
+
+    def _bench(self) -> Bench:
+        settings, target = self.settings, open_target(self.settings.target)
+        dense, candidate = (name(target.artifact) for name in (self.folder.files.dense, self.folder.files.candidate))
+        given = (self.example, settings.threads, settings.batch, settings.seed, self.progress)
+        return Bench(target, dense, candidate, *given, calibration=calibration_batches(self.data))
+
+    def _deployment(self) -> Deployment:
+        return Deployment(self.loaded, self.data, self.settings, self.folder, self._bench(), self.progress)
+
+    def _recovery(self) -> Recovery:
+        return Recovery(self.trainer, self.data, self.settings, self.folder, self.progress)
+
+    def _plan_stage(self, dense: DenseFound) -> PlanStage:
+        return PlanStage(
+            self.loaded,
+            self.data,
+            self.settings,
+            self.folder,
+            self.example,
+            self._bench(),
+            Store(self.store, progress=self.progress),
+            self.trainer,
+            float(dense.dense_bytes),
+            self.progress,
+        )
+
+    def _carrier(self) -> nn.Module:
+        """The network that is cut: dense, or what training before the cut made of it."""
+        path = self.folder.files.carrier
+        if not path.exists():
+            return self.loaded.module
+        carrier = deep_copy(self.loaded.module, {})
+        carrier.load_state_dict(load_file(path))
+        return carrier
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """Trains this run's networks."""
+        folder = self.folder
+
+        def mode(module: nn.Module, steps: int) -> Mode:
+            store = Store(self.store, progress=self.progress)
+            return folder.stage("mode", Mode, lambda: training_mode(self.trainer, module, steps, store, folder))
+
+        files = folder.files
+        given = (self.loaded.module, self.example, self.data, self.settings, files.checkpoints)
+        return Trainer(*given, mode, self.progress, FileRows(files.trials))

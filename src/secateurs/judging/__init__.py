@@ -1,0 +1,1 @@
+"""What a candidate network is worth, by running it on data, on one process or many."""

@@ -1,0 +1,57 @@
+"""Targets by the text that names them: the one door to a runtime on a device."""
+
+from __future__ import annotations
+
+from secateurs import registry
+from secateurs.errors import PlanError, TargetUnavailableError
+from secateurs.latency.targets._base import Target
+
+DEFAULT_TARGET = "onnxruntime-cpu"
+
+
+def open_target(text: str | Target) -> Target:
+    """The target that ``text`` names, ready to use: ``onnxruntime-cpu``, with a precision ``openvino-cpu:bf16``,
+    or on another machine ``ssh://host/onnxruntime-cpu``.
+
+    Raises:
+        PlanError: unknown name or precision.
+        TargetUnavailableError: its runtime is not installed or its device not reachable.
+    """
+    target: Target = make_target(text) if isinstance(text, str) else registry.completed(text, Target)
+    reason = target.available()
+    if reason is not None:
+        raise TargetUnavailableError(
+            f"Target {target.name} cannot be used here: {reason}. 'secateurs ls targets' shows what can."
+        )
+    return target
+
+
+def make_target(text: str) -> Target:
+    """The target that ``text`` names, whether it can be used here or not.
+
+    Raises:
+        PlanError: unknown name or precision.
+    """
+    if text.startswith("ssh:"):
+        from secateurs.latency.targets.ssh import SshTarget
+
+        return SshTarget.parse(text, make_target)
+    name, colon, precision = text.partition(":")
+    kind = registry.load("targets", name)
+    if colon and not precision:
+        raise PlanError(f"Target {text!r} names no precision behind the colon. Write {name}, or {name}:PRECISION.")
+    try:
+        made = kind(precision) if precision else kind()
+    except TypeError as error:
+        if not precision:
+            raise
+        raise PlanError(
+            f"Target {name} has no precision to choose, but {precision!r} was asked. Leave it out."
+        ) from error
+    target: Target = registry.completed(made, Target)
+    return target
+
+
+def target_names() -> list[str]:
+    """Every registered target."""
+    return registry.names("targets")

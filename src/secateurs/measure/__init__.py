@@ -1,0 +1,1 @@
+"""Networks exported and run on a target: latency models, benches, sensitivities, kernel times."""

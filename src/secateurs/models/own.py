@@ -1,0 +1,54 @@
+"""The user's own module, as a network with everything that is needed to feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.errors import DataError
+from secateurs.models.loading import Loaded, carried
+from secateurs.models.preprocessing import Preprocessing, as_preprocessing
+
+
+def own(model: nn.Module, example: Any, normalize: str | Preprocessing | None = None) -> Loaded:
+    """A module with what is known of it.
+
+    Args:
+        model: the network; its mode is restored.
+        example: its inputs; the first tensor among them is an image [batch, channels, height, width].
+        normalize: how pixels reach it, see :func:`~secateurs.models.preprocessing.parse_normalize`; None: as the module
+            says (built-in networks and timm's do), else not known.
+
+    Raises:
+        DataError: the example is no image, or ``normalize`` is not understood or fits other channels.
+    """
+    first = example
+    while isinstance(first, Sequence) and first:
+        first = first[0]
+    shape = tuple(first.shape[1:]) if isinstance(first, torch.Tensor) else ()
+    if len(shape) != 3:
+        raise DataError(
+            f"The example's first input has shape {(1, *shape)}; the main job works on images, so it must be [batch, "
+            f"channels, height, width]. Use trace, profile, plan and apply for other networks."
+        )
+    told = carried(model) if normalize is None else as_preprocessing(normalize)
+    preprocessing = Preprocessing() if told is None else told.for_channels(shape[0]) if normalize is None else told
+    preprocessing.check(shape[0])
+    outputs = _outputs(model, first)
+    return Loaded(model, type(model).__name__, shape, preprocessing, outputs, pixels_told=told is not None)
+
+
+def _outputs(model: nn.Module, image: torch.Tensor) -> tuple[int, ...] | None:
+    """Shape of the output without the batch, None where it is no single tensor."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model(image)
+    finally:
+        for module, mode in training:
+            module.training = mode
+    return tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else None

@@ -1,0 +1,187 @@
+"""``plan``: from scores and costs to a plan, as one call."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from secateurs.budgets import RESOURCES, Budget, describe_budgets, parse_budgets
+from secateurs.errors import PlanError
+from secateurs.importance.scoring import Batches, Scorer, calibration_batches, default_criterion
+from secateurs.plan import Plan
+from secateurs.planning.channels import Channels
+from secateurs.planning.planner import Planner, make_plan
+from secateurs.progress import Progress, silent
+from secateurs.provenance import provenance, target_label
+from secateurs.search.legal import DEFAULT_STRATEGY, Legal, SearchOptions, find_strategy
+from secateurs.search.rows import kept_rows
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from secateurs.data import Data
+    from secateurs.importance.context import Criterion
+    from secateurs.importance.scoring import Loss
+    from secateurs.latency.model import LatencyModel
+    from secateurs.models import Preprocessing
+    from secateurs.planning.elements.space import ElementSpace
+    from secateurs.search.problem import Strategy
+    from secateurs.structure import Graph
+
+
+def plan(
+    graph: Graph,
+    costs: LatencyModel | None = None,
+    *,
+    latency: str | float | Budget | None = None,
+    memory: str | float | Budget | None = None,
+    file_size: str | float | Budget | None = None,
+    macs: str | float | Budget | None = None,
+    keep: float | None = None,
+    strategy: str | Strategy | None = None,
+    criterion: str | Criterion | None = None,
+    data: Batches | str | None = None,
+    normalize: str | Preprocessing | None = None,
+    allow_chance: bool = False,
+    loss: Loss | None = None,
+    seed: int = 0,
+    legal: Legal | None = None,
+    images: Data | None = None,
+    options: SearchOptions | None = None,
+    elements: ElementSpace | None = None,
+    progress: Progress = silent,
+) -> Plan:
+    """The best plan within one or several budgets by the models, or a uniform cut to a ratio without any.
+
+    Everything is predicted, not measured: see :func:`secateurs.prune` for the closed loop.
+
+    Args:
+        graph: the traced network.
+        costs: its latency model (:func:`secateurs.profile`); needed for ``latency``.
+        latency: a budget: ``"60%"`` of dense, ``"3.2ms"`` or ``"2x"``.
+        memory: a budget of the peak memory that the network adds to the runtime's process: ``"20MB"``, ``"60%"``.
+        file_size: a budget of the deployed file: ``"10MB"``, ``"60%"``.
+        macs: a budget of multiply-adds at batch 1: ``"300M"``, ``"50%"``.
+        keep: instead of budgets: every group keeps max(1, floor(keep * units + 0.5)) units.
+        strategy: a registered name or an own object; ``knapsack`` by default (``uniform`` with ``keep``).
+        criterion: a registered name or an own function ``(graph, group, context) -> scores``; by default a loss-aware
+            one where there is ``data``.
+        data: calibration batches (inputs, targets) for criteria that need them, or a source's text such as
+            ``"imagefolder:photos"``.
+        normalize: how pixels of such a source reach the network, see :func:`secateurs.prune`.
+        allow_chance: go on where the network is at chance on the source's test images.
+        loss: mean loss of a batch from (outputs, targets); cross-entropy by default.
+        seed: of everything random.
+        legal: which networks may be returned.
+        images: for strategies that judge candidates on images, such as ``lap``; scores mind its ``classes`` only.
+        options: of such strategies.
+        elements: where kernel elements may go too, instead of ``costs``
+            (:func:`secateurs.planning.elements.costs.measured_space`).
+        progress: where to report.
+
+    Warns where less than half of what is asked can go, and where few units of a group stay; the plan's
+    ``provenance["warnings"]`` has the same words.
+
+    Raises:
+        PlanError: neither budgets nor ``keep``, or both, or they do not go with the other arguments, or the dense
+            network is within all of them, or nothing in the network can go (the message names what holds it).
+        InfeasibleBudgetError: no legal network is within the budgets by the models.
+    """
+    from secateurs.structure.holding import nothing_can_go, shortfall
+
+    budgets = parse_budgets(latency, memory, file_size, macs)
+    if bool(budgets) == (keep is not None):
+        raise PlanError(
+            "Give either budgets (latency='60%', memory=, file_size=, macs=) or keep= (the share of units that stays)."
+        )
+    if isinstance(data, str):
+        opened = _opened(graph, data, normalize, allow_chance, seed, progress)
+        data, images = calibration_batches(opened), images or opened
+    elif normalize is not None:
+        raise PlanError("normalize= is for a source's text as data=, but there are ready batches. Leave it out.")
+    classes = None if images is None else images.classes
+    if keep is not None:
+        if strategy not in (None, "uniform"):
+            raise PlanError("keep= sets one ratio for all groups: only strategy='uniform' does. Give latency= instead.")
+        if not graph.groups:
+            raise PlanError(nothing_can_go(graph))
+        wanted = criterion or default_criterion(data, graph, progress, order_only=True)
+        found = Scorer(graph, wanted, data, loss, seed, classes, progress=progress).scores
+        made = _uniform_plan(graph, keep, found, provenance("uniform", wanted, seed, {"keep": keep}), legal or Legal())
+        return _remarked(made, shortfall(graph, 1 - keep, made.widths()), progress)
+    options, allowed = options or SearchOptions(), legal or Legal()
+    target = "" if costs is None else target_label(costs.target)
+    batch = 1 if costs is None else costs.batch
+    planner = Planner(
+        Channels(graph, costs, allowed, batch=batch) if elements is None else elements.allowing(allowed),
+        Scorer(graph, criterion, data, loss, seed, classes, kept_rows(options.values), progress=progress),
+        find_strategy(strategy or DEFAULT_STRATEGY, options=options),
+        resources=tuple(budget.resource for budget in budgets),
+        target=target if elements is None else elements.target,
+        images=images,
+        rows=kept_rows(options.evaluations),
+        progress=progress,
+    )
+    limits = {budget.resource: budget.ratio(planner.dense_costs[budget.resource]) for budget in budgets}
+    if min(limits.values()) >= 1:
+        raise PlanError(
+            f"The budget ({describe_budgets(budgets)}) is not below what the dense network takes by the models: there "
+            f"is nothing to prune. Give a lower {RESOURCES[budgets[0].resource].option}."
+        )
+    from secateurs.planning.elements.refinement import aligned
+    from secateurs.structure.untouched import untouched
+
+    with untouched(graph.model):
+        made = planner.plan(planner.solve(limits), describe_budgets(budgets))
+        for remark in made.provenance.get("warnings", ()):
+            _tell(remark, progress)
+        if elements is None:
+            return made
+        return aligned(graph.model, made, (graph.args, graph.kwargs), progress=progress)
+
+
+def _opened(
+    graph: Graph, text: str, normalize: str | Preprocessing | None, allow_chance: bool, seed: int, progress: Progress
+) -> Data:
+    """The images of a source, on which the network is better than chance."""
+    from secateurs.data import given, look
+    from secateurs.models import own
+    from secateurs.structure.untouched import untouched
+
+    with untouched(graph.model):
+        loaded = own(graph.model, graph.args, normalize)
+        opened = given(text, loaded, seed=seed, normalize=normalize, progress=progress)
+        for note in (*opened.notes, *look(loaded, opened, allow=allow_chance, progress=progress)):
+            progress.say(note)
+    return opened
+
+
+def _uniform_plan(
+    graph: Graph, keep: float, scores: Mapping[str, np.ndarray], described: Mapping[str, Any], legal: Legal
+) -> Plan:
+    from secateurs.search.uniform import keep_widths
+
+    if not 0 < keep <= 1:
+        raise PlanError(f"keep={keep} must lie in (0, 1]: it is the share of units that stays.")
+    widths = dict(zip((group.name for group in graph.groups), keep_widths(graph.spec, keep).tolist(), strict=True))
+    whole = set(legal.pins(widths))
+    for group in graph.groups:
+        least, most = legal.fewest(group.units), legal.widest.get(group.name, group.units)
+        widths[group.name] = group.units if group.name in whole else min(max(widths[group.name], least), most)
+    return make_plan(graph, scores, widths, (), described)
+
+
+def _remarked(made: Plan, remark: str | None, progress: Progress) -> Plan:
+    """The plan with the warnings that it carries on, told to whoever asked for it."""
+    remarks = [*([remark] if remark is not None else []), *made.provenance.get("warnings", ())]
+    for one in remarks:
+        _tell(one, progress)
+    return made.model_copy(update={"provenance": {**made.provenance, "warnings": remarks}}) if remarks else made
+
+
+def _tell(remark: str, progress: Progress) -> None:
+    if progress is silent:
+        warnings.warn(remark, stacklevel=3)
+    else:
+        progress.say(f"Warning: {remark}")
