@@ -10,7 +10,7 @@ from secateurs.budgets import Budget, describe_budgets, parse_budgets
 from secateurs.models import load
 from secateurs.resources import Seen, macs_model, memory_model, size_model
 
-DENSE = 1000.0
+DENSE, FLOAT_RATIO = 1000.0, 2.5
 
 
 @pytest.mark.parametrize(
@@ -27,13 +27,16 @@ DENSE = 1000.0
         ("300M", "macs", 300e6, "300M"),
         ("1.2G", "macs", 1.2e9, "1.2G"),
         ("50%", "macs", 500.0, "50%"),
+        ("20%-of-float", "latency", 500.0, "20%-of-float"),
+        ("5x-of-float", "latency", 500.0, "5x-of-float"),
     ],
 )
 def test_budgets_are_read_and_shown(text: str | float, resource: str, limit: float, shown: str) -> None:
     budget = Budget.parse(text, resource)
-    assert budget.limit(DENSE) == pytest.approx(limit)
+    assert budget.limit(DENSE, FLOAT_RATIO) == pytest.approx(limit)
+    assert budget.ratio(DENSE, FLOAT_RATIO) == pytest.approx(limit / DENSE)
     assert str(budget) == shown
-    assert Budget.parse(shown, resource).limit(DENSE) == pytest.approx(limit)
+    assert Budget.parse(shown, resource) == budget
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,9 @@ def test_budgets_are_read_and_shown(text: str | float, resource: str, limit: flo
         ("120%", "file_size", "File size budget '120%' is not below"),
         ("1x", "macs", "above 1x"),
         ("nanMB", "memory", "not understood"),
+        ("3ms-of-float", "latency", "-of-float stands behind a share"),
+        ("20%-of-float", "macs", "-of-float stands behind a share"),
+        ("100%-of-float", "latency", "is not below what the dense network takes"),
     ],
 )
 def test_nonsense_is_refused(text: str, resource: str, match: str) -> None:

@@ -46,21 +46,29 @@ RESOURCES: dict[str, Resource] = {
 ``file_size`` of the deployed file; ``macs``, multiply-adds at batch 1."""
 
 
+OF_FLOAT = "-of-float"
+"""Behind a share or a factor: of what the dense network takes in float numbers."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """A limit: so much of a resource, a fraction of what the dense network takes, or a reduction by a factor.
 
     ``kind``: the resource's unit (``"ms"``, ``"bytes"``, ``"macs"``), ``"ratio"`` (0 < value < 1, fraction of dense
-    *kept*) or ``"speedup"`` (value > 1); ``resource``: a key of :data:`RESOURCES`.
+    *kept*) or ``"speedup"`` (value > 1); ``resource``: a key of :data:`RESOURCES`; ``of_float``: a share or a factor is
+    of the dense network in float numbers, whatever precision the target runs.
     """
 
     kind: str
     value: float
     resource: str = "latency"
+    of_float: bool = False
 
     @classmethod
     def parse(cls, text: str | float | Budget, resource: str = "latency") -> Budget:
         """Read ``"60%"``, ``"2x"``, a bare fraction ``0.6``, or an amount: ``"3.2ms"``, ``"20MB"``, ``"300M"``.
+
+        A latency may also be a share of what the dense network takes in float: ``"20%-of-float"``, ``"5x-of-float"``.
 
         Raises:
             PlanError: not one of these forms, or out of range (0, negative, ≥ 100 %, ≤ 1x).
@@ -72,7 +80,8 @@ class Budget:
         if isinstance(text, (int, float)) and not isinstance(text, bool):
             text = f"{float(text) * 100!r}%"
         units = "|".join([*what.units, "%", "x"])
-        match = re.fullmatch(rf"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*({units})?\s*", str(text))
+        number = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+        match = re.fullmatch(rf"\s*{number}\s*({units})?({OF_FLOAT})?\s*", str(text))
         name = f"{what.words.capitalize()} budget {text!r}"
         if match is None:
             raise PlanError(f"{name} is not understood. {hint}")
@@ -81,14 +90,20 @@ class Budget:
             raise PlanError(f"{name} must be above zero. {hint}")
         if unit is None:
             raise PlanError(f"{name} has no unit. {hint}")
+        of_float = match[3] is not None
+        if of_float and (resource != "latency" or unit not in ("%", "x")):
+            raise PlanError(
+                f"{name} is not understood: {OF_FLOAT} stands behind a share or a factor of latency, as in "
+                f"20%{OF_FLOAT} or 5x{OF_FLOAT}. {hint}"
+            )
         if unit == "%":
             if value >= 100:
                 raise PlanError(f"{name} is not below what the dense network takes (100%). {hint}")
-            return cls("ratio", value / 100, resource)
+            return cls("ratio", value / 100, resource, of_float)
         if unit == "x":
             if value <= 1:
                 raise PlanError(f"{name} must be above 1x. {hint}")
-            return cls("speedup", value, resource)
+            return cls("speedup", value, resource, of_float)
         return cls(what.unit, value * what.units[unit], resource)
 
     @property
@@ -96,22 +111,24 @@ class Budget:
         """Whether it names an amount, not a share of dense."""
         return self.kind not in ("ratio", "speedup")
 
-    def limit(self, dense: float) -> float:
-        """The limit in the resource's unit, given what the dense network takes."""
+    def limit(self, dense: float, float_ratio: float = 1.0) -> float:
+        """The limit in the resource's unit, given what the dense network takes, and how many times that in float."""
         if self.absolute:
             return self.value
-        return dense * self.value if self.kind == "ratio" else dense / self.value
+        whole = dense * float_ratio if self.of_float else dense
+        return whole * self.value if self.kind == "ratio" else whole / self.value
 
-    def ratio(self, dense: float) -> float:
-        """The limit as a ratio to what the dense network takes."""
-        return self.limit(dense) / dense
+    def ratio(self, dense: float, float_ratio: float = 1.0) -> float:
+        """The limit as a ratio to what the dense network takes; ``float_ratio``: as of :meth:`limit`."""
+        return self.limit(dense, float_ratio) / dense
 
     def __str__(self) -> str:
         if self.absolute:
             units = {name: size for name, size in RESOURCES[self.resource].units.items() if not name.endswith("iB")}
             name = max((n for n in units if self.value >= units[n]), key=lambda n: units[n], default=next(iter(units)))
             return f"{self.value / units[name]:.10g}{name}"
-        return f"{self.value * 100:g}%" if self.kind == "ratio" else f"{self.value:g}x"
+        share = f"{self.value * 100:g}%" if self.kind == "ratio" else f"{self.value:g}x"
+        return share + OF_FLOAT if self.of_float else share
 
 
 def parse_budgets(

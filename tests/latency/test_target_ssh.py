@@ -132,6 +132,12 @@ def test_a_measurement_on_a_real_server(server: Server) -> None:
     assert (found["dense"].peak_memory_bytes or 0) > 10 << 20
 
 
+def test_the_processor_there_says_whether_weights_need_seven_bits(server: Server) -> None:
+    here = open_target("onnxruntime-cpu:int8")
+    there = open_target(server.target.replace("-cpu?", "-cpu:int8?"))
+    assert there.saturates is here.saturates
+
+
 def test_an_unknown_host_key_is_refused(server: Server) -> None:
     (server.folder / "known").write_text("")
     with pytest.raises(TargetUnavailableError, match=r"(?i)host key"):

@@ -11,13 +11,16 @@ from safetensors.torch import save
 from torch import nn
 
 from secateurs.budgets import RESOURCES, Budget
-from secateurs.data import Data, check_trained
+from secateurs.data import Data, Scored, check_trained
+from secateurs.export.onnx import ExportReport
 from secateurs.files import Scratch
 from secateurs.jobs.comparison import deployed_on_test_images, on_test_images, packed
 from secateurs.jobs.plan_stage import PlanFound
 from secateurs.jobs.run_folder import RunFolder
 from secateurs.jobs.settings import Settings
+from secateurs.latency.targets import open_target
 from secateurs.latency.targets._base import Target
+from secateurs.latency.targets.opening import in_float as in_float_target
 from secateurs.measure.bench import Bench
 from secateurs.models import Loaded
 from secateurs.plan import Measurement, Plan
@@ -35,8 +38,9 @@ _TRIES = 3
 @dataclass(frozen=True, kw_only=True)
 class DenseFound:
     """What the first stage finds. ``target``: its fingerprint; ``dense_correct``: which test images the network gets
-    right, as text; an older version did not record that, nor how many there are; ``float_accuracy``: of the network
-    before its file was quantised, None where the target runs float files."""
+    right, as text; an older version did not record that, nor how many there are. Where the target runs quantised files
+    (None elsewhere): ``float_accuracy``, of the network before its file was quantised, and ``float_ratio``, latency of
+    the float file / of the quantised one."""
 
     model: str
     weights: str
@@ -53,6 +57,12 @@ class DenseFound:
     dense_bytes: int
     notes: tuple[str, ...]
     float_accuracy: float | None = None
+    float_ratio: float | None = None
+
+    @property
+    def in_float(self) -> float:
+        """Latency of the dense network in float / in the target's precision."""
+        return 1.0 if self.float_ratio is None else self.float_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +131,10 @@ class Deployment:
     progress: Progress
 
     def dense(self) -> DenseFound:
-        """The dense network's accuracy, size and file. First, because it also proves data, weights and export."""
+        """The dense network's accuracy, size and file. First, because it also proves data, weights and export.
+
+        Where the quantised file is slower than the float one, what is found is the float one's.
+        """
         bench, module = self.bench, self.loaded.module
         found = on_test_images(module, self.data, self.progress)
         said = check_trained(self.loaded, self.data, found, allow=self.settings.allow_chance)
@@ -129,10 +142,24 @@ class Deployment:
             self.progress.say(note)
         with self.folder.timed("measure"), self.progress.task("export dense"):
             written = bench.export(module, bench.dense)
-        in_float = found.top1
-        if bench.quantises:
-            found = deployed_on_test_images(bench, bench.dense, self.data, self.progress)
-        target = bench.target
+        if not bench.quantises:
+            return self._dense(found, written, said)
+        with self.folder.timed("measure"):
+            in_float = bench.measure_in_float(module)
+        slow = slower_in(bench.target.precision, in_float)
+        if slow:
+            self.progress.say(slow)
+            bench = replace(bench, target=open_target(in_float_target(self.settings.target)))
+            with self.folder.timed("measure"), self.progress.task("export dense"):
+                written = bench.export(module, bench.dense)
+            return replace(self, bench=bench)._dense(found, written, (*said, slow))
+        deployed = deployed_on_test_images(bench, bench.dense, self.data, self.progress)
+        made = self._dense(deployed, written, said)
+        return replace(made, float_accuracy=found.top1, float_ratio=in_float.ratio)
+
+    def _dense(self, found: Scored, written: ExportReport, said: Sequence[str]) -> DenseFound:
+        """The record of the dense file; ``found``: on the test images; ``said``: notes on the network."""
+        module, target = self.loaded.module, self.bench.target
         return DenseFound(
             model=self.loaded.name,
             weights=str(self.loaded.source.get("weights") or ""),
@@ -148,7 +175,6 @@ class Deployment:
             dense_params=parameter_count(module),
             dense_bytes=written.size_bytes,
             notes=(*said, *self.data.notes, *(() if self.loaded.source.get("weights") else self.loaded.notes)),
-            float_accuracy=in_float if bench.quantises else None,
         )
 
     def deploy(
@@ -216,17 +242,36 @@ def check_budgets(
         "file_size": (dense.dense_bytes, deployed.file_bytes, deployed.file_bytes),
         "macs": (planned.dense_macs, planned.macs, planned.macs),
     }
-    return tuple(_check(budget, *figures[budget.resource]) for budget in budgets)
+    return tuple(_check(budget, *figures[budget.resource], _in_float(deployed)) for budget in budgets)
 
 
-def _check(budget: Budget, dense: float | None, pruned: float | None, upper: float | None) -> BudgetRecord:
+def _in_float(deployed: DeployFound) -> float:
+    """Latency of the dense network in float / in the target's precision, in the final measurement."""
+    found = [one.ratio for one in deployed.files if one.network == "dense" and one.precision == "f32"]
+    return found[0] if found else 1.0
+
+
+def slower_in(precision: str, in_float: Measurement) -> str:
+    """What to say where the float file, measured beside the quantised one, is surely the faster of the two."""
+    assert in_float.ratio is not None
+    if (in_float.ratio_upper or in_float.ratio) >= 1:
+        return ""
+    return (
+        f"In {precision} the dense network takes {1 / in_float.ratio:.2f} times as long as in float on this target, so "
+        f"{precision} is not used: everything that follows is measured in float."
+    )
+
+
+def _check(
+    budget: Budget, dense: float | None, pruned: float | None, upper: float | None, float_ratio: float
+) -> BudgetRecord:
     if dense is None or pruned is None or upper is None:
         raise untold(budget.resource)
     return BudgetRecord(
         resource=budget.resource,
         text=str(budget),
         unit=RESOURCES[budget.resource].unit,
-        limit=budget.limit(dense),
+        limit=budget.limit(dense, float_ratio),
         dense=dense,
         pruned=pruned,
         upper=upper,

@@ -18,8 +18,13 @@ from secateurs.search.legal import Legal
 from secateurs.structure import Graph, apply
 
 
-def dense_figures(settings: Settings, spec: NetworkSpec, bench: Bench, known: dict[str, float]) -> dict[str, float]:
-    """What the dense network takes of every limited resource, in its unit; ``known``: what need not be measured.
+def dense_figures(
+    settings: Settings, spec: NetworkSpec, bench: Bench, known: dict[str, float], float_ratio: float
+) -> dict[str, float]:
+    """What the dense network takes of every limited resource, in its unit.
+
+    ``known``: what need not be measured; ``float_ratio``: latency of the dense network in float / in the target's
+    precision.
 
     Raises:
         PlanError: a budget is not below it.
@@ -35,7 +40,7 @@ def dense_figures(settings: Settings, spec: NetworkSpec, bench: Bench, known: di
         what, dense = RESOURCES[name], found[name]
         if dense <= 0:
             raise untold(name)
-        if budget.ratio(dense) >= 1:
+        if budget.ratio(dense, float_ratio) >= 1:
             raise PlanError(
                 f"{what.words.capitalize()} budget {budget} is not below what the dense network takes, "
                 f"{wording.amount(dense, what.unit)}: there is nothing to prune. Give a lower {what.option}."

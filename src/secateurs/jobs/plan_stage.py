@@ -74,7 +74,8 @@ class PlanFound:
 
 @dataclass(frozen=True)
 class PlanStage:
-    """What a plan is made from. ``dense_bytes``: of the dense network's file."""
+    """What a plan is made from. ``dense_bytes``: of the dense network's file; ``float_ratio``: its latency in float /
+    in the target's precision."""
 
     loaded: Loaded
     data: Data
@@ -85,6 +86,7 @@ class PlanStage:
     store: Store
     trainer: Trainer
     dense_bytes: float
+    float_ratio: float
     progress: Progress
 
     def run(self) -> PlanFound:
@@ -186,7 +188,7 @@ class PlanStage:
         if found is not None:
             known["latency"] = found.dense_ms
         with self.folder.timed("measure"):
-            return dense_figures(self.settings, self.graph.spec, self.bench, known)
+            return dense_figures(self.settings, self.graph.spec, self.bench, known, self.float_ratio)
 
     @cached_property
     def _budgets(self) -> dict[str, Budget]:
@@ -195,7 +197,7 @@ class PlanStage:
     @cached_property
     def _limits(self) -> Limits:
         """The budgets as ratios to dense, which they are from here on."""
-        return {name: budget.ratio(self.dense[name]) for name, budget in self._budgets.items()}
+        return {name: budget.ratio(self.dense[name], self.float_ratio) for name, budget in self._budgets.items()}
 
     @cached_property
     def _goals(self) -> dict[str, Goal]:

@@ -28,6 +28,7 @@ from secateurs.jobs.settings import Settings
 from secateurs.jobs.training import Trainer, training_mode
 from secateurs.latency.store import Store
 from secateurs.latency.targets import open_target
+from secateurs.latency.targets.opening import in_float, make_target
 from secateurs.measure.bench import Bench
 from secateurs.models import Loaded
 from secateurs.plan import Plan
@@ -77,9 +78,11 @@ class Job:
             return self._finished()
         for note in few_steps(self.settings, self.data):
             self.progress.say(note)
-        folder, files, deployment, recovery = self.folder, self.folder.files, self._deployment(), self._recovery()
-        dense = folder.stage("dense", DenseFound, deployment.dense)
-        planned = folder.stage("plan", PlanFound, lambda: self._plan_stage(dense).run())
+        folder, files, recovery = self.folder, self.folder.files, self._recovery()
+        dense = folder.stage("dense", DenseFound, self._deployment(self._bench(self.settings.target)).dense)
+        bench = self._bench(used_target(self.settings.target, dense))
+        deployment = self._deployment(bench)
+        planned = folder.stage("plan", PlanFound, lambda: self._plan_stage(dense, bench).run())
         plan = Plan.load(files.plan)
         # Under the penalty elements go while the network is trained.
         begin = plan.model_copy(update={"elements": {}}) if self.settings.penalty else plan
@@ -120,29 +123,30 @@ class Job:
             tuned = replace(tuned, correct=right, tuned_epochs=len(tuned.history))
         return dense, tuned
 
-    def _bench(self) -> Bench:
-        settings, target = self.settings, open_target(self.settings.target)
+    def _bench(self, name: str) -> Bench:
+        settings, target = self.settings, open_target(name)
         dense, candidate = (name(target.artifact) for name in (self.folder.files.dense, self.folder.files.candidate))
         given = (self.example, settings.threads, settings.batch, settings.seed, self.progress)
         return Bench(target, dense, candidate, *given, calibration=calibration_batches(self.data))
 
-    def _deployment(self) -> Deployment:
-        return Deployment(self.loaded, self.data, self.settings, self.folder, self._bench(), self.progress)
+    def _deployment(self, bench: Bench) -> Deployment:
+        return Deployment(self.loaded, self.data, self.settings, self.folder, bench, self.progress)
 
     def _recovery(self) -> Recovery:
         return Recovery(self.trainer, self.data, self.settings, self.folder, self.progress)
 
-    def _plan_stage(self, dense: DenseFound) -> PlanStage:
+    def _plan_stage(self, dense: DenseFound, bench: Bench) -> PlanStage:
         return PlanStage(
             self.loaded,
             self.data,
             self.settings,
             self.folder,
             self.example,
-            self._bench(),
+            bench,
             Store(self.store, progress=self.progress),
             self.trainer,
             float(dense.dense_bytes),
+            dense.in_float,
             self.progress,
         )
 
@@ -167,3 +171,8 @@ class Job:
         files = folder.files
         given = (self.loaded.module, self.example, self.data, self.settings, files.checkpoints)
         return Trainer(*given, mode, self.progress, FileRows(files.trials))
+
+
+def used_target(asked: str, dense: DenseFound) -> str:
+    """The target that is measured on: the one that was asked for, or in float where that was found to be faster."""
+    return asked if make_target(asked).precision == dense.precision else in_float(asked)

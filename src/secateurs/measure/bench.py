@@ -105,6 +105,12 @@ class Bench:
         """Latency and memory of the dense file now."""
         return self._compare({"dense": self.dense}, QUICK)["dense"]
 
+    def measure_in_float(self, module: nn.Module) -> Measurement:
+        """Latency of the same network's float file beside the dense file, which is quantised."""
+        with self._scratch() as path:
+            self.export_float(module, path)
+            return self._compare({"dense": self.dense, "float": path}, QUICK)["float"]
+
     def measure(self, module: nn.Module, store: Store, name: str, plan: Plan | None = None) -> Measurement:
         """Latency, memory and file size of a candidate, exported for real, beside dense.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from secateurs.budgets import RESOURCES, Budget, describe_budgets, parse_budgets
 from secateurs.errors import PlanError
 from secateurs.importance.scoring import Batches, Scorer, calibration_batches, default_criterion
+from secateurs.latency.targets._base import QUANTISED
 from secateurs.plan import Plan
 from secateurs.planning.channels import Channels
 from secateurs.planning.planner import Planner, make_plan
@@ -100,6 +101,11 @@ def plan(
         data, images = calibration_batches(opened), images or opened
     elif normalize is not None:
         raise PlanError("normalize= is for a source's text as data=, but there are ready batches. Leave it out.")
+    if any(budget.of_float for budget in budgets) and costs is not None and costs.target["precision"] in QUANTISED:
+        raise PlanError(
+            "A latency model of int8 files does not tell what the dense network takes in float. Give latency= as a "
+            "share of dense int8 or in ms; sc.prune measures both."
+        )
     classes = None if images is None else images.classes
     if keep is not None:
         if strategy not in (None, "uniform"):

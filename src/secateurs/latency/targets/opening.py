@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from secateurs import registry
 from secateurs.errors import PlanError, TargetUnavailableError
-from secateurs.latency.targets._base import Target
+from secateurs.latency.targets._base import QUANTISED, Target
 
 DEFAULT_TARGET = "onnxruntime-cpu"
 
@@ -50,6 +50,14 @@ def make_target(text: str) -> Target:
         ) from error
     target: Target = registry.completed(made, Target)
     return target
+
+
+def in_float(text: str) -> str:
+    """The text of the same target on float files: ``onnxruntime-cpu`` of ``onnxruntime-cpu:int8``."""
+    name, question, options = text.partition("?")
+    for precision in QUANTISED:
+        name = name.removesuffix(f":{precision}")
+    return name + question + options
 
 
 def target_names() -> list[str]:

@@ -198,7 +198,7 @@ def _probe(target: SshTarget) -> dict[str, Any]:
     said = done.stdout.decode("utf-8", "replace").strip()
     try:
         facts: dict[str, Any] = json.loads(said.rpartition("\n")[2])
-        return {key: facts[key] for key in ("node", "device", "system", "version")}
+        return {key: facts[key] for key in ("node", "device", "system", "machine", "flags", "version")}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise TargetError(
             f"{target.host} did not run {target.python}: it answered {said[-200:]!r}. 'ssh {target.host} "
