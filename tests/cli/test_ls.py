@@ -18,7 +18,7 @@ def targets() -> dict[str, dict[str, object]]:
 
 def test_every_target_has_its_own_words() -> None:
     found = targets()
-    usable = [row["about"] for row in found.values() if row["available"]]
+    usable = [row["about"] for row in found.values() if row["available"] and ":" not in str(row["name"])]
     assert len(set(usable)) == len(usable)
     assert "`" not in "".join(map(str, usable))
     assert "compile" in str(found["torch-compile-cpu"]["about"])
@@ -32,3 +32,11 @@ def test_other_machines_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     row = targets()["ssh://HOST/TARGET"]
     assert row["available"] is False
     assert "not installed" in str(row["about"])
+
+
+def test_precisions_are_listed_behind_their_target() -> None:
+    found = targets()
+    names = list(found)
+    assert names.index("onnxruntime-cpu:int8") == names.index("onnxruntime-cpu") + 1
+    assert found["onnxruntime-cpu:int8"]["available"] is True
+    assert "torch-cpu:int8" not in found

@@ -51,17 +51,29 @@ def _rows(kind: str) -> list[dict[str, str | bool]]:
     for name in names(kind):
         try:
             found = load(kind, name)
-            reason = make_target(name).available() if kind == "targets" else None
+            target = make_target(name) if kind == "targets" else None
+            reason = None if target is None else target.available()
         except SecateursError as error:
-            reason, found = str(error), None
+            reason, found, target = str(error), None, None
         # A module may hold several targets.
-        about = reason or _about(found if kind == "targets" else inspect.getmodule(found))
+        about = reason or _about(inspect.getmodule(found) if target is None else found)
         rows.append({"kind": kind, "name": name, "available": reason is None, "about": about})
+        if target is not None and reason is None:
+            rows += [_precision(name, one) for one in target.precisions if one != target.precision]
     if kind == "targets":
         missing = shutil.which("ssh") is None
         about = "OpenSSH's client 'ssh' is not installed" if missing else "another machine, see docs/targets.md"
         rows.append({"kind": kind, "name": "ssh://HOST/TARGET", "available": not missing, "about": about})
     return rows
+
+
+def _precision(target: str, precision: str) -> dict[str, str | bool]:
+    """The row of a target that can be used, in another precision."""
+    from secateurs.latency.targets import make_target
+
+    name = f"{target}:{precision}"
+    reason = make_target(name).available()
+    return {"kind": "targets", "name": name, "available": reason is None, "about": reason or f"the same in {precision}"}
 
 
 def _about(documented: object) -> str:

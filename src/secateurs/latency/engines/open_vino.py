@@ -9,6 +9,7 @@ import numpy as np
 import openvino
 
 _CORE = openvino.Core()
+_CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
 
 def describe() -> dict[str, Any]:
@@ -41,6 +42,10 @@ class Session:
 
     def __init__(self, path: str, settings: dict[str, Any]) -> None:
         self._profiling = bool(settings.get("profile"))
+        precision = str(settings.get("precision", "f32"))
+        able = _CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if _CAPABILITIES[precision] not in able:
+            raise RuntimeError(f"this processor has no instructions for {precision}, only for {', '.join(able)}")
         self._model = _CORE.compile_model(
             path,
             "CPU",
@@ -48,7 +53,7 @@ class Session:
                 "INFERENCE_NUM_THREADS": int(settings["threads"]),
                 "NUM_STREAMS": 1,
                 "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": str(settings.get("precision", "f32")),
+                "INFERENCE_PRECISION_HINT": precision,
                 "PERF_COUNT": self._profiling,
             },
         )

@@ -39,15 +39,16 @@ class Target(Protocol):
     """A runtime on a device: inherit, name it, and write the first four methods. What is read of one is declared here.
 
     ``name``: the registered one, with the precision where there are several; ``artifact``: the kind of file that it
-    runs (``"onnx"``, ``"pt2"`` or ``"pte"``); ``precision``: numbers that it computes with; ``profiles``: it has a
-    profiler of its own operators; ``skips_pruned_elements``: its kernels leave out kernel elements that are zero;
-    ``engine``: file of ``latency/engines`` without its ending that a worker needs on another machine, None where files
-    are made for this one; ``package``: what must be installed there.
+    runs (``"onnx"``, ``"pt2"`` or ``"pte"``); ``precision``: numbers that it computes with, one of ``precisions``,
+    which stand behind a colon; ``profiles``: it has a profiler of its own operators; ``skips_pruned_elements``: its
+    kernels leave out kernel elements that are zero; ``engine``: file of ``latency/engines`` without its ending that a
+    worker needs on another machine, None where files are made for this one; ``package``: what must be installed there.
     """
 
     name: str
     artifact: str
     precision: str = "f32"
+    precisions: tuple[str, ...] = ("f32",)
     profiles: bool = False
     skips_pruned_elements: bool = False
     engine: str | None = None

@@ -27,7 +27,6 @@ from secateurs.latency.targets._base import (
 
 _SUFFIX = re.compile(r"(_nchwc)?(_token_\d+)?$")
 _REACH = 12
-PRECISIONS = ("f32", "int8")
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class OnnxRuntimeCpu(Target):
     """ONNX Runtime with its CPU provider; ``onnxruntime-cpu:int8`` runs quantised files."""
 
     precision: str = "f32"
+    precisions: tuple[str, ...] = field(default=("f32", "int8"), init=False)
     timeout_s: float = field(default=300.0, kw_only=True)
     name: str = field(init=False)
     artifact: str = field(default="onnx", init=False)
@@ -43,7 +43,7 @@ class OnnxRuntimeCpu(Target):
     package: str = field(default="onnxruntime", init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", with_precision("onnxruntime-cpu", self.precision, PRECISIONS))
+        object.__setattr__(self, "name", with_precision("onnxruntime-cpu", self.precision, self.precisions))
 
     @property
     def saturates(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import platform
@@ -22,7 +23,8 @@ from secateurs.latency.targets._base import (
     with_precision,
 )
 
-PRECISIONS = ("f32", "bf16", "f16", "int8")
+_CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
+"""What OpenVINO calls a processor's instructions for a precision."""
 _REACH = 12
 
 
@@ -32,6 +34,7 @@ class OpenVinoCpu(Target):
     ``openvino-cpu:int8`` runs quantised files."""
 
     precision: str = "f32"
+    precisions: tuple[str, ...] = field(default=tuple(_CAPABILITIES), init=False)
     timeout_s: float = field(default=300.0, kw_only=True)
     name: str = field(init=False)
     artifact: str = field(default="onnx", init=False)
@@ -40,7 +43,7 @@ class OpenVinoCpu(Target):
     package: str = field(default="openvino", init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", with_precision("openvino-cpu", self.precision, PRECISIONS))
+        object.__setattr__(self, "name", with_precision("openvino-cpu", self.precision, self.precisions))
 
     @property
     def saturates(self) -> bool:
@@ -51,7 +54,13 @@ class OpenVinoCpu(Target):
         """None, or why not."""
         if importlib.util.find_spec("openvino") is None:
             return "the package openvino is not installed (pip install openvino)"
-        return None
+        if self.precision == "f32":
+            return None
+        able = _able()
+        if _CAPABILITIES[self.precision] in able:
+            return None
+        known = ", ".join(name for name, capability in _CAPABILITIES.items() if capability in able)
+        return f"this processor has no instructions for {self.precision}, OpenVINO names {known}"
 
     def fingerprint(self, threads: int) -> dict[str, str | int]:
         """Device, runtime version, precision, threads."""
@@ -79,6 +88,14 @@ class OpenVinoCpu(Target):
             Operation(_candidates(name, graph), str(graph.get(name, {}).get("kind", "")), lower_half(times) / 1e3)
             for name, times in profile["nodes_us"].items()
         )
+
+
+@functools.cache
+def _able() -> frozenset[str]:
+    """What OpenVINO says that this machine's processor can compute in."""
+    import openvino
+
+    return frozenset(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def _candidates(name: str, graph: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:

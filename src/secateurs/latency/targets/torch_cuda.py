@@ -12,8 +12,6 @@ from secateurs.latency.process import Worker, local_command
 from secateurs.latency.targets._base import Operation, Target, lower_half, with_precision
 from secateurs.latency.targets._cuda import device_facts, find_device
 
-PRECISIONS = ("f32", "tf32", "fp16", "bf16")
-
 
 @dataclass(frozen=True)
 class TorchCuda(Target):
@@ -24,6 +22,7 @@ class TorchCuda(Target):
     """
 
     precision: str = "f32"
+    precisions: tuple[str, ...] = field(default=("f32", "tf32", "fp16", "bf16"), init=False)
     timeout_s: float = field(default=300.0, kw_only=True)
     compiled: bool = field(default=False, init=False)
     base_name: str = field(default="torch-cuda", init=False)
@@ -32,7 +31,7 @@ class TorchCuda(Target):
     profiles: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", with_precision(self.base_name, self.precision, PRECISIONS))
+        object.__setattr__(self, "name", with_precision(self.base_name, self.precision, self.precisions))
 
     def available(self) -> str | None:
         """None, or why not: no device, or a PyTorch without CUDA."""
