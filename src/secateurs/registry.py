@@ -67,6 +67,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "pt2": "secateurs.export.program:export_program",
         "pte": "secateurs.export.executorch:export_executorch",
         "xml": "secateurs.export.open_vino:export_openvino",
+        "xml:int8": "secateurs.export.open_vino:export_openvino_int8",
     },
     "variants": {
         "onnx": "secateurs.export.variants:OnnxVariants",

@@ -58,16 +58,16 @@ def text_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 def test_every_built_in_format_can_be_written_and_sliced_or_only_written() -> None:
     assert formats() == ["onnx", "pt2", "pte", "xml"]
-    assert set(registry.names("variants")) == {"onnx", "pt2", "pte"}
+    assert set(registry.names("variants")) == {"onnx", "onnx:int8", "pt2", "pte"}
     for kind in ("exporters", "variants"):
         for name in registry.names(kind):
             assert callable(registry.load(kind, name))
 
 
 def test_an_unknown_format_is_told_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"No exporter writes 'tflite' files. Known are onnx, pt2, pte, xml"):
+    with pytest.raises(ExportError, match=r"No exporter writes 'tflite' files. Known are onnx, onnx:int8, pt2, pte, xml"):
         export_artifact("tflite", NETWORK, EXAMPLE, tmp_path / "m")
-    with pytest.raises(ExportError, match=r"writes 'xml' files. Known are onnx, pt2, pte"):
+    with pytest.raises(ExportError, match=r"writes 'xml' files. Known are onnx, onnx:int8, pt2, pte"):
         variants("xml", sc.trace(NETWORK, EXAMPLE))
 
 
@@ -78,7 +78,7 @@ def test_a_format_of_a_plug_in(text_format: None, tmp_path: Path) -> None:
     assert (tmp_path / "m.txt").read_text() == "216 8 288 4"
     graph = sc.trace(NETWORK, EXAMPLE)
     assert variants("txt", graph).build(graph.spec.dense_widths // 2) == b"4"
-    assert chosen_format("txt", tmp_path / "any") == chosen_format(None, tmp_path / "m.txt") == "txt"
+    assert chosen_format("txt", tmp_path / "any") == chosen_format(None, tmp_path / "m.txt") == ("txt", "")
 
 
 def test_a_target_measures_files_of_a_plug_ins_format(text_format: None, tmp_path: Path) -> None:
@@ -96,3 +96,22 @@ def test_what_a_format_needs_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         export_artifact("onnx", NETWORK, EXAMPLE, tmp_path / "m")
     with pytest.raises(DataError, match="not a format that can be written"):
         chosen_format("tflite", tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("to", "found"),
+    [
+        (None, ("onnx", "")),
+        ("onnx:int8", ("onnx", "int8")),
+        ("openvino:int8", ("xml", "int8")),
+        ("executorch", ("pte", "")),
+    ],
+)
+def test_a_precision_stands_behind_the_format(to: str | None, found: tuple[str, str], tmp_path: Path) -> None:
+    assert chosen_format(to, tmp_path / "m.onnx") == found
+
+
+@pytest.mark.parametrize("to", ["torch:int8", "onnx:int4", "onnx:"])
+def test_a_precision_that_a_format_has_not_is_refused(to: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be written in .*There are onnx:int8, xml:int8"):
+        chosen_format(to, tmp_path / "m")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateurs.cli.opening import open_plan, open_planned, writable
-from secateurs.cli.options import Batch, Input, Json, Model, Normalize, PlanFile, Seed, SizedBy, Weights
+from secateurs.cli.opening import open_images, open_model, open_plan, open_planned, open_source, writable
+from secateurs.cli.options import Batch, Calibrating, Input, Json, Model, Normalize, PlanFile, Seed, Weights
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
 from secateurs.errors import DataError
@@ -17,6 +19,9 @@ from secateurs.report import wording
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from secateurs.export.quantised import Quantising
+    from secateurs.plan import Plan
 
 SUFFIXES = {"openvino": "xml", "executorch": "pte", "torch": "pt2"}
 """Names of runtimes for their formats; every format can also be named itself."""
@@ -30,11 +35,14 @@ def verb(
     to: Annotated[
         str | None,
         typer.Option(
-            "--to", "--format", metavar="onnx|openvino|executorch|torch", help="Format [by the file's suffix]."
+            "--to",
+            "--format",
+            metavar="onnx|openvino|executorch|torch",
+            help="Format [by the file's suffix]; with :int8 behind it, onnx and openvino are quantised by --data.",
         ),
     ] = None,
     weights: Weights = None,
-    data: SizedBy = None,
+    data: Calibrating = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -56,46 +64,52 @@ def verb(
     from secateurs.export.artifacts import export_artifact
     from secateurs.structure import apply
 
-    artifact = chosen_format(to, output)
+    artifact, precision = chosen_format(to, output)
     writable(output)
+    _check_quantising(precision, data, dynamic_batch=dynamic_batch)
     held = open_plan(plan)
     with shown(talk()) as progress:
-        module, example = open_planned(
-            model, held, weights, shape, normalize, data=data, batch=batch, seed=seed, progress=progress
-        )
+        given: dict[str, Any] = {"batch": batch, "seed": seed, "progress": progress}
+        quantising = None
+        if precision:
+            module, example, quantising = _calibrated(model, held, weights, shape, normalize, str(data), given)
+        else:
+            module, example = open_planned(model, held, weights, shape, normalize, data=data, **given)
         with progress.task("cut and check"):
             small = apply(module, held, example).eval()
             if checkpoint is not None:
                 _load_checkpoint(small, checkpoint)
-        with progress.task(f"export to {artifact}"):
+        exporter = f"{artifact}:{precision}" if precision else artifact
+        with progress.task(f"export to {exporter}"):
             open_batch = None if dynamic_batch else batch
             written = deployable(small, held, example)
-            report = export_artifact(artifact, written, example, output, batch=open_batch)
+            report = export_artifact(exporter, written, example, output, batch=open_batch, quantising=quantising)
     found = {
         "output": str(output),
         "format": artifact,
+        "precision": precision or "f32",
         "file_bytes": report.size_bytes,
         "max_rel_error": report.max_rel_error,
     }
     emit(
         found,
         lambda console: console.print(
-            f"{wording.size(report.size_bytes)} written to {output}; differs from PyTorch by at most "
-            f"{report.max_rel_error:.1e} of the largest output."
+            f"{wording.size(report.size_bytes)} written to {output}; {'before it was quantised it ' * bool(precision)}"
+            f"differs from PyTorch by at most {report.max_rel_error:.1e} of the largest output."
         ),
         as_json=as_json,
     )
 
 
-def chosen_format(to: str | None, output: Path) -> str:
-    """The format that ``--to`` names, or the file's suffix.
+def chosen_format(to: str | None, output: Path) -> tuple[str, str]:
+    """The format that ``--to`` names, or the file's suffix, and the precision behind it, "" for float.
 
     Raises:
         DataError: neither is a format that can be written.
     """
-    from secateurs.export.artifacts import formats
+    from secateurs.export.artifacts import formats, precisions
 
-    named = output.suffix.removeprefix(".") if to is None else to
+    named, colon, precision = (output.suffix.removeprefix("."), "", "") if to is None else to.partition(":")
     artifact = SUFFIXES.get(named, named)
     if artifact not in formats():
         source = f"-o {output}" if to is None else f"--to {to!r}"
@@ -103,7 +117,46 @@ def chosen_format(to: str | None, output: Path) -> str:
             f"{source} is not a format that can be written. There are {', '.join(formats())} "
             f"({', '.join(f'{name} is {suffix}' for name, suffix in SUFFIXES.items())}); name one with --to."
         )
-    return artifact
+    if colon and precision not in precisions(artifact):
+        can = [f"{name}:{one}" for name in formats() for one in precisions(name)]
+        raise DataError(f"--to {to!r}: {named} files cannot be written in {precision!r}. There are {', '.join(can)}.")
+    return artifact, precision
+
+
+def _check_quantising(precision: str, data: str | None, *, dynamic_batch: bool) -> None:
+    """Nothing, if what a quantised file needs is given.
+
+    Raises:
+        DataError: it is not.
+    """
+    if precision and data is None:
+        raise DataError(f"An {precision} file is calibrated with images. Give --data, as the network was pruned with.")
+    if precision and dynamic_batch:
+        raise DataError(f"An {precision} file has a fixed batch size. Leave --dynamic-batch out, or give --batch.")
+
+
+def _calibrated(
+    text: str,
+    plan: Plan,
+    weights: Path | None,
+    shape: str | None,
+    normalize: str | None,
+    data: str,
+    given: Mapping[str, Any],
+) -> tuple[nn.Module, Any, Quantising]:
+    """The network that a plan is for, an example, and what files are quantised by on processors like this one."""
+    from secateurs.export.quantised import Quantising
+    from secateurs.importance.scoring import calibration_batches
+    from secateurs.latency.targets._base import instructions, overflows
+
+    source = open_source(data)
+    assert source is not None
+    loaded = open_model(text, weights, shape, normalize, sized=source, **given)
+    images = open_images(
+        source, loaded, classes="all", normalize=normalize, seed=given["seed"], progress=given["progress"]
+    )
+    saturates = overflows(platform.machine(), instructions())
+    return loaded.module, loaded.example(), Quantising(calibration_batches(images), saturates)
 
 
 def _load_checkpoint(small: nn.Module, path: Path) -> None:

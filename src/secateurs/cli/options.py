@@ -54,6 +54,12 @@ SizedBy = Annotated[
     str | None,
     typer.Option("--data", metavar="DATA", help="Data that gives the input's shape, where the model does not."),
 ]
+Calibrating = Annotated[
+    str | None,
+    typer.Option(
+        "--data", metavar="DATA", help="Data that int8 files are calibrated with, and that gives the input's shape."
+    ),
+]
 Classes = Annotated[
     str, typer.Option("--classes", metavar="all|present", help="'present': only classes that occur count.")
 ]

@@ -20,6 +20,12 @@ def formats() -> list[str]:
     return [name for name in registry.names("exporters") if ":" not in name]
 
 
+def precisions(artifact: str) -> list[str]:
+    """Precisions of quantised files that a format can be written in, beside float: behind a colon, ``onnx:int8``."""
+    names = (name.partition(":") for name in registry.names("exporters"))
+    return [precision for name, _, precision in names if name == artifact and precision]
+
+
 def export_artifact(
     artifact: str,
     module: nn.Module,

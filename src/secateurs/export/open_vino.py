@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 from secateurs.errors import ExportError, why
 from secateurs.export.onnx import TOLERANCE, ExportReport, max_rel_error, to_model
+from secateurs.export.quantised import Quantising, export_onnx_int8
 from secateurs.files import write_atomic
 
 
@@ -38,30 +40,74 @@ def export_openvino(
     Raises:
         ExportError: OpenVINO is not installed or refuses the network, or the file computes something else.
     """
-    try:
-        import openvino
-    except ImportError as missing:
-        raise ExportError(
-            f"{Path(path).name} needs OpenVINO, which is not installed. Install secateurs[openvino], or export ONNX."
-        ) from missing
-    path = Path(path)
-    model = to_model(module, example, batch=batch)
+    path = _possible(path)
     with tempfile.TemporaryDirectory(prefix="secateurs-openvino-") as folder:
-        source, draft = Path(folder) / "network.onnx", Path(folder) / "network.xml"
-        source.write_bytes(model.SerializeToString())
-        try:
-            openvino.save_model(openvino.convert_model(str(source)), str(draft), compress_to_fp16=False)
-            error = max_rel_error(module, example, batch or 3, draft, run_openvino)
-        except RuntimeError as failure:
-            raise ExportError(
-                f"OpenVINO refuses the network: {why(failure)}. Replace what the message names, or export ONNX."
-            ) from failure
+        source = Path(folder) / "network.onnx"
+        source.write_bytes(to_model(module, example, batch=batch).SerializeToString())
+        draft = _converted(source)
+        error = max_rel_error(module, example, batch or 3, draft, run_openvino)
         if not error <= TOLERANCE:
             raise ExportError(
                 f"The exported {path.name} differs from PyTorch by {error:.2g} of the largest output "
                 f"(limit {TOLERANCE:g}). Nothing was written; choose another format."
             )
-        weights, graph = draft.with_suffix(".bin").read_bytes(), draft.read_bytes()
+        return ExportReport(max_rel_error=error, size_bytes=_written(draft, path))
+
+
+def export_openvino_int8(
+    module: nn.Module,
+    example: Any,
+    path: str | os.PathLike[str],
+    *,
+    batch: int | None = 1,
+    quantising: Quantising | None = None,
+) -> ExportReport:
+    """The same with int8 operators: what :func:`secateurs.export.quantised.export_onnx_int8` writes, converted.
+
+    Raises:
+        ExportError: OpenVINO is not installed or refuses the network; as of that function.
+    """
+    path = _possible(path)
+    with tempfile.TemporaryDirectory(prefix="secateurs-openvino-") as folder:
+        source = Path(folder) / "network.onnx"
+        report = export_onnx_int8(module, example, source, batch=batch, quantising=quantising)
+        return ExportReport(max_rel_error=report.max_rel_error, size_bytes=_written(_converted(source), path))
+
+
+def _possible(path: str | os.PathLike[str]) -> Path:
+    """``path``, where OpenVINO is installed.
+
+    Raises:
+        ExportError: it is not.
+    """
+    if importlib.util.find_spec("openvino") is None:
+        raise ExportError(
+            f"{Path(path).name} needs OpenVINO, which is not installed. Install secateurs[openvino], or export ONNX."
+        )
+    return Path(path)
+
+
+def _converted(source: Path) -> Path:
+    """The ONNX file at ``source`` as one of OpenVINO's beside it.
+
+    Raises:
+        ExportError: OpenVINO refuses it.
+    """
+    import openvino
+
+    draft = source.with_suffix(".xml")
+    try:
+        openvino.save_model(openvino.convert_model(str(source)), str(draft), compress_to_fp16=False)
+    except RuntimeError as failure:
+        raise ExportError(
+            f"OpenVINO refuses the network: {why(failure)}. Replace what the message names, or export ONNX."
+        ) from failure
+    return draft
+
+
+def _written(draft: Path, path: Path) -> int:
+    """Write what ``draft`` and its weights hold to ``path`` and beside it; bytes of both."""
+    weights, graph = draft.with_suffix(".bin").read_bytes(), draft.read_bytes()
     write_atomic(path.with_suffix(".bin"), weights)
     write_atomic(path, graph)
-    return ExportReport(max_rel_error=error, size_bytes=len(weights) + len(graph))
+    return len(weights) + len(graph)
