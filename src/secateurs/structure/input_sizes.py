@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import re
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,9 +49,8 @@ class InputSizes:
 
     def at(self, symbols: Mapping[str, int]) -> list[tuple[int, ...]]:
         """Shapes of the inputs where symbols have these values."""
-        known = {"__builtins__": {}, "math": math, "max": max, "min": min}
         return [
-            tuple(axis if isinstance(axis, int) else int(eval(_compiled(axis), known, dict(symbols))) for axis in axes)
+            tuple(axis if isinstance(axis, int) else int(eval(_compiled(axis), _KNOWN, dict(symbols))) for axis in axes)
             for axes in self.axes
         ]
 
@@ -201,6 +201,18 @@ _SYMBOL = re.compile(r"\b[a-z_]\w*\b")
 _TAKING = re.compile(r"\(\d+ if (\w+) in \[[\d, ]*\] else \1\)")
 
 
+_KNOWN = {
+    "__builtins__": {},
+    "math": math,
+    "torch": types.SimpleNamespace(sym_float=torch.sym_float, _sym_sqrt=torch.sym_sqrt),
+    "abs": abs,
+    "max": max,
+    "min": min,
+    "round": round,
+}
+"""What the exporter's expressions name besides symbols, ``math.trunc(0.5*torch.sym_float(s1))`` say."""
+
+
 def names_in(condition: str) -> set[str]:
     """Every name in a condition."""
     return set(_SYMBOL.findall(condition))
@@ -209,7 +221,7 @@ def names_in(condition: str) -> set[str]:
 def true(condition: str, known: dict[str, int]) -> bool:
     """Whether a condition holds where symbols have these values."""
     try:
-        return bool(eval(_compiled(condition), {"__builtins__": {}, "math": math, "max": max, "min": min}, known))
+        return bool(eval(_compiled(condition), _KNOWN, known))
     except (NameError, ZeroDivisionError):  # a symbol that is no size of an input; a size at which nothing is left
         return False
 
@@ -258,5 +270,5 @@ def _named(condition: str, names: Sequence[str], axes: Sequence[Sequence[int | s
         for dim, axis in reversed(list(enumerate(one)))
         if isinstance(axis, str)
     }
-    plain = _TAKING.sub(r"\1", condition)
+    plain = _TAKING.sub(r"\1", condition).replace("torch.sym_float(", "float(").replace("torch._sym_sqrt(", "sqrt(")
     return _SYMBOL.sub(lambda match: places.get(match[0], match[0]), plain)
