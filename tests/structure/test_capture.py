@@ -37,3 +37,23 @@ def test_one_tensor_given_twice_is_two_inputs(fixed: bool) -> None:
         stays[list(plan.slices["one.weight"][0])] = 1.0
         model.two.weight.mul_(stays)
     assert torch.allclose(small(one, two), model(one, two), atol=1e-5)
+
+
+class Remembered(nn.Module):
+    """Caches by whole shapes, which are no keys while a size is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.known = nn.Linear(6, 16), nn.Linear(16, 5), {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.one(x).relu()
+        return self.two(y) + self.known.setdefault(y.shape, torch.arange(y.shape[1]))[:5]
+
+
+def test_shapes_as_keys() -> None:
+    """The exporter gives up on a free batch, and must not find the same inputs marked once more."""
+    model, x = Remembered().eval(), torch.randn(2, 6)
+    graph = trace(model, x)
+    assert [group.units for group in graph.groups] == [16]
+    assert not model.known

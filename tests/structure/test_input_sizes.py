@@ -105,6 +105,31 @@ class Windows(Trunk):
         return x.unflatten(3, (4, 4)).permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, 3)
 
 
+@takes("[any, 3, any from 2, any from 2]", (3, 3, 20, 9), (1, 3, 7, 31), declines=[(2, 3, 1, 16)])
+class Halved(Trunk):
+    """Interpolates by a factor that is no whole number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Conv2d(10, 3, 1)
+
+    def forward(self, x):
+        return self.out(F.interpolate(self.trunk(x), scale_factor=0.5))
+
+
+@takes("[any, 3, any, any]", (3, 3, 20, 9), (1, 3, 7, 31))
+class Counted(Trunk):
+    """Asks for the batch by Python's ``len``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.out = nn.Parameter(torch.randn(1, 10, 1)), nn.Linear(10, 3)
+
+    def forward(self, x):
+        y = self.trunk(x).view(len(x), 10, -1)
+        return self.out(torch.cat([self.token.expand(len(y), -1, -1), y], 2).mean(2))
+
+
 @takes("[any, 3, 4, 4]", shape=(1, 3, 4, 4), declines=[(1, 3, 8, 8), (1, 3, 4, 5)])
 class Flattened(Trunk):
     """A classifier that reads every place."""
@@ -332,6 +357,14 @@ def test_a_refusal_names_conditions_in_plain_words() -> None:
     sizes = InputSizes(("x",), (("s0", "s1"),), ("(s1 // 8) != 1",), ((2, 32),)).taking({"s1": [8]})
     with pytest.raises(StructureError, match=re.escape("where (x.shape[1] // 8) != 1 only")):
         as_traced([torch.zeros(2, 9)], sizes.names, sizes.axes, sizes.conditions)
+
+
+def test_conditions_on_numbers_that_are_not_whole() -> None:
+    conditions = ("math.trunc(0.5*torch.sym_float(s1)) >= 2", "torch._sym_sqrt(torch.sym_float(s1)) <= 6")
+    sizes = InputSizes(("x",), (("s0", "s1"),), conditions, ((2, 32),))
+    assert str(sizes) == "x [any, any from 4 up to 36]"
+    with pytest.raises(StructureError, match=re.escape("where math.trunc(0.5*float(x.shape[1])) >= 2 only")):
+        as_traced([torch.zeros(2, 3)], sizes.names, sizes.axes, sizes.conditions)
 
 
 def test_the_graph_is_run_where_something_has_length_one() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,9 +66,10 @@ def _export(
     attempts.append((args, kwargs, None))
     failure: Exception | None = None
     for positional, keyword, axes in attempts:
+        positional, keyword = _anew((positional, keyword))
         shapes = None if axes is None else (_dynamic(positional, axes), _dynamic(keyword, axes))
         try:
-            with fresh_runs(model):
+            with fresh_runs(model), _free_lengths():
                 return _export_once(model, positional, keyword, shapes)
         except Exception as error:
             failure = failure or error
@@ -96,6 +99,32 @@ def _apart(tree: Any) -> Any:
         return leaf
 
     return pytree.tree_map_only(torch.Tensor, own, tree)
+
+
+def _anew(tree: Any) -> Any:
+    """Inputs of their own for one attempt: one that fails leaves on its tensors which axes it meant to be free."""
+
+    def anew(leaf: torch.Tensor) -> torch.Tensor:
+        return leaf.detach().requires_grad_(leaf.requires_grad)
+
+    return pytree.tree_map_only(torch.Tensor, anew, tree)
+
+
+@contextlib.contextmanager
+def _free_lengths() -> Iterator[None]:
+    """``len(x)`` is the free size that ``x.shape[0]`` is; Python's own makes a number of it, which binds the batch."""
+    plain = builtins.len
+
+    def length(value: Any, /) -> Any:
+        if isinstance(value, torch.Tensor) and value.dim() and isinstance(value.shape[0], torch.SymInt):
+            return value.shape[0]
+        return plain(value)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = plain
 
 
 def _batch(dim: int, tensor: torch.Tensor) -> bool:
