@@ -137,6 +137,36 @@ def test_unfolded_filters_are_the_weights(graph: Graph) -> None:
     assert torch.equal(matrix, graph.model.inner.weight.detach().double().flatten(1))
 
 
+COMPUTED = {
+    "product": lambda u, v: torch.kron(u, v),
+    "rows of two": lambda u, v: torch.cat([u.repeat(1, 3), v.repeat(1, 4), u.repeat(1, 3)[:2], v.repeat(1, 4)[:3]]),
+    "low rank": lambda u, v: u.reshape(12, 1) @ v.reshape(1, 12),
+    "padded": lambda u, v: torch.nn.functional.pad(torch.kron(u[:, :3], v), (0, 3, 0, 4))[:12],
+    "repeated rows": lambda u, v: u.reshape(1, 12).repeat_interleave(12, 0) * v.reshape(12, 1),
+}
+
+
+@pytest.mark.parametrize("criterion", ["splamp", "l1", "l2", "lamp", "fpgm"])
+@pytest.mark.parametrize("name", COMPUTED)
+def test_filters_that_the_forward_computes(name: str, criterion: str) -> None:
+    """Every group has scores, also where no parameter is a layer's filters."""
+
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 4)
+            self.u, self.v = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(nn.functional.linear(self.a(x).relu(), COMPUTED[name](self.u, self.v)).relu())
+
+    torch.manual_seed(0)
+    graph = trace(Computed().eval(), torch.randn(2, 6))
+    found = scores(graph, criterion)
+    assert {group.name: group.units for group in graph.groups} == {name: len(values) for name, values in found.items()}
+    assert all(values.any() for values in found.values())
+
+
 def test_random_depends_on_seed_and_group_only(graph: Graph) -> None:
     first, second = (g.name for g in graph.groups if g.units in (5, 6))
     assert np.array_equal(random_score(graph, first, Context(1)), random_score(graph, first, Context(1)))

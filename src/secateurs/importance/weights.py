@@ -38,17 +38,27 @@ def producers(graph: Graph, group: str) -> tuple[View, ...]:
     return views
 
 
+def carriers(graph: Graph, group: str) -> tuple[View, ...]:
+    """The producing views; where a forward computes a group's filters of parameters (a product, a concatenation, rows
+    that are repeated) those of the parameters, and where no parameter holds the units (padded rows) their readers.
+    """
+    views = graph.views(group)
+    found = (tuple(view for view in views if view.role == role) for role in ("out", "free", "in"))
+    return next((some for some in found if some), ()) or producers(graph, group)
+
+
 def filters(graph: Graph, group: str, *, folded: bool = True) -> Iterator[tuple[View, torch.Tensor]]:
-    """Every producing view with its filters, float64 [units, elements].
+    """Every view that carries the units (:func:`carriers`) with its filters, float64 [units, elements].
 
     Args:
         graph: the traced network.
         group: a group's name.
         folded: scale each filter by its batch norm's γ/√(σ²+ε): its raw norm carries no meaning under a batch norm.
     """
-    for view in producers(graph, group):
-        matrix = view.matrix(tensor_of(graph, view.parameter)).double()
-        if folded:
+    for view in carriers(graph, group):
+        weight = tensor_of(graph, view.parameter)
+        matrix = view.matrix(weight.abs() if weight.is_complex() else weight).double()
+        if folded and view.role == "out":
             scale = fold_scale(graph, view)
             if scale is not None:
                 per_unit = scale.shape[1]
