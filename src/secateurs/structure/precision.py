@@ -111,9 +111,18 @@ def _is_float(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
 
 
+_WIDER = {
+    torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128, torch.complex32: torch.complex128,
+}  # fmt: skip
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in double precision, real or complex; integers and truth values as they are."""
+    return tensor.to(_WIDER.get(tensor.dtype, tensor.dtype))
+
+
 def _widened(leaf: Any) -> Any:
-    if isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.float32, torch.float16, torch.bfloat16):
-        return leaf.double()
-    if isinstance(leaf, torch.dtype) and leaf in (torch.float32, torch.float16, torch.bfloat16):
-        return torch.float64
-    return leaf
+    if isinstance(leaf, torch.Tensor):
+        return widened(leaf)
+    return _WIDER.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from secateurs.plan import Plan
+from secateurs.structure.precision import widened
 from secateurs.structure.slicing import deep_copy
 
 _STATISTICS = ("running_mean", "running_var")
@@ -23,13 +24,16 @@ def scratch(model: nn.Module, seed: int, *, buffers: bool = True) -> nn.Module:
     for module in model.modules():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             redrawn = buffers or isinstance(tensor, nn.Parameter) or name in _STATISTICS
-            if id(tensor) not in replaced and tensor.is_floating_point() and redrawn:
+            numbers = tensor.is_floating_point() or tensor.is_complex()
+            if id(tensor) not in replaced and numbers and redrawn:
                 drawn = _drawn(module, name, tensor, generator)
                 replaced[id(tensor)] = nn.Parameter(drawn) if isinstance(tensor, nn.Parameter) else drawn
-    return deep_copy(model, replaced).cpu().double()
+    return deep_copy(model, replaced).cpu()._apply(widened)
 
 
 def _drawn(module: nn.Module, name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if tensor.is_complex():
+        return torch.complex(*(_drawn(module, name, part, generator) for part in (tensor.real, tensor.imag)))
     if tensor.dim() >= 2 and tensor.numel() > max(tensor.shape):
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         fan_in = tensor[:, 0].numel() if transposed else tensor[0].numel()
