@@ -117,6 +117,10 @@ SPOILED: dict[str, tuple[Callable[[], nn.Module], Any, Callable[..., Any]]] = {
     "first sample of several": (Image, IMAGE, lambda y, x: y if len(y) == 1 else torch.cat([y[:1] * 1.1, y[1:]])),
     "other batch": (Image, torch.zeros(2, 3, 8, 8), lambda y, x: y if len(y) == 2 else y + 1e-3),
     "other height": (Image, IMAGE, lambda y, x: y if x.shape[2] == 8 else y * 1.001),
+    "other width": (Image, IMAGE, lambda y, x: y if x.shape[3] == 8 else y * 1.001),
+    "other width of an oblong": (Image, torch.zeros(1, 3, 16, 8), lambda y, x: y if x.shape[3] == 8 else y * 1.001),
+    "odd height": (Image, IMAGE, lambda y, x: y * 1.001 if x.shape[2] % 2 else y),
+    "odd width": (Image, IMAGE, lambda y, x: y * 1.001 if x.shape[3] % 2 else y),
     "not square": (Image, IMAGE, lambda y, x: y if x.shape[2] == x.shape[3] else y * 1.001),
     "fails at another size": (Image, IMAGE, lambda y, x: y + torch.zeros(x.shape[2]).reshape(8, 1, 1).sum()),
     "one class of one sample": (Image, IMAGE, lambda y, x: y.index_fill(1, torch.tensor([3]), 0)),
@@ -282,6 +286,18 @@ class Offsets(nn.Module):
         return self.b(F.relu(self.a(self.bag(words, offsets))))
 
 
+class OfComplex(nn.Module):
+    """Complex weights, and complex numbers made in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, dtype=torch.complex64), nn.Conv2d(16, 5, 1, dtype=torch.complex64)
+
+    def forward(self, x):
+        y = torch.tanh(self.a(torch.fft.fft2(x)))
+        return self.b(y + torch.zeros(1, dtype=torch.complex64)).abs().mean((2, 3))
+
+
 class Masked(nn.Module):
     """Attention that is told what to leave out."""
 
@@ -304,6 +320,7 @@ RIGHT: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "one size": (OneSize, IMAGE),
     "one batch": (OneBatch, torch.zeros(2, 3, 8, 8)),
     "words": (Words, WORDS),
+    "complex numbers": (OfComplex, IMAGE),
     "offsets": (Offsets, (torch.arange(12), torch.tensor([0, 3, 5, 9]))),
     "what is left out": (Masked, (torch.zeros(1, 5, 6), torch.zeros(1, 5, dtype=torch.bool))),
 }

@@ -114,7 +114,10 @@ def _integers(
         low, high = min(low, 0), 255 if values.dtype is torch.uint8 else max(high, 7)
     elif way == "free" and bound is not None:
         low, high = 0, max(bound - 1, 0)
-    return torch.randint(low, high + 1, shape, generator=generator).to(values.dtype)
+    drawn = torch.randint(low, high + 1, shape, generator=generator).to(values.dtype)
+    if drawn.numel() and generator.initial_seed() % 2:  # so that of few numbers one is large for certain
+        drawn.view(-1)[-1] = high
+    return drawn
 
 
 def _mask(mask: torch.Tensor) -> torch.Tensor:
@@ -141,10 +144,15 @@ def other_batch(example: Call) -> Sizes | None:
     return Sizes(tuple(((number, 0), leaf.shape[0] + 1) for number, leaf in shaped))
 
 
-def other_sizes(example: Call, *, larger: bool = False) -> Iterator[Sizes]:
-    """Other heights, widths and lengths, likeliest first: one axis of a size, then all of that size, in every tensor.
+KINDS = ("near", "larger", "odd")
+"""Which other sizes: those that pooling and patches divide as well, height and width apart where they may be; larger
+ones only, which a table that is read as far as the input is long may not have; odd ones in place of even ones, for
+which a forward may pad (tried once, as most networks take them or none)."""
 
-    ``larger``: larger ones only, which a table that is read as far as the input is long may not have.
+
+def other_sizes(example: Call, kind: str = "near") -> Iterator[Sizes]:
+    """Other heights, widths and lengths of one of :data:`KINDS`: all axes, each by a size of its own, then one axis of
+    a size, then all of that size, in every tensor.
 
     Channels of images are no such axis; which of the others the network takes only the network can tell.
     """
@@ -153,23 +161,49 @@ def other_sizes(example: Call, *, larger: bool = False) -> Iterator[Sizes]:
     for number, leaf in enumerate(leaves):
         channel = leaf.dim() >= 4
         for dim in range(2 if channel else 1, leaf.dim()):
-            if leaf.shape[dim] > 1:
+            if leaf.shape[dim] > (1 if kind != "odd" else 2) and (kind != "odd" or leaf.shape[dim] % 2 == 0):
                 axes.setdefault(leaf.shape[dim], []).append((number, dim))
-    for size in sorted(axes, reverse=True)[:2]:
-        new = _near(size, larger)
+    largest = sorted(axes, reverse=True)[:2]
+    apart = []
+    for size in largest:
+        ranks: dict[int, int] = {}
+        for axis in axes[size]:
+            rank = ranks[axis[0]] = ranks.get(axis[0], -1) + 1
+            apart.append((axis, _beside(size, kind) if rank else _near(size, kind)))
+    several = len({(which, size) for (which, _), size in apart}) > len({which for (which, _), _ in apart})
+    if several and kind != "larger":
+        yield Sizes(tuple(apart))
+    for size in largest[: 0 if several and kind == "odd" else 2]:
+        new = _near(size, kind)
         firsts = {number: (number, dim) for number, dim in reversed(axes[size])}
         alone = Sizes(tuple((axis, new) for axis in firsts.values()))
         yield alone
-        if len(axes[size]) > len(firsts):
+        if len(axes[size]) > len(firsts) and kind != "odd":
             yield Sizes(tuple((axis, new) for axis in axes[size]))
 
 
-def _near(size: int, larger: bool) -> int:
-    """A smaller size that pooling and patches divide as well, else a larger one."""
+def _step(size: int) -> int:
+    """The power of two, 32 at most, that divides a size."""
     step = 32
     while size % step:
         step //= 2
-    return size - step if size > step and not larger else size + step
+    return step
+
+
+def _near(size: int, kind: str) -> int:
+    """A smaller size that pooling and patches divide as well, else a larger one."""
+    if kind == "odd":
+        return size + 1
+    step = _step(size)
+    return size - step if size > step and kind == "near" else size + step
+
+
+def _beside(size: int, kind: str) -> int:
+    """A size for a second axis that is as long in the example: another than the first one's."""
+    step = _step(size)
+    if kind == "odd":
+        return size - 1
+    return size + (step if size > step else step // 2 if step > 1 else 2)
 
 
 ANY = -1

@@ -16,6 +16,7 @@ from secateurs.errors import StructureError, why
 from secateurs.plan import Plan
 from secateurs.structure.comparison import mostly_finite, tensors_of
 from secateurs.structure.draws import (
+    KINDS,
     WAYS,
     Call,
     IndexBounds,
@@ -188,8 +189,8 @@ class Oracle:
         yield first
         found = [first]
         small = sum(parameter.numel() for parameter in self.model.parameters()) <= SMALL
-        for larger in (False, True)[: (1 + small) * (self.training is None)]:
-            for sizes in self._other_sizes(larger):
+        for kind in KINDS[: len(KINDS) if small else 1] if self.training is None else ():
+            for sizes in self._other_sizes(kind):
                 case = self._case(self.seed + 1, first.way, sizes, bounds)
                 if case is not None:
                     found.append(case)
@@ -220,13 +221,14 @@ class Oracle:
             "The original is intact. Give an example with typical values."
         )
 
-    def _other_sizes(self, larger: bool) -> Iterator[Sizes]:
-        batch, sizes = other_batch(self.example), list(other_sizes(self.example, larger=larger))
+    def _other_sizes(self, kind: str) -> Iterator[Sizes]:
+        batch, sizes = other_batch(self.example), list(other_sizes(self.example, kind))
         if batch is not None:
             yield from (batch + other for other in sizes if self._follows(batch + other))
-            if not larger and self._follows(batch):
+            if kind == KINDS[0] and self._follows(batch):
                 yield batch
-        yield from (other for other in sizes if self._follows(other))
+        if batch is None or kind != "odd":
+            yield from (other for other in sizes if self._follows(other))
 
     def _follows(self, sizes: Sizes) -> bool:
         """Whether the graph takes these sizes, where it is the graph that is asked or rebuilt."""
