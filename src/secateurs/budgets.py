@@ -1,4 +1,7 @@
-"""What can be limited, and limits on it: parsed once, in any of the forms that people write. No torch here."""
+"""What can be limited, and limits on it: parsed once, in any of the forms that people write. No torch here.
+
+A budget limits what a network takes; a bound limits what may become of its accuracy.
+"""
 
 from __future__ import annotations
 
@@ -151,3 +154,82 @@ def describe_budgets(budgets: Sequence[Budget]) -> str:
     if len(budgets) == 1 and budgets[0].resource == "latency":
         return str(budgets[0])
     return ", ".join(f"{RESOURCES[budget.resource].words} {budget}" for budget in budgets)
+
+
+@dataclass(frozen=True)
+class AccuracyBound:
+    """How much accuracy must stay: ``max_loss`` points below the dense network's at most, or ``min_accuracy`` (0-1) at
+    least. One of the two is given."""
+
+    max_loss: float | None = None
+    min_accuracy: float | None = None
+
+    @classmethod
+    def parse(cls, max_loss: float | None, min_accuracy: str | float | None) -> AccuracyBound | None:
+        """Read ``1.0`` (points) or ``"88%"``, ``0.88``; None where neither is given.
+
+        Raises:
+            PlanError: both are given, one is not understood, or it is out of range.
+        """
+        if max_loss is None and min_accuracy is None:
+            return None
+        if max_loss is not None and min_accuracy is not None:
+            raise PlanError("--max-loss and --min-accuracy both say how much accuracy must stay. Give one of them.")
+        if min_accuracy is not None:
+            return cls(min_accuracy=_share(min_accuracy))
+        if isinstance(max_loss, bool) or not isinstance(max_loss, (int, float)) or not 0 < max_loss < 100:
+            raise PlanError(
+                f"--max-loss is {max_loss!r}; it is in points of accuracy, above 0 and below 100. Give 1.0 for a "
+                f"network that is at most one point below the dense one."
+            )
+        return cls(max_loss=float(max_loss))
+
+    def least(self, dense: float) -> float:
+        """The accuracy (0-1) that must stay, given the dense network's.
+
+        Raises:
+            PlanError: the dense network itself is below it, or no accuracy at all would do.
+        """
+        if self.min_accuracy is not None:
+            if self.min_accuracy > dense + ROUNDING:
+                raise PlanError(
+                    f"--min-accuracy {_percent(self.min_accuracy)} is above what the dense network has on the "
+                    f"validation images, {_percent(dense)}. Give less, or train the dense network further."
+                )
+            return self.min_accuracy
+        assert self.max_loss is not None
+        least = dense - self.max_loss / 100
+        if least <= 0:
+            raise PlanError(
+                f"--max-loss {self.max_loss:g} is no less than all that the dense network has on the validation "
+                f"images, {_percent(dense)}. Give fewer points."
+            )
+        return least
+
+    def __str__(self) -> str:
+        if self.max_loss is not None:
+            return f"accuracy loss ≤ {self.max_loss:g} point{'s' if self.max_loss != 1 else ''}"
+        assert self.min_accuracy is not None
+        return f"accuracy ≥ {_percent(self.min_accuracy)}"
+
+
+ROUNDING = 1e-9
+"""Accuracies that differ by less are equal."""
+
+
+def _share(text: str | float) -> float:
+    """An accuracy as a fraction."""
+    hint = "Give a share of the images such as 88% or 0.88."
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        text = f"{float(text)!r}"
+    match = re.fullmatch(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%)?\s*", str(text))
+    if match is None:
+        raise PlanError(f"--min-accuracy {text!r} is not understood. {hint}")
+    value = float(match[1]) / (100 if match[2] else 1)
+    if not 0 < value <= 1:
+        raise PlanError(f"--min-accuracy {text!r} must be above 0 and at most 100%. {hint}")
+    return value
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.4g}%"

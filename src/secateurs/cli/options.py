@@ -103,6 +103,18 @@ FileSize = Annotated[
     str | None, typer.Option("--file-size", metavar="BUDGET", help="Of the deployed file: 10MB, 60% of dense.")
 ]
 Macs = Annotated[str | None, typer.Option("--macs", metavar="BUDGET", help="Multiply-adds at batch 1: 300M, 50%.")]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        "--max-loss",
+        metavar="POINTS",
+        help="Instead of --latency: the fastest network that loses no more validation accuracy, repaired: 1.0.",
+    ),
+]
+MinAccuracy = Annotated[
+    str | None,
+    typer.Option("--min-accuracy", "--min-metric", metavar="SHARE", help="The same as what must stay: 88%."),
+]
 Store = Annotated[
     Path | None,
     typer.Option("--store", help="SQLite file of measurements [the user's cache folder].", show_default=False),

@@ -35,6 +35,8 @@ def verb(
     memory: o.Memory = Settings.memory,
     file_size: o.FileSize = Settings.file_size,
     macs: o.Macs = Settings.macs,
+    max_loss: o.MaxLoss = Settings.max_loss,
+    min_accuracy: o.MinAccuracy = Settings.min_accuracy,
     target: o.Target = Settings.target,
     weights: o.Weights = None,
     strategy: o.Strategy = Settings.strategy,
@@ -116,7 +118,8 @@ def verb(
     """The main job: to measured budgets, with a report.
 
     Trace, latency model, plan, cut, repair, fine-tune, export, measure. The plan is tightened until the exported file
-    was measured to be within every budget.
+    was measured to be within every budget. --max-loss asks the other way round: how fast can the network be that keeps
+    its accuracy?
     """
     given: dict[str, Any] = {
         "model": model,
@@ -130,7 +133,7 @@ def verb(
     if resume:
         given, chosen = _from_folder(context, output, given, chosen)
     else:
-        budgets = [text for text in (latency, memory, file_size, macs) if text is not None]
+        budgets = [one for one in (latency, memory, file_size, macs, max_loss, min_accuracy) if one is not None]
         wanted = {"MODEL": model, "--data": data, "a budget such as --latency 60%": budgets or None}
         missing = [name for name, value in wanted.items() if value is None]
         if missing:

@@ -14,7 +14,14 @@ from secateurs.budgets import RESOURCES, Budget
 from secateurs.data import Data, Scored, check_trained
 from secateurs.export.onnx import ExportReport
 from secateurs.files import Scratch
-from secateurs.jobs.comparison import deployed_on_test_images, on_test_images, packed
+from secateurs.jobs.comparison import (
+    RepairedAccuracies,
+    Validated,
+    deployed_on_test_images,
+    on_test_images,
+    packed,
+    validated_file,
+)
 from secateurs.jobs.plan_stage import PlanFound
 from secateurs.jobs.run_folder import RunFolder
 from secateurs.jobs.settings import Settings
@@ -81,6 +88,14 @@ class DeployFound:
     accuracy: float | None = None
     correct: str = ""
     files: tuple[FileRecord, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationFound:
+    """The pruned network on the validation images, where an accuracy was asked for: repaired, and as deployed."""
+
+    repaired: Validated
+    deployed: Validated
 
 
 def _side_by_side(measured: Mapping[str, Measurement], made: Mapping[str, Any]) -> DeployFound:
@@ -200,6 +215,16 @@ class Deployment:
                 floats = self._float_files(Path(folder), small, plan)
                 four = _Four(dense, made, accuracy, {name: path.stat().st_size for name, path in floats.items()})
                 return self._measured(dense, planned, lambda: four.found(bench.final(deployed, floats), bench.target))
+
+    def validate(
+        self, accuracies: RepairedAccuracies, repaired: nn.Module, small: nn.Module, plan: Plan
+    ) -> ValidationFound:
+        """The network after its repair on the validation images, and as it is deployed."""
+        first = accuracies.judged(repaired, plan)
+        if self.bench.quantises:
+            file = self.folder.files.deployed(self.bench.target.artifact)
+            return ValidationFound(repaired=first, deployed=validated_file(self.bench, file, self.data))
+        return ValidationFound(repaired=first, deployed=accuracies.judged(small, plan))
 
     def _measured(self, dense: DenseFound, planned: PlanFound, measure: Callable[[], DeployFound]) -> DeployFound:
         """The final measurement, again where the machine was so busy that it is not clearly within the budget."""

@@ -56,6 +56,8 @@ def prune(
     memory: str | float | None = None,
     file_size: str | float | None = None,
     macs: str | float | None = None,
+    max_loss: float | None = None,
+    min_accuracy: str | float | None = None,
     target: str = Settings.target,
     strategy: str = Settings.strategy,
     criterion: str | None = Settings.criterion,
@@ -79,6 +81,9 @@ def prune(
         memory: a budget of the peak memory that the network adds to the runtime's process: ``"20MB"``, ``"60%"``.
         file_size: a budget of the deployed file: ``"10MB"``, ``"60%"``.
         macs: a budget of multiply-adds at batch 1: ``"300M"``, ``"50%"``.
+        max_loss: instead of ``latency``: the fastest network that is looked for may lose so many points of accuracy on
+            the validation images when it is cut and repaired.
+        min_accuracy: the same as what must stay: ``"88%"`` or ``0.88``.
         target: runtime on a device.
         strategy: search.
         criterion: scores of units; None takes the strategy's own or the default.
@@ -95,7 +100,7 @@ def prune(
         progress: where to report.
 
     Raises:
-        InfeasibleBudgetError: no legal network is that fast.
+        InfeasibleBudgetError: no legal network is that fast, or none that was tried keeps that accuracy.
         SecateursError: anything else that is wrong with the input, the data, the folder or the runtime.
     """
     if settings is None:
@@ -104,6 +109,8 @@ def prune(
             memory=_text(memory),
             file_size=_text(file_size),
             macs=_text(macs),
+            max_loss=max_loss,
+            min_accuracy=None if min_accuracy is None else str(min_accuracy),
             target=target,
             strategy=strategy,
             criterion=criterion,
@@ -112,7 +119,7 @@ def prune(
             seed=seed,
             allow_chance=allow_chance,
         )
-    elif any(one is not None for one in (latency, memory, file_size, macs, criterion)):
+    elif any(one is not None for one in (latency, memory, file_size, macs, max_loss, min_accuracy, criterion)):
         raise PlanError("settings= holds everything, so a budget or criterion= beside it would do nothing. Give one.")
     model = plain(model)
     with untouched(model):

@@ -9,10 +9,11 @@ from typing import Any
 
 from safetensors.torch import save
 
-from secateurs.budgets import Budget, describe_budgets
+from secateurs.budgets import Budget
 from secateurs.data import Data
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.importance.scoring import Scorer, calibration_batches
+from secateurs.jobs.comparison import RepairedAccuracies, Validated
 from secateurs.jobs.finalists import chosen_by_training
 from secateurs.jobs.footprint import dense_figures, memory_seen
 from secateurs.jobs.run_folder import RunFolder
@@ -24,12 +25,13 @@ from secateurs.measure.bench import Bench
 from secateurs.measure.profile import profile
 from secateurs.measure.sensitivity import with_measured_sample
 from secateurs.models import Loaded
-from secateurs.plan import Measurement
+from secateurs.plan import Measurement, Plan
 from secateurs.planning.channels import Channels
 from secateurs.planning.closed_loop import Attempt, Goal, Limits, close, goal_for
 from secateurs.planning.elements.costs import measured_space
 from secateurs.planning.elements.refinement import aligned, refined
 from secateurs.planning.elements.space import ElementSpace
+from secateurs.planning.fastest import FastestSearch, Found
 from secateurs.planning.out_of_reach import out_of_reach
 from secateurs.planning.planner import Choice, Planner
 from secateurs.planning.space import Space
@@ -39,7 +41,7 @@ from secateurs.recover.checkpoint import tensors
 from secateurs.recover.features import spread
 from secateurs.recover.schedules import schedule as find_schedule
 from secateurs.recover.schedules._base import Prepared
-from secateurs.report.record import ModelError, Point
+from secateurs.report.record import ModelError, Point, ValidationStep
 from secateurs.resources import Seen
 from secateurs.search.legal import find_strategy
 from secateurs.search.rows import FileRows
@@ -49,12 +51,24 @@ from secateurs.structure.kernel_elements import macs_left
 
 
 @dataclass(frozen=True, kw_only=True)
+class WithinFound:
+    """How the fastest network within a loss was found, on so many validation images (``samples``): the accuracy that
+    must stay, the dense network's, and every network that was tried."""
+
+    samples: int
+    least: float
+    dense: Validated
+    steps: tuple[ValidationStep, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanFound:
     """What the plan stage finds beside plan.json.
 
     ``picked``: what a person picked in words, None where budgets decide; ``gap``: as the strategy proved it, None where
     it proves none; ``search``: details of a search that judged candidates, as JSON values, {} for others; ``rounds``:
-    plans that were measured; ``latency_model``: None where latency was not limited.
+    plans that were measured; ``latency_model``: None where latency was not limited; ``within``: None where no accuracy
+    was asked for.
     """
 
     picked: str | None
@@ -70,6 +84,7 @@ class PlanFound:
     macs: int
     structure_check_rel_error: float
     plan_notes: tuple[str, ...]
+    within: WithinFound | None = None
 
 
 @dataclass(frozen=True)
@@ -98,12 +113,15 @@ class PlanStage:
         """
         if self.settings.features > 0:
             spread(self.loaded.module, self.loaded.module)
-        settings, spec, planner = self.settings, self.graph.spec, self._planner()
+        settings = self.settings
+        least = None if settings.bound is None else settings.bound.least(self._accuracies.dense.accuracy)
+        spec, planner = self.graph.spec, self._planner()
         schedule = find_schedule(settings.schedule)
         with self.folder.timed("finetune"):
             prepared = prepare(self.trainer, planner, self._limits)
         schedule.check(self.trainer, prepared.planner)
-        accepted, attempts = self._close(prepared.planner)
+        within = None if least is None else self._fastest(prepared.planner, least)
+        accepted, attempts = self._close(prepared.planner) if within is None else (within.accepted, within.attempts)
         notes = list(prepared.notes)
         if settings.finalists > 1:
             accepted, said = self._finalist(prepared.planner, accepted, attempts)
@@ -113,14 +131,7 @@ class PlanStage:
                 prepared = schedule.settle(self.trainer, prepared.planner, accepted.choice.solution)
             notes += prepared.notes
         planner = self._written(prepared)
-        plan = planner.plan(accepted.choice, planner.picked or describe_budgets(settings.budgets))
-        with self.folder.timed("search"):
-            plan = aligned(self.loaded.module, plan, self.example, progress=self.progress)
-        if settings.repair == "least-squares":
-            with self.folder.timed("recover"):
-                plan = refined(self.loaded.module, plan, self.data, self.example, progress=self.progress)
-        with self.folder.timed("recover"), self.progress.task("check the cut"):
-            error = check_plan(self.loaded.module, plan, self.example)
+        plan, error = self._checked(planner.plan(accepted.choice, planner.picked or settings.asked))
         solution = accepted.choice.solution
         with self.folder.timed("measure"):
             searched = with_measured_sample(
@@ -154,7 +165,18 @@ class PlanStage:
                 *([found.note(plan)] if isinstance(found, ElementSpace) else []),
                 *notes,
             ),
+            within=None if within is None or least is None else self._within(within, least),
         )
+
+    def _checked(self, plan: Plan) -> tuple[Plan, float]:
+        """The plan with its kernel elements as they stay, and the error of the cut."""
+        with self.folder.timed("search"):
+            plan = aligned(self.loaded.module, plan, self.example, progress=self.progress)
+        if self.settings.repair == "least-squares":
+            with self.folder.timed("recover"):
+                plan = refined(self.loaded.module, plan, self.data, self.example, progress=self.progress)
+        with self.folder.timed("recover"), self.progress.task("check the cut"):
+            return plan, check_plan(self.loaded.module, plan, self.example)
 
     @cached_property
     def graph(self) -> Graph:
@@ -166,7 +188,7 @@ class PlanStage:
     def costs(self) -> LatencyModel | ElementSpace | None:
         """The latency model, where latency is limited; where kernel elements may go too, all that can be chosen."""
         settings = self.settings
-        if settings.latency is None:
+        if not settings.needs_latency:
             return None
         common: dict[str, Any] = {
             "threads": settings.threads,
@@ -188,7 +210,8 @@ class PlanStage:
         if found is not None:
             known["latency"] = found.dense_ms
         with self.folder.timed("measure"):
-            return dense_figures(self.settings, self.graph.spec, self.bench, known, self.float_ratio)
+            figures = dense_figures(self.settings, self.graph.spec, self.bench, known, self.float_ratio)
+        return figures if self.settings.bound is None else {"latency": known["latency"], **figures}
 
     @cached_property
     def _budgets(self) -> dict[str, Budget]:
@@ -276,6 +299,47 @@ class PlanStage:
             if goal.met(attempt):
                 raise
             raise out_of_reach(error, goal, attempt, str(self._budgets[goal.resource]), planner.target) from error
+
+    @cached_property
+    def _accuracies(self) -> RepairedAccuracies:
+        return RepairedAccuracies(self.trainer, self.bench, self.folder)
+
+    def _fastest(self, planner: Planner, least: float) -> Found[Choice]:
+        """The fastest network that keeps an accuracy of ``least`` on the validation images when it is repaired."""
+
+        def solve(limits: Limits) -> Choice:
+            with self.folder.timed("search"):
+                return planner.solve(limits)
+
+        with self.folder.timed("search"):
+            self.progress.say(planner.reachable())
+            reach = next(one["ratio"] for one in planner.reach if one["constraint"] == "latency")
+        search = FastestSearch(
+            solve,
+            lambda choice: self._accuracies.of(planner.plan(choice)),
+            lambda choice: self._measure(planner, choice).measured,
+            self._accuracies.dense.accuracy,
+            least,
+            tuple(self._goals.values()),
+            self.progress,
+        )
+        return search.run(reach)
+
+    def _within(self, found: Found[Choice], least: float) -> WithinFound:
+        """What the search found, for the record."""
+        measured = {attempt.choice.key: attempt.measured.ratio for attempt in found.attempts}
+        tried = {one.choice.key: one for one in found.tried}
+        steps = tuple(
+            ValidationStep(
+                predicted_ratio=one.choice.predicted["latency"],
+                latency_ratio=measured.get(key),
+                accuracy=one.accuracy,
+                holds=one.holds,
+                chosen=key == found.accepted.choice.key,
+            )
+            for key, one in tried.items()
+        )
+        return WithinFound(samples=len(self.data.validation), least=least, dense=self._accuracies.dense, steps=steps)
 
     def _finalist(
         self, planner: Planner, accepted: Attempt[Choice], attempts: list[Attempt[Choice]]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.budgets import RESOURCES, describe_budgets
+from secateurs.budgets import RESOURCES, ROUNDING
 from secateurs.jobs.comparison import difference, standard_error, unpacked
-from secateurs.jobs.deployment import DenseFound, DeployFound, check_budgets
+from secateurs.jobs.deployment import DenseFound, DeployFound, ValidationFound, check_budgets
 from secateurs.jobs.plan_stage import PlanFound
 from secateurs.jobs.recovery import DenseTunedFound, FinetuneFound, RepairFound
 from secateurs.jobs.settings import Settings
@@ -28,12 +28,13 @@ from secateurs.report.record import (
     Seconds,
     Side,
     TargetRecord,
+    Validation,
 )
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What every stage of a run found."""
+    """What every stage of a run found; ``validated``: None where no accuracy was asked for."""
 
     dense: DenseFound
     planned: PlanFound
@@ -41,11 +42,12 @@ class Findings:
     tuned: FinetuneFound
     dense_tuned: DenseTunedFound
     deployed: DeployFound
+    validated: ValidationFound | None = None
 
     @property
     def stages(self) -> tuple[Any, ...]:
         """The values in the order of the stages."""
-        return tuple(getattr(self, one.name) for one in fields(self))
+        return tuple(value for one in fields(self) if (value := getattr(self, one.name)) is not None)
 
     @property
     def right(self) -> np.ndarray:
@@ -66,10 +68,13 @@ def make_record(settings: Settings, found: Findings, plan: Plan, seconds: Mappin
         "seed": settings.seed,
         "versions": versions(),
         "target": target_record(dense.target, settings.threads, dense.precision),
-        "budget": planned.picked or describe_budgets(settings.budgets),
+        "budget": planned.picked or settings.asked,
         "budgets": budgets,
         "budget_ms": next((one.limit for one in budgets if one.resource == "latency"), None),
         "budget_used": budgets[0].used if budgets else None,
+        "max_loss": settings.max_loss,
+        "min_accuracy": None if settings.bound is None else settings.bound.min_accuracy,
+        "validation": (validation := _validation(found)),
         "dense": _side(before, dense.dense_accuracy, planned.dense_macs, dense.dense_params, dense.dense_bytes),
         "pruned": PrunedSide(
             **_side(after, accuracy, planned.macs, deployed.params, deployed.file_bytes).model_dump(),
@@ -90,7 +95,7 @@ def make_record(settings: Settings, found: Findings, plan: Plan, seconds: Mappin
             GroupRecord(name=name, units=plan.group_sizes[name], kept=len(kept)) for name, kept in plan.groups.items()
         ),
         "settings": settings.to_dict(),
-        "notes": _notes(found, budgets),
+        "notes": (*_notes(found, budgets), *_said_of(validation)),
         "command": command,
         "created": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
@@ -120,6 +125,53 @@ def _test(found: Findings) -> Certainty:
         difference_standard_error=apart.error,
         tie=apart.tie,
     )
+
+
+def _validation(found: Findings) -> Validation | None:
+    """What became of the accuracy that was asked for; None where none was."""
+    within, validated = found.planned.within, found.validated
+    if within is None or validated is None:
+        return None
+    images, repaired = within.samples, validated.repaired
+    apart = difference(unpacked(within.dense.correct, images), unpacked(repaired.correct, images))
+    return Validation(
+        samples=images,
+        least=within.least,
+        dense=within.dense.accuracy,
+        repaired=repaired.accuracy,
+        deployed=validated.deployed.accuracy,
+        standard_error=standard_error(repaired.accuracy, images),
+        difference=apart.value,
+        difference_standard_error=apart.error,
+        tie=apart.tie,
+        steps=within.steps,
+    )
+
+
+def _said_of(validation: Validation | None) -> tuple[str, ...]:
+    """How far the validation images can be trusted, and whether what is deployed falls behind."""
+    if validation is None:
+        return ()
+    error, chosen = 100 * validation.difference_standard_error, len(validation.steps)
+    notes = [
+        f"The accuracy was judged on {validation.samples} validation images, by which the network was chosen among "
+        f"{chosen}: one image is {100 / validation.samples:.2f} points, the standard error of the difference to dense "
+        f"{error:.2f} points. These images flatter it a little; the test images, on which nothing was chosen, say how it "
+        f"does elsewhere."
+    ]
+    if not validation.held:
+        notes.append(
+            f"Repaired again, the network has {validation.repaired:.2%} on the validation images, below the "
+            f"{validation.least:.2%} that must stay: it was judged better when it was chosen. Run again with a smaller "
+            f"loss."
+        )
+    if validation.deployed < validation.least - ROUNDING:
+        notes.append(
+            f"As deployed the network has {validation.deployed:.2%} on the validation images, below the "
+            f"{validation.least:.2%} that must stay, which it had when it was repaired. Leave out the training "
+            f"(--epochs 0), or give another --lr."
+        )
+    return tuple(notes)
 
 
 def _dense_finetuned(found: Findings, seconds: Mapping[str, float]) -> DenseFinetuned | None:
@@ -187,7 +239,7 @@ def _notes(found: Findings, budgets: Sequence[BudgetRecord]) -> tuple[str, ...]:
                 f"the machine is quieter or busier than when the plan was chosen. Run again, or lower {what.option} a "
                 f"little."
             )
-    if budgets and max(budget.used for budget in budgets) < 0.94:
+    if found.planned.within is None and budgets and max(budget.used for budget in budgets) < 0.94:
         notes.append(
             f"Only {max(budget.used for budget in budgets):.1%} of the budget is used: no legal plan that was found "
             f"lies closer to it."

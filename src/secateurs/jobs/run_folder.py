@@ -49,6 +49,7 @@ class RunFiles:
         self.search = path / "search"  # of a strategy: what it goes on from
         self.evaluations = path / "evaluations.sqlite3"  # judged candidates
         self.values = path / "values.sqlite3"  # what groups were measured to be worth
+        self.repairs = path / "repairs.sqlite3"  # accuracies of networks that were cut and repaired to find the fastest
         self.front, self.front_page = path / "front.json", path / "front.html"
 
     def dense(self, artifact: str) -> Path:
@@ -85,7 +86,7 @@ class RunFiles:
     def worked(self) -> bool:
         """Whether there is anything that a run's time goes into, so that a failed run can be continued."""
         work = (self.plan, self.front, self.checkpoints, self.carrier)
-        return any(path.exists() for path in work) or _has_rows(self.evaluations)
+        return any(path.exists() for path in work) or _has_rows(self.evaluations) or _has_rows(self.repairs)
 
 
 def check_free(folder: Path) -> None:

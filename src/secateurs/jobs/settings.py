@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from secateurs.budgets import Budget, parse_budgets
+from secateurs.budgets import AccuracyBound, Budget, describe_budgets, parse_budgets
 from secateurs.errors import PlanError
 from secateurs.latency.targets import DEFAULT_TARGET
 from secateurs.recover.amount import LARGEST_BATCH, default_batch, default_epochs
@@ -50,7 +50,9 @@ class Settings:
     """Settings of one run.
 
     ``latency``, ``memory``, ``file_size``, ``macs``: the budgets, one at least (``60%``, ``2x``, ``3.2ms``, ``20MB``,
-    ``300M``); ``criterion``: None takes the strategy's own or the default;
+    ``300M``); ``max_loss`` (points) or ``min_accuracy`` (``88%``): instead of ``latency``, how much validation accuracy
+    must stay after the repair: the fastest network that does is looked for;
+    ``criterion``: None takes the strategy's own or the default;
     ``threads``/``batch``: of the measured runtime; ``repair``: of the cut weights, one of :data:`REPAIRS`; ``epochs``:
     of fine-tuning (0: none), ``lr``: its peak rate (None: the recipe's choice), ``train_batch`` and ``precision``
     (``auto``, ``fp32``, ``bf16``): also of fine-tuning, epochs and batch by the number of images where they are None;
@@ -70,6 +72,8 @@ class Settings:
     memory: str | None = None
     file_size: str | None = None
     macs: str | None = None
+    max_loss: float | None = None
+    min_accuracy: str | None = None
     target: str = DEFAULT_TARGET
     strategy: str = DEFAULT_STRATEGY
     criterion: str | None = None
@@ -99,8 +103,13 @@ class Settings:
     dense_epochs: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.budgets:
-            raise PlanError("No budget is given. Give --latency, --memory, --file-size or --macs, or several of them.")
+        if self.bound is not None:
+            self._check_bound(self.bound)
+        elif not self.budgets:
+            raise PlanError(
+                "No budget is given. Give --latency, --memory, --file-size or --macs, or several of them; or "
+                "--max-loss or --min-accuracy for the fastest network that keeps so much accuracy."
+            )
         if self.repair not in REPAIRS:
             raise PlanError(f"Repair {self.repair!r} is unknown. Known: {', '.join(REPAIRS)}.")
         if self.precision not in PRECISIONS:
@@ -152,6 +161,26 @@ class Settings:
             if value is not None and value < least:
                 raise PlanError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
 
+    def _check_bound(self, bound: AccuracyBound) -> None:
+        """Nothing, if the other settings go with a bound on accuracy."""
+        option = "--min-accuracy" if bound.max_loss is None else "--max-loss"
+        if self.latency is not None:
+            raise PlanError(
+                f"{option} asks how fast a network can be, and --latency {self.latency} says it. Give one of them."
+            )
+        clashes = {
+            "--elements": self.elements is not None,
+            f"--schedule {self.schedule}": self.schedule != "once",
+            "--calibrate-values": self.calibrate_values > 0,
+            f"--strategy {self.strategy}": not strategy_kind(self.strategy).replans,
+        }
+        for other, given in clashes.items():
+            if given:
+                raise PlanError(
+                    f"{option} plans, cuts and repairs a network for every latency that it tries, which does not go "
+                    f"with {other}. Leave that out, or give --latency."
+                )
+
     def settled(self, images: int) -> Settings:
         """The same with epochs and batch of fine-tuning for so many training images, where they are not given."""
         batch = default_batch(images) if self.train_batch is None else self.train_batch
@@ -174,6 +203,21 @@ class Settings:
     def budgets(self) -> tuple[Budget, ...]:
         """The budgets, the main one first."""
         return parse_budgets(self.latency, self.memory, self.file_size, self.macs)
+
+    @cached_property
+    def bound(self) -> AccuracyBound | None:
+        """How much accuracy must stay, where that is asked for instead of a latency."""
+        return AccuracyBound.parse(self.max_loss, self.min_accuracy)
+
+    @property
+    def needs_latency(self) -> bool:
+        """Whether latency is modelled."""
+        return self.latency is not None or self.bound is not None
+
+    @property
+    def asked(self) -> str:
+        """What is asked for, in words: ``60%``, ``macs 50%``, ``accuracy loss ≤ 1 point, file size 10MB``."""
+        return ", ".join(filter(None, [str(self.bound or ""), describe_budgets(self.budgets)]))
 
     @property
     def legal(self) -> Legal:

@@ -1,9 +1,9 @@
 """The main job: a trained network in, a smaller one out that was measured to be within the budgets.
 
 Stages, each recorded in the run folder when it ends, as a frozen value: dense → plan (trace, latency model, search and
-closed loop) → repair → fine-tune → deploy (export and final measurement), then result.json and report.html, which are
-made from these values. A resumed run takes finished stages from the folder; once plan.json is there it never plans
-again.
+closed loop) → repair → fine-tune → deploy (export and final measurement; where an accuracy was asked for also whether
+it is held), then result.json and report.html, which are made from these values. A resumed run takes finished stages from
+the folder; once plan.json is there it never plans again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import nn
 
 from secateurs.data import Data
 from secateurs.importance.scoring import calibration_batches
-from secateurs.jobs.comparison import on_test_images, packed
-from secateurs.jobs.deployment import DenseFound, DeployFound, Deployment
+from secateurs.jobs.comparison import RepairedAccuracies, on_test_images, packed
+from secateurs.jobs.deployment import DenseFound, DeployFound, Deployment, ValidationFound
 from secateurs.jobs.plan_stage import PlanFound, PlanStage
 from secateurs.jobs.record import Findings, make_record
 from secateurs.jobs.recovery import DenseTunedFound, FinetuneFound, Recovery, RepairFound, few_steps
@@ -95,7 +95,8 @@ class Job:
         deployed = folder.stage(
             "deploy", DeployFound, lambda: deployment.deploy(small, plan, dense, planned, tuned.accuracy)
         )
-        found = Findings(dense, planned, repaired, tuned, dense_tuned, deployed)
+        validated = None if planned.within is None else self._validated(deployment, plan, small)
+        found = Findings(dense, planned, repaired, tuned, dense_tuned, deployed, validated)
         record = make_record(self.settings, found, plan, folder.seconds, self.command)
         folder.write(files.report, render(record))
         folder.write(files.result, record.to_json())
@@ -110,6 +111,18 @@ class Job:
         small.load_state_dict(load_file(files.weights))
         self.progress.say(f"The run in {self.folder.path} has finished already.")
         return Result(small, plan, record, self.folder.path)
+
+    def _validated(self, deployment: Deployment, plan: Plan, small: nn.Module) -> ValidationFound:
+        """Whether what is deployed, and the repaired network before it, keep the accuracy that was asked for."""
+
+        def work() -> ValidationFound:
+            repaired = apply(self.loaded.module, plan, self.example, check=False).eval()
+            repaired.load_state_dict(load_file(self.folder.files.repaired))
+            accuracies = RepairedAccuracies(self.trainer, deployment.bench, self.folder)
+            with self.folder.timed("recover"), self.progress.task("pruned network on validation images"):
+                return deployment.validate(accuracies, repaired, small, plan)
+
+        return self.folder.stage("validated", ValidationFound, work)
 
     def _told_image_by_image(
         self, dense: DenseFound, small: nn.Module, tuned: FinetuneFound

@@ -8,7 +8,7 @@ from importlib import resources
 
 from secateurs.report import wording
 from secateurs.report.charts import accuracy_chart, prediction_chart, widths_chart
-from secateurs.report.record import GroupRecord, Record
+from secateurs.report.record import GroupRecord, Record, Validation
 from secateurs.report.searching import sections
 
 
@@ -24,6 +24,7 @@ def render(record: Record, extra_sections: tuple[tuple[str, str], ...] = ()) -> 
         _tiles(record),
         _section("Dense against pruned", _table(record)),
         *([_section("Float and quantised", _files(record))] if record.files else []),
+        *([_section("Networks tried for the accuracy", _tried(record.validation))] if record.validation else []),
         _section("Needs attention", _notes(record)),
         _section("Units kept per group", _widths(record)),
         "<div class='pair'>",
@@ -78,6 +79,14 @@ def _files(record: Record) -> str:
         f"{_cells(wording.FILE_COLUMNS, wording.file_rows(record))}"
         f"<p class='soft' style='margin-top:10px'>All four from one interleaved run. Accuracies of quantised files are "
         f"those of the runtime's own answers.</p>"
+    )
+
+
+def _tried(validation: Validation) -> str:
+    return (
+        f"{_cells(wording.STEP_COLUMNS, wording.step_rows(validation))}"
+        f"<p class='soft' style='margin-top:10px'>In the order of trying, by bisection over the latency, as shares of "
+        f"dense. {wording.percent(validation.least)} must stay on {validation.samples} validation images.</p>"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from secateurs.budgets import ROUNDING
 from secateurs.errors import DataError, why
 from secateurs.plan import differs_by_noise
 
@@ -90,6 +91,44 @@ class DenseFinetuned(_Frozen):
     tie: bool
 
 
+class ValidationStep(_Frozen):
+    """A network that was tried on the way to the fastest one that keeps enough accuracy. ``predicted_ratio``: its
+    latency to dense by the model, ``latency_ratio``: measured (None: it was not); ``accuracy``: on the validation
+    images, repaired; ``holds``: whether that is enough; ``chosen``: this is the one."""
+
+    predicted_ratio: float
+    latency_ratio: float | None
+    accuracy: float
+    holds: bool
+    chosen: bool
+
+
+class Validation(_Frozen):
+    """What became of an accuracy that was asked for, on so many validation images (``samples``).
+
+    ``least``: that must stay, by which networks were chosen; ``dense``, ``repaired``, ``deployed``: accuracies of the
+    dense network, of the cut one when it was repaired, and as deployed; of quantised targets those of the files;
+    ``standard_error``: of ``repaired``; ``difference``: repaired - dense, its error is paired, image by image; ``tie``:
+    within two of them; ``steps``: every network that was tried, in order.
+    """
+
+    samples: int
+    least: float
+    dense: float
+    repaired: float
+    deployed: float
+    standard_error: float
+    difference: float
+    difference_standard_error: float
+    tie: bool
+    steps: tuple[ValidationStep, ...] = ()
+
+    @property
+    def held(self) -> bool:
+        """Whether the repaired network keeps enough."""
+        return self.repaired >= self.least - ROUNDING
+
+
 class Seconds(_Frozen):
     """Wall time per stage, in seconds, over all sittings of a resumed run."""
 
@@ -158,8 +197,10 @@ class Record(_Frozen):
     """Everything ``result.json`` holds.
 
     ``budget``: as the user gave it, or what was picked from a front; ``budgets``: every one with its figures (none
-    for a pick); ``budget_ms``: the latency budget in the milliseconds of the final interleaved measurement (None:
-    latency was not limited); ``budget_used``: measured share of the main budget (the first), 1.0 = all of it (None: a
+    for a pick, nor of latency where an accuracy was asked for: ``max_loss`` in points, or ``min_accuracy``, and
+    ``validation`` is what became of it);
+    ``budget_ms``: the latency budget in the milliseconds of the final interleaved measurement (None: latency was not
+    limited); ``budget_used``: measured share of the main budget (the first), 1.0 = all of it (None: a
     pick); ``predicted_ms``: None where there is no latency model;
     ``latency_ratio`` and ``latency_ratio_upper``: median of the per-turn ratios to the dense network and the upper end
     of its 95 % interval; ``speedup``: ratio of the medians of that run; ``class_count``: classes among which the
@@ -184,6 +225,9 @@ class Record(_Frozen):
     budgets: tuple[BudgetRecord, ...]
     budget_ms: float | None
     budget_used: float | None
+    max_loss: float | None = None
+    min_accuracy: float | None = None
+    validation: Validation | None = None
     predicted_ms: float | None
     dense: Side
     pruned: PrunedSide
@@ -224,8 +268,10 @@ class Record(_Frozen):
 
     @property
     def pruned_within_budget(self) -> bool:
-        """Whether every budget is met; of latency the upper 95 % bound counts."""
-        return all(budget.met for budget in self.budgets)
+        """Whether every budget is met, and the accuracy that was asked for is held; of latency the upper 95 % bound
+        counts."""
+        held = self.validation is None or self.validation.held
+        return held and all(budget.met for budget in self.budgets)
 
     def to_json(self) -> str:
         """Stable JSON text."""

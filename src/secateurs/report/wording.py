@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateurs.report.record import Record
+from secateurs.report.record import Record, Validation
 
 
 def milliseconds(value: float) -> str:
@@ -123,6 +123,8 @@ def verdict(record: Record) -> str:
     equally = "" if tuned is None else f"; {beside_tuned(record, f'dense fine-tuned for {epochs(tuned.epochs)}')}"
     pace = "As fast as dense (a tie)" if record.latency_tie else f"{speed(record)} than dense"
     tail = f"{pace}, accuracy {percent(record.pruned.accuracy)}: {beside_dense(record, 'dense untouched')}{equally}."
+    if record.validation is not None:
+        return f"{_held(record, record.validation)}. {tail}"
     if not record.budgets:
         model = "" if record.predicted_ms is None else f", {milliseconds(record.predicted_ms)} by the model"
         return (
@@ -139,6 +141,36 @@ def verdict(record: Record) -> str:
     else:
         head = "Budget missed"
     return f"{head}: {'; '.join(parts)}. {tail}"
+
+
+def _held(record: Record, validation: Validation) -> str:
+    """Whether the accuracy that was asked for is held, and how fast the network is that holds it."""
+    parts = [
+        f"Bound {'held' if validation.held else 'missed'}: {record.budget}",
+        f"validation accuracy {percent(validation.repaired)} repaired, {percent(validation.dense)} dense",
+        f"{milliseconds(record.pruned.latency_ms)} measured, {percent(record.latency_ratio, 1)} of dense",
+    ]
+    missed = [WHAT[one.resource] for one in record.budgets if not one.met]
+    parts += [f"over the budget {text}" for text in missed]
+    return "; ".join(parts)
+
+
+STEP_COLUMNS = ("network", "latency by the model", "measured", "validation accuracy, repaired", "against dense", "")
+
+
+def step_rows(validation: Validation) -> list[tuple[str, ...]]:
+    """Networks that were tried for an accuracy, one row each; see :data:`STEP_COLUMNS`."""
+    return [
+        (
+            str(number),
+            percent(one.predicted_ratio, 1),
+            "" if one.latency_ratio is None else percent(one.latency_ratio, 1),
+            percent(one.accuracy),
+            points(one.accuracy - validation.dense),
+            "chosen" if one.chosen else "enough" if one.holds else "too little",
+        )
+        for number, one in enumerate(validation.steps, 1)
+    ]
 
 
 def columns(record: Record) -> tuple[str, ...]:
@@ -193,6 +225,11 @@ def _accuracies(record: Record) -> list[tuple[str, str, str, str, str]]:
         shown = percent(after) if trained else "thrown away" if record.kept == "repaired" else ""
         beside = beside_tuned(record, "that dense") if trained and not record.files else ""
         found.append((name, "", "" if tuned is None else percent(tuned.accuracy), shown, beside))
+    if record.validation is not None:
+        seen = record.validation
+        name = f"Validation accuracy, repaired (≥ {percent(seen.least)})"
+        error = change(seen.difference, seen.difference_standard_error, tie=seen.tie)
+        found.append((name, percent(seen.dense), "", percent(seen.repaired), error))
     found.append(("Accuracy, as deployed", percent(dense.accuracy), "", percent(pruned.accuracy), beside_dense(record)))
     return found
 
