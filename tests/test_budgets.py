@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import secateurs as sc
-from secateurs.budgets import Budget, describe_budgets, parse_budgets
+from secateurs.budgets import AccuracyBound, Budget, describe_budgets, parse_budgets
+from secateurs.errors import PlanError
 from secateurs.models import load
 from secateurs.resources import Seen, macs_model, memory_model, size_model
 
@@ -175,3 +176,49 @@ def test_barriers_and_kept_layers_hold(graph: sc.Graph) -> None:
     for name in before:
         if name.startswith("layer2.") and name.endswith("conv1.weight"):
             assert before[name].shape[0] == after[name].shape[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "least"),
+    [
+        ((1.0, None), 0.89),
+        ((2, None), 0.88),
+        ((None, "88%"), 0.88),
+        ((None, " 88.5 % "), 0.885),
+        ((None, "0.9"), 0.9),
+        ((None, 0.5), 0.5),
+    ],
+)
+def test_how_much_accuracy_must_stay(given: tuple[float | None, str | float | None], least: float) -> None:
+    bound = AccuracyBound.parse(*given)
+    assert bound is not None
+    assert bound.least(0.9) == pytest.approx(least)
+
+
+@pytest.mark.parametrize("points", [0, -1.0, 100, float("nan"), float("inf"), True, "1"])
+def test_a_loss_that_is_none_is_refused(points: float) -> None:
+    with pytest.raises(PlanError, match=r"--max-loss is .* above 0 and below 100"):
+        AccuracyBound.parse(points, None)
+
+
+@pytest.mark.parametrize("share", ["88", "0%", "-3%", "101%", "nan", "1e-400", "high", "", True, float("nan")])
+def test_a_share_that_is_none_is_refused(share: str | float) -> None:
+    with pytest.raises(PlanError, match=r"--min-accuracy .* Give a share of the images such as 88% or 0.88"):
+        AccuracyBound.parse(None, share)
+
+
+def test_a_bound_that_dense_does_not_keep_is_refused() -> None:
+    assert AccuracyBound(min_accuracy=0.9).least(0.9) == 0.9
+    with pytest.raises(PlanError, match=r"--min-accuracy 90% is above what the dense network has .*, 89.12%"):
+        AccuracyBound(min_accuracy=0.9).least(0.8912)
+    with pytest.raises(PlanError, match=r"--max-loss 90 is no less than all .*, 89%"):
+        AccuracyBound(max_loss=90).least(0.89)
+
+
+def test_one_bound_at_most_and_in_words() -> None:
+    assert AccuracyBound.parse(None, None) is None
+    with pytest.raises(PlanError, match="Give one of them"):
+        AccuracyBound.parse(1.0, "88%")
+    assert str(AccuracyBound(max_loss=1.0)) == "accuracy loss ≤ 1 point"
+    assert str(AccuracyBound(max_loss=0.5)) == "accuracy loss ≤ 0.5 points"
+    assert str(AccuracyBound(min_accuracy=0.88)) == "accuracy ≥ 88%"

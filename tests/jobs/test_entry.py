@@ -96,6 +96,13 @@ def test_arguments_become_settings(asked: SimpleNamespace, tmp_path: Path) -> No
     assert asked.loaded.module is LOADED.module
 
 
+def test_a_bound_on_accuracy_becomes_a_setting(asked: SimpleNamespace) -> None:
+    called(max_loss=1)
+    assert asked.settings == Settings(max_loss=1)
+    called(min_accuracy=0.88, macs="50%")
+    assert asked.settings == Settings(min_accuracy="0.88", macs="50%")
+
+
 def test_without_a_folder_none_is_named(asked: SimpleNamespace) -> None:
     called(latency="60%")
     assert asked.place == Place(None)
@@ -110,7 +117,7 @@ def test_a_wrapped_network_is_opened(asked: SimpleNamespace) -> None:
 def test_settings_come_alone(asked: SimpleNamespace) -> None:
     called(SETTINGS)
     assert asked.settings is SETTINGS
-    for more in ({"latency": "50%"}, {"memory": 0.5}, {"criterion": "l1"}):
+    for more in ({"latency": "50%"}, {"memory": 0.5}, {"max_loss": 1.0}, {"min_accuracy": 0.9}, {"criterion": "l1"}):
         with pytest.raises(PlanError, match="settings= holds everything"):
             called(SETTINGS, **more)
 

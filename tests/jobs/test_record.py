@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from secateurs.errors import TargetError
-from secateurs.jobs.comparison import packed
-from secateurs.jobs.deployment import DenseFound, DeployFound, check_budgets
-from secateurs.jobs.plan_stage import PlanFound
+from secateurs.jobs.comparison import Validated, packed
+from secateurs.jobs.deployment import DenseFound, DeployFound, ValidationFound, check_budgets
+from secateurs.jobs.plan_stage import PlanFound, WithinFound
 from secateurs.jobs.record import Findings, _side, make_record, slower_than_float
 from secateurs.jobs.recovery import DenseTunedFound, EquallyTuned, FinetuneFound, RepairFound
 from secateurs.jobs.settings import Settings
 from secateurs.plan import Fingerprint, Measurement, Plan
-from secateurs.report.record import FileRecord, ModelError, Point, Record, Side
+from secateurs.report import wording
+from secateurs.report.record import FileRecord, ModelError, Point, Record, Side, ValidationStep
 
 SETTINGS = Settings(latency="60%", macs="50%", epochs=2, train_batch=16, seed=3)
 PLAN = Plan(
@@ -169,6 +170,45 @@ def test_what_is_missed_or_unsteady_is_told() -> None:
 def test_a_pick_has_no_budgets() -> None:
     made = record(planned={"picked": "point 3 of the front"})
     assert (made.budget, made.budgets, made.budget_ms, made.budget_used) == ("point 3 of the front", (), None, None)
+
+
+def within(repaired: str, deployed: str, least: float = 0.5) -> Record:
+    """Of a run that was asked for an accuracy; which of four validation images are right."""
+    step = ValidationStep(predicted_ratio=0.6, latency_ratio=0.58, accuracy=0.5, holds=True, chosen=True)
+    dense = Validated(0.75, right("1110"))
+    validated = ValidationFound(
+        repaired=Validated(repaired.count("1") / 4, right(repaired)),
+        deployed=Validated(deployed.count("1") / 4, right(deployed)),
+    )
+    values = found(planned={"within": WithinFound(samples=4, least=least, dense=dense, steps=(step,))})
+    settings = Settings(max_loss=25.0, macs="90%", epochs=2, train_batch=16)
+    return make_record(settings, replace(values, validated=validated), PLAN, SECONDS, "")
+
+
+def test_what_became_of_an_accuracy_that_was_asked_for() -> None:
+    made = within("0110", "1111")
+    assert made.validation is not None
+    seen = made.validation
+    assert (seen.dense, seen.repaired, seen.deployed, seen.least, seen.samples) == (0.75, 0.5, 1.0, 0.5, 4)
+    assert (seen.difference, seen.tie) == (-0.25, True)
+    assert seen.difference_standard_error == pytest.approx((3 / 16 / 4) ** 0.5)
+    assert (made.max_loss, made.min_accuracy, made.budget) == (25.0, None, "accuracy loss ≤ 25 points, macs 90%")
+    assert made.pruned_within_budget
+    assert not any("of the budget is used" in note for note in made.notes), "accuracy is what binds"
+    assert any("one image is 25.00 points" in note for note in made.notes)
+    assert any("So few validation images do not tell a loss of 25.00 points" in note for note in made.notes)
+    assert "Bound held: accuracy loss ≤ 25 points, macs 90%; validation accuracy 50.00 %" in wording.verdict(made)
+    assert Record.model_validate(json.loads(made.to_json())) == made
+
+
+def test_an_accuracy_that_is_not_kept_is_told() -> None:
+    missed = within("0100", "0110")
+    assert not missed.pruned_within_budget
+    assert any("Repaired again, the network has 25.00%" in note for note in missed.notes)
+    assert wording.verdict(missed).startswith("Bound missed")
+    spoilt = within("0110", "0100")
+    assert spoilt.pruned_within_budget, "the promise is about the repaired network"
+    assert any("As deployed the network has 25.00%" in note for note in spoilt.notes)
 
 
 def test_a_resource_that_the_target_does_not_tell_is_an_error() -> None:

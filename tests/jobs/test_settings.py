@@ -163,3 +163,34 @@ def test_whose_candidates_are_finalists_is_said_by_the_strategy(slow_search: str
     for strategy in ("knapsack", "uniform"):
         with pytest.raises(PlanError, match="finalists are the best networks"):
             Settings(latency="60%", strategy=strategy, finalists=3, epochs=1)
+
+
+def test_a_bound_on_accuracy_stands_instead_of_a_latency() -> None:
+    settings = Settings(max_loss=1.0, macs="50%")
+    assert settings.needs_latency
+    assert [budget.resource for budget in settings.budgets] == ["macs"]
+    assert settings.asked == "accuracy loss ≤ 1 point, macs 50%"
+    assert Settings.from_dict(settings.to_dict()) == settings
+    assert Settings(latency="60%").asked == "60%"
+    assert not Settings(macs="50%").needs_latency
+
+
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        ({"latency": "60%"}, "--max-loss asks how fast .* --latency 60% says it. Give one"),
+        ({"min_accuracy": "88%"}, "Give one of them"),
+        ({"elements": "layer"}, "does not go with --elements"),
+        ({"schedule": "soft", "epochs": 2}, "does not go with --schedule soft"),
+        ({"calibrate_values": 4}, "does not go with --calibrate-values"),
+        ({"max_loss": 0.0}, "above 0 and below 100"),
+    ],
+)
+def test_what_does_not_go_with_a_bound_is_refused(others: dict[str, object], told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        Settings(**{"max_loss": 1.0, **others})  # type: ignore[arg-type]
+
+
+def test_a_search_that_judges_hundreds_of_networks_for_a_plan_does_not_go_with_a_bound(slow_search: str) -> None:
+    with pytest.raises(PlanError, match=r"--min-accuracy .* does not go with --strategy slow"):
+        Settings(min_accuracy="88%", strategy=slow_search)

@@ -328,16 +328,15 @@ class PlanStage:
     def _within(self, found: Found[Choice], least: float) -> WithinFound:
         """What the search found, for the record."""
         measured = {attempt.choice.key: attempt.measured.ratio for attempt in found.attempts}
-        tried = {one.choice.key: one for one in found.tried}
         steps = tuple(
             ValidationStep(
                 predicted_ratio=one.choice.predicted["latency"],
-                latency_ratio=measured.get(key),
+                latency_ratio=measured.get(one.choice.key),
                 accuracy=one.accuracy,
                 holds=one.holds,
-                chosen=key == found.accepted.choice.key,
+                chosen=one.choice.key == found.accepted.choice.key,
             )
-            for key, one in tried.items()
+            for one in found.tried
         )
         return WithinFound(samples=len(self.data.validation), least=least, dense=self._accuracies.dense, steps=steps)
 

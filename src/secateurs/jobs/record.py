@@ -153,12 +153,18 @@ def _said_of(validation: Validation | None) -> tuple[str, ...]:
     if validation is None:
         return ()
     error, chosen = 100 * validation.difference_standard_error, len(validation.steps)
+    asked = 100 * (validation.dense - validation.least)
     notes = [
         f"The accuracy was judged on {validation.samples} validation images, by which the network was chosen among "
         f"{chosen}: one image is {100 / validation.samples:.2f} points, the standard error of the difference to dense "
-        f"{error:.2f} points. These images flatter it a little; the test images, on which nothing was chosen, say how it "
-        f"does elsewhere."
+        f"{error:.2f} points. These images flatter it a little; the test images, on which nothing was chosen, say how "
+        f"it does elsewhere."
     ]
+    if 2 * error > asked:
+        notes.append(
+            f"So few validation images do not tell a loss of {asked:.2f} points: two standard errors are "
+            f"{2 * error:.2f}. Give data with more training images, of which a tenth serve to validate."
+        )
     if not validation.held:
         notes.append(
             f"Repaired again, the network has {validation.repaired:.2%} on the validation images, below the "

@@ -2,8 +2,8 @@
 
 Stages, each recorded in the run folder when it ends, as a frozen value: dense → plan (trace, latency model, search and
 closed loop) → repair → fine-tune → deploy (export and final measurement; where an accuracy was asked for also whether
-it is held), then result.json and report.html, which are made from these values. A resumed run takes finished stages from
-the folder; once plan.json is there it never plans again.
+it is held), then result.json and report.html, which are made from these values. A resumed run takes finished stages
+from the folder; once plan.json is there it never plans again.
 """
 
 from __future__ import annotations

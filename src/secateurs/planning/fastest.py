@@ -46,7 +46,8 @@ class Tried(Generic[C]):
 
 @dataclass(frozen=True)
 class Found(Generic[C]):
-    """What the search ended with: the network, every one that was measured, and every one that was tried, in order."""
+    """What the search ended with: the network, every one that was measured, and every one that was tried, each once and
+    in order."""
 
     accepted: Attempt[C]
     attempts: list[Attempt[C]]
@@ -150,9 +151,10 @@ class FastestSearch(Generic[C]):
                 accepted = min(fitting, key=_latency)
                 return Found(accepted, list(self.attempts.values()), self.tried)
             limits = self._tightened(limits, measured[0])
+        options = " or ".join(RESOURCES[goal.resource].option for goal in self.goals)
         raise InfeasibleBudgetError(
             f"None of {len(self.attempts)} networks that keep enough accuracy is within the other budgets when "
-            f"measured. Raise {' or '.join(RESOURCES[goal.resource].option for goal in self.goals)}, or allow a larger loss.",
+            f"measured. Raise {options}, or allow a larger loss.",
             {"constraint": self.goals[0].resource},
         )
 
@@ -173,10 +175,11 @@ class FastestSearch(Generic[C]):
                 return Tried(limit, choice, accuracy, accuracy >= self.least - ROUNDING)
 
             def told(tried: Tried[C], left: int) -> None:
-                self.tried.append(tried)
                 task.advance(1)
-                each = (time.monotonic() - began) / (len(self.tried) - before)
-                self.progress.say(self._described(tried, left, each * left))
+                if all(one.choice.key != tried.choice.key for one in self.tried):
+                    self.tried.append(tried)
+                    each = (time.monotonic() - began) / (len(self.tried) - before)
+                    self.progress.say(self._described(tried, left, each * left))
 
             found = bisect(attempt, reach, beyond=bool(limits), told=told)
         holding = {one.choice.key: one.choice for one in found if one.holds}
@@ -218,8 +221,8 @@ class FastestSearch(Generic[C]):
         return InfeasibleBudgetError(
             f"None of {len(networks)} networks that were tried keeps a validation accuracy of {self.least:.2%}: the "
             f"nearest, at {nearest.choice.predicted['latency']:.1%} of the dense latency by the model, has "
-            f"{nearest.accuracy:.2%} when repaired, dense {self.dense:.2%}. Allow a larger loss, or give --latency and let --epochs of "
-            f"fine-tuning bring accuracy back.",
+            f"{nearest.accuracy:.2%} when repaired, dense {self.dense:.2%}. Allow a larger loss, or give "
+            f"--latency and let --epochs of fine-tuning bring accuracy back.",
             {"constraint": "accuracy", "nearest": nearest.accuracy, "least": self.least},
         )
 
