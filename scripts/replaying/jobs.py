@@ -40,6 +40,7 @@ PRUNED = {
     "layer": f"{WIDE} {COMMON} --latency 60% --criterion l2 --elements layer --epochs 0",
     "layer-penalty": f"{WIDE} {COMMON} --latency 70% --criterion l2 --elements layer --no-channels --penalty 0.5",
     "block": f"{WIDE} {SPARSE} --latency 60% --criterion l2 --elements block --epochs 0",
+    "max-loss": f"{TINY} {COMMON} --max-loss 10 --file-size 90% --criterion l1 --epochs 0",
     "digits": "digits-resnet?width=0.5&size=16 --data digits --target fake --latency 60% --criterion l2 --epochs 0",
     "nothing-to-prune": f"{TINY} {COMMON} --latency 500ms",
     "out-of-reach": f"{TINY} {COMMON} --latency 0.03ms --criterion l1",

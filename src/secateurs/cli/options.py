@@ -108,12 +108,17 @@ MaxLoss = Annotated[
     typer.Option(
         "--max-loss",
         metavar="POINTS",
-        help="Instead of --latency: the fastest network that loses no more validation accuracy, repaired: 1.0.",
+        help="Instead of --latency: the fastest network that loses at most so much validation accuracy, repaired: 1.0.",
     ),
 ]
 MinAccuracy = Annotated[
     str | None,
-    typer.Option("--min-accuracy", "--min-metric", metavar="SHARE", help="The same as what must stay: 88%."),
+    typer.Option(
+        "--min-accuracy",
+        "--min-metric",
+        metavar="SHARE",
+        help="Instead of --latency: the fastest network that keeps so much of it: 88%.",
+    ),
 ]
 Store = Annotated[
     Path | None,
