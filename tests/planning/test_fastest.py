@@ -175,6 +175,15 @@ def test_a_curve_that_no_network_holds_names_the_nearest() -> None:
     assert caught.value.exit_code == 3
 
 
+def test_a_strategy_that_finds_nothing_is_told() -> None:
+    def nothing(limits: Limits) -> Net:
+        raise InfeasibleBudgetError("none")
+
+    searching = FastestSearch(nothing, lambda net: 1.0, lambda net: Measurement(1.0, 0.0, 9, 1.0, 1.0), 0.9, 0.8)
+    with pytest.raises(InfeasibleBudgetError, match="finds no network that is faster than dense"):
+        searching.run(0.2)
+
+
 def files(real: float, accuracy: float = 0.9) -> FastestSearch[Net]:
     """The file's share of dense follows its limit; real files are ``real`` times as large as the model says."""
 

@@ -217,6 +217,12 @@ class FastestSearch(Generic[C]):
         )
 
     def _none_holds(self, tried: Sequence[Tried[C]]) -> InfeasibleBudgetError:
+        if not tried:
+            return InfeasibleBudgetError(
+                "This strategy finds no network that is faster than dense by the model. Choose --strategy knapsack, or "
+                "give the search more freedom (a smaller --min-width, --blocks, fewer --keep).",
+                {"constraint": "latency"},
+            )
         nearest, networks = max(tried, key=lambda one: one.accuracy), {one.choice.key for one in tried}
         return InfeasibleBudgetError(
             f"None of {len(networks)} networks that were tried keeps a validation accuracy of {self.least:.2%}: the "
