@@ -151,10 +151,9 @@ class FastestSearch(Generic[C]):
                 accepted = min(fitting, key=_latency)
                 return Found(accepted, list(self.attempts.values()), self.tried)
             limits = self._tightened(limits, measured[0])
-        options = " or ".join(RESOURCES[goal.resource].option for goal in self.goals)
         raise InfeasibleBudgetError(
             f"None of {len(self.attempts)} networks that keep enough accuracy is within the other budgets when "
-            f"measured. Raise {options}, or allow a larger loss.",
+            f"measured. Raise {self._other_options}, or allow a larger loss.",
             {"constraint": self.goals[0].resource},
         )
 
@@ -186,6 +185,10 @@ class FastestSearch(Generic[C]):
         if not holding:
             raise self._none_holds(found)
         return sorted(holding.values(), key=lambda choice: choice.predicted["latency"])
+
+    @property
+    def _other_options(self) -> str:
+        return " or ".join(RESOURCES[goal.resource].option for goal in self.goals)
 
     def _measured(self, choice: C) -> Attempt[C]:
         if choice.key not in self.attempts:
@@ -224,11 +227,13 @@ class FastestSearch(Generic[C]):
                 {"constraint": "latency"},
             )
         nearest, networks = max(tried, key=lambda one: one.accuracy), {one.choice.key for one in tried}
+        among = " within the other budgets" if self.goals else ""
+        more = f", raise {self._other_options}" if self.goals else ""
         return InfeasibleBudgetError(
-            f"None of {len(networks)} networks that were tried keeps a validation accuracy of {self.least:.2%}: the "
-            f"nearest, at {nearest.choice.predicted['latency']:.1%} of the dense latency by the model, has "
-            f"{nearest.accuracy:.2%} when repaired, dense {self.dense:.2%}. Allow a larger loss, or give "
-            f"--latency and let --epochs of fine-tuning bring accuracy back.",
+            f"None of {len(networks)} networks{among} tried keeps a validation accuracy of {self.least:.2%}: "
+            f"the nearest, at {nearest.choice.predicted['latency']:.1%} of the dense latency by the model, has "
+            f"{nearest.accuracy:.2%} when repaired, dense {self.dense:.2%}. Allow a larger loss{more}, or "
+            f"give --latency and let --epochs of fine-tuning bring accuracy back.",
             {"constraint": "accuracy", "nearest": nearest.accuracy, "least": self.least},
         )
 
