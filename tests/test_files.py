@@ -1,17 +1,21 @@
-"""Temporary folders of killed processes are removed; those in use are not."""
+"""Temporary folders of killed processes are removed, those in use are not; databases that several processes open."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 
 from secateurs import files
 from secateurs.files import Scratch, sweep
+from secateurs.search.rows import FileRows
 
 OLD = 1_000_000_000
 
@@ -93,3 +97,24 @@ def test_the_first_folder_of_a_process_sweeps(tmp_path: Path) -> None:
     files.sweep_once.cache_clear()
     with Scratch("compare"):
         assert not stale.exists()
+
+
+def test_a_database_that_another_process_holds_for_a_moment_is_opened(tmp_path: Path) -> None:
+    """Which happens when several processes open a new file at the same time: SQLite itself does not wait then."""
+    path = tmp_path / "rows.sqlite3"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    release = threading.Timer(0.2, other.close)
+    release.start()
+    rows = FileRows(path)
+    rows.put("a", {"accuracy": 0.5})
+    release.join()
+    assert rows.get("a") == {"accuracy": 0.5}
+
+
+def test_a_database_that_stays_locked_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite3"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with contextlib.closing(sqlite3.connect(path)) as ours, pytest.raises(sqlite3.OperationalError, match="locked"):
+            files.write_ahead(ours, wait_s=0.05)

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import os
 import shutil
+import sqlite3
 import tempfile
 import time
 from pathlib import Path
@@ -93,3 +94,20 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         raise PlanError(
             f"Cannot write {path} ({error.strerror or error}). Free space or choose another folder."
         ) from error
+
+
+def write_ahead(connection: sqlite3.Connection, wait_s: float = 60.0) -> None:
+    """Switch a database to write-ahead logging; SQLite does not wait by itself while another process uses the file.
+
+    Raises:
+        sqlite3.OperationalError: it is still locked after ``wait_s``, or cannot be written.
+    """
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.02)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from secateurs.errors import DataError, why
+from secateurs.files import write_ahead
 from secateurs.progress import Progress, silent
 
 _BUSY_S = 60.0
@@ -138,7 +139,7 @@ class Store:
         connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             self._refuse_foreign(connection)
-            _write_ahead(connection)
+            write_ahead(connection, _BUSY_S)
             connection.execute("PRAGMA synchronous=NORMAL")
             self._migrate(connection)
             if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
@@ -319,19 +320,6 @@ class Store:
 
 def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Switch to write-ahead logging; SQLite does not wait by itself while another process does the same."""
-    until = time.monotonic() + _BUSY_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until:
-                raise
-            time.sleep(0.02)
 
 
 @contextlib.contextmanager

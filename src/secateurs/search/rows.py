@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from secateurs.errors import PlanError, why
+from secateurs.files import write_ahead
 
 
 class MemoryRows:
@@ -50,7 +51,7 @@ class FileRows:
     def _base(self) -> sqlite3.Connection:
         try:
             base = sqlite3.connect(self._path.resolve().as_uri(), timeout=60.0, isolation_level=None, uri=True)
-            base.execute("PRAGMA journal_mode=WAL")
+            write_ahead(base)
             base.execute("PRAGMA synchronous=FULL")
             base.execute(
                 "CREATE TABLE IF NOT EXISTS evaluations "

@@ -11,6 +11,8 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_MEANS = (0.0, 1.0, -1.0)
+"""Means of floats, draw by draw: a forward may ask whether its input is bright or dark."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword inputs of one run."""
 
@@ -95,7 +97,8 @@ def drawn(
 
 def _floats(values: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator, way: str) -> torch.Tensor:
     if way == "free" or not values.numel():
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        mean = _MEANS[generator.initial_seed() % len(_MEANS)]
+        return torch.randn(shape, generator=generator, dtype=torch.float64) + mean
     finite = values.double()[values.isfinite()]
     low, high = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -135,13 +138,13 @@ def resized(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return values.clone()
 
 
-def other_batch(example: Call) -> Sizes | None:
-    """One sample more, where every tensor has the same first size."""
+def other_batch(example: Call, more: int = 1) -> Sizes | None:
+    """So many samples more, where every tensor has the same first size."""
     leaves = tensors_in(example)
     shaped = [(number, leaf) for number, leaf in enumerate(leaves) if leaf.dim()]
     if not shaped or len({leaf.shape[0] for _, leaf in shaped}) > 1:
         return None
-    return Sizes(tuple(((number, 0), leaf.shape[0] + 1) for number, leaf in shaped))
+    return Sizes(tuple(((number, 0), leaf.shape[0] + more) for number, leaf in shaped))
 
 
 KINDS = ("near", "larger", "odd")

@@ -222,7 +222,8 @@ class Oracle:
         )
 
     def _other_sizes(self, kind: str) -> Iterator[Sizes]:
-        batch, sizes = other_batch(self.example), list(other_sizes(self.example, kind))
+        batch = other_batch(self.example, 3 if kind == "larger" else 1)
+        sizes = list(other_sizes(self.example, kind))
         if batch is not None:
             yield from (batch + other for other in sizes if self._follows(batch + other))
             if kind == KINDS[0] and self._follows(batch):
