@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import pickle
 import re
@@ -374,3 +375,16 @@ def test_the_graph_is_run_where_something_has_length_one() -> None:
         found = traced(cls().eval(), example, free=True).input_sizes
         assert str(found) == text
         assert found.fit([(2, 5, 1)]) is (cls is Length)
+
+
+def test_pythons_own_len_stays_while_a_network_is_traced() -> None:
+    """PyTorch tells built-ins by identity, also in what it first imports then; and our names leave the module again."""
+    before = builtins.len
+
+    class Watching(Counted):
+        def forward(self, x):
+            assert builtins.len is before
+            return super().forward(x)
+
+    sc.trace(Watching().eval(), torch.randn(1, 3, 16, 16))
+    assert "len" not in globals()

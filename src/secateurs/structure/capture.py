@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -69,7 +68,7 @@ def _export(
         positional, keyword = _anew((positional, keyword))
         shapes = None if axes is None else (_dynamic(positional, axes), _dynamic(keyword, axes))
         try:
-            with fresh_runs(model), _free_lengths():
+            with fresh_runs(model), _free_lengths(model):
                 return _export_once(model, positional, keyword, shapes)
         except Exception as error:
             failure = failure or error
@@ -111,20 +110,27 @@ def _anew(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _free_lengths() -> Iterator[None]:
-    """``len(x)`` is the free size that ``x.shape[0]`` is; Python's own makes a number of it, which binds the batch."""
-    plain = builtins.len
+def _free_lengths(model: torch.nn.Module) -> Iterator[None]:
+    """In the code of the network's own modules ``len(x)`` is the free size that ``x.shape[0]`` is; Python's own makes a
+    number of it, which binds the batch. Elsewhere ``len`` stays what it is, for PyTorch tells built-ins by identity."""
 
     def length(value: Any, /) -> Any:
         if isinstance(value, torch.Tensor) and value.dim() and isinstance(value.shape[0], torch.SymInt):
             return value.shape[0]
-        return plain(value)
+        return len(value)
 
-    builtins.len = length
+    spaces = {}
+    for module in model.modules():
+        found = getattr(type(module).forward, "__globals__", None)
+        if found is not None and "len" not in found and not str(found.get("__name__", "")).startswith("torch."):
+            spaces[id(found)] = found
+    for space in spaces.values():
+        space["len"] = length
     try:
         yield
     finally:
-        builtins.len = plain
+        for space in spaces.values():
+            del space["len"]
 
 
 def _batch(dim: int, tensor: torch.Tensor) -> bool:
