@@ -255,15 +255,30 @@ class WritingIntoChunks(nn.Module):
         return first.mul_(3) + second
 
 
+@torch.library.custom_op("secateurs_tests::rounded", mutates_args=())
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """An operator of somebody's own."""
+    return x.round()
+
+
+torch.library.define("secateurs_tests::floored", "(Tensor x) -> Tensor")
+
+
+@torch.library.impl("secateurs_tests::floored", "cpu")
+def floored(x: torch.Tensor) -> torch.Tensor:
+    """The same, registered as an operator of C++ is."""
+    return x.floor()
+
+
 class Rounding(nn.Module):
     """An operator of which PyTorch knows no shapes."""
 
-    def __init__(self) -> None:
+    def __init__(self, operator: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self.a = nn.Conv2d(3, 4, 1)
+        self.a, self.operator = nn.Conv2d(3, 4, 1), operator
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.fake_quantize_per_tensor_affine(self.a(x), 0.1, 0, -128, 127)
+        return self.operator(self.a(x))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +286,8 @@ class Rounding(nn.Module):
     [
         (Branching(), r"branches or loops on values of a tensor.*torch\.where"),
         (WritingIntoChunks(), r"one of several views.*by slicing"),
-        (Rounding(), r"fake_quantize.*cannot tell the shapes.*register_fake"),
+        (Rounding(rounded), r"rounded.*cannot tell the shapes.*register_fake"),
+        (Rounding(torch.ops.secateurs_tests.floored), r"floored.*cannot tell the shapes.*register_fake"),
     ],
 )
 def test_what_is_in_the_way_of_an_export(model: nn.Module, words: str) -> None:

@@ -158,7 +158,7 @@ def not_captured(model: nn.Module, failure: Exception) -> StructureError:
     place = f", in {place}" if place else ""
     what = f"torch.export cannot capture {name} ({why(failure)}){place}. The network runs, but "
     kinds = {base.__name__ for error in (failure, failure.__cause__) if error for base in type(error).__mro__}
-    if "UnsupportedOperatorException" in kinds:
+    if "UnsupportedOperatorException" in kinds or "no fake impl registered" in str(failure):
         return UnsupportedOperatorError(
             f"{what}PyTorch cannot tell the shapes that this operator gives. Register them "
             "(torch.library.register_fake), or write that part with other operators."
