@@ -19,7 +19,7 @@ from secateurs.structure import Graph, apply
 
 
 def dense_figures(
-    settings: Settings, spec: NetworkSpec, bench: Bench, known: dict[str, float], float_ratio: float
+    settings: Settings, spec: NetworkSpec, bench: Bench, known: dict[str, float], float_ratio: float = 1.0
 ) -> dict[str, float]:
     """What the dense network takes of every limited resource, in its unit.
 

@@ -101,8 +101,8 @@ class PlanStage:
     store: Store
     trainer: Trainer
     dense_bytes: float
-    float_ratio: float
     progress: Progress
+    float_ratio: float = 1.0
 
     def run(self) -> PlanFound:
         """Writes plan.json, and the trained network that it cuts where training came before.

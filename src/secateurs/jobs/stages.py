@@ -159,8 +159,8 @@ class Job:
             Store(self.store, progress=self.progress),
             self.trainer,
             float(dense.dense_bytes),
-            dense.in_float,
             self.progress,
+            dense.in_float,
         )
 
     def _carrier(self) -> nn.Module:
