@@ -45,7 +45,7 @@ of networks of one trait each (`tests/structure/traits_*.py`), of random network
 above, in the user's own class and before anything is rebuilt. *right*, *wrong*: by the judge; *passed*, *refused*: by
 the check; *pinned*: nothing can go. What is *wrong and refused* is rebuilt from the graph, or told. *damaged*: index
 lists were permuted so that the outputs alone can tell, and the judge calls it wrong; *unseen* of these passed. Commit
-`{old}` drew a constant image, `{next}` draws at random, `{new}` also at odd sizes, more samples, and other means. Rows:
+`{old}` drew a constant image, `{next}` at random, `{new}` and later also odd sizes, more samples, other means. Rows:
 `benchmarks/results/users_check.csv`, from `scripts/bench users_check`.
 
 """
@@ -102,7 +102,7 @@ def _checked(rows: list[dict[str, Any]]) -> str:
     codes = list(dict.fromkeys(row["code"] for row in rows))
     if not codes:
         return ""
-    text = CHECKED.format(old=codes[0], next=codes[1], new=codes[-1]) + _head(CHECKED_COLUMNS)
+    text = CHECKED.format(old=codes[0], next=codes[1], new=codes[2]) + _head(CHECKED_COLUMNS)
     for code in codes:
         for family in dict.fromkeys(row["family"] for row in rows):
             mine = [row for row in rows if (row["code"], row["family"]) == (code, family)]
