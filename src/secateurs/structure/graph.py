@@ -348,9 +348,9 @@ class Graph:
         provenance: Mapping[str, Any] | None = None,
     ) -> Plan:
         """The choice as a self-contained plan."""
-        from secateurs.structure.plans import make_plan
+        from secateurs.structure.plans import resolved_plan
 
-        return make_plan(self, kept, tuple(blocks_removed), dict(provenance or {}))
+        return resolved_plan(self, kept, tuple(blocks_removed), dict(provenance or {}))
 
     def __repr__(self) -> str:
         from secateurs.structure.describe import describe

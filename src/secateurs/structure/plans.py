@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from secateurs.structure.graph import Graph
 
 
-def make_plan(
+def resolved_plan(
     graph: Graph, kept: Mapping[str, Sequence[int]], blocks_removed: tuple[str, ...], provenance: dict[str, Any]
 ) -> Plan:
     """A self-contained plan of a choice. Its ``provenance["warnings"]`` say what the user must know of the result:
