@@ -68,6 +68,61 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
         native.build(tmp_path)
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file of the calls of a compiler that writes empty files."""
+    compiler, told = tmp_path / "compiler", tmp_path / "calls"
+    told.touch()
+    written = 'while [ $# -gt 0 ]; do if [ "$1" = -o ]; then : > "$2"; fi; shift; done'
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {told}\n{written}\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    return told
+
+
+def compiled(calls: Path) -> list[str]:
+    """Files that were compiled since the last look, and "library" for each that was linked."""
+    lines = calls.read_text().splitlines()
+    calls.write_text("")
+    found = (re.search(r" -c \S*/(\w+)\.cpp", line) for line in lines)
+    return [match[1] if match else "library" for match in found]
+
+
+def test_the_extension_for_openvino_takes_the_kernels_that_are_compiled(calls: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    from secateurs.elements import openvino
+
+    kernels = native.build(tmp_path / "out")
+    assert compiled(calls) == [*native.KERNEL_FILES, "library"]
+    extension = openvino.extension(tmp_path / "out")
+    assert compiled(calls) == ["openvino", "library"]
+    assert kernels.is_file()
+    assert extension.is_file()
+    assert (native.build(tmp_path / "out"), openvino.extension(tmp_path / "out")) == (kernels, extension)
+    assert compiled(calls) == []
+
+
+def test_what_changed_is_compiled_anew(calls: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sources = tmp_path / "kernels"
+    shutil.copytree(native.SOURCES, sources)
+    monkeypatch.setattr(native, "SOURCES", sources)
+    libraries = [native.build(tmp_path / "out")]
+    compiled(calls)
+    with open(sources / "pool.cpp", "a") as file:
+        file.write("// changed\n")
+    libraries.append(native.build(tmp_path / "out"))
+    assert compiled(calls) == ["pool", "library"]
+    with open(sources / "tile.h", "a") as file:
+        file.write("// changed\n")
+    libraries.append(native.build(tmp_path / "out"))
+    assert compiled(calls) == [*native.KERNEL_FILES, "library"]
+    monkeypatch.setitem(native._FLAGS, "neon", ["-O1"])
+    monkeypatch.setattr(native.platform, "machine", lambda: "x86_64")
+    libraries.append(native.build(tmp_path / "out"))
+    assert "neon" in compiled(calls)
+    assert len(set(libraries)) == 4
+
+
 _FORKS = """
 import ctypes, os, sys, torch
 from secateurs.elements.module import SparseConv2d

@@ -5,6 +5,7 @@ Run ``python -m secateurs.elements.native`` to build them and to see which instr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,10 +127,13 @@ class Kernels:
 
 @dataclass(frozen=True)
 class Build:
-    """A library to compile: files of :data:`SOURCES`, and what the compiler and the linker get besides."""
+    """A library to compile: the kernels and ``more`` files of :data:`SOURCES`.
+
+    ``flags``: what the compiler gets besides for these files; ``link``: what the linker gets besides.
+    """
 
     library: str = LIBRARY
-    files: tuple[str, ...] = KERNEL_FILES
+    more: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     link: tuple[str, ...] = ()
 
@@ -136,7 +141,8 @@ class Build:
 def build(folder: Path | None = None, recipe: Build = Build()) -> Path:
     """Path of the library, compiled from the sources beside this file into ``folder`` (default: a cache folder).
 
-    The folder's name carries a digest of sources and flags: what is built already is not built again.
+    The folder's name carries a digest of sources and flags: what is built already is not built again. A compiled file
+    is kept under its own digest, so that two libraries share the kernels; a second process waits for the first.
 
     Raises:
         TargetUnavailableError: no C++ compiler, or it fails (the message shows its first complaint).
@@ -144,38 +150,60 @@ def build(folder: Path | None = None, recipe: Build = Build()) -> Path:
     compiler = os.environ.get("CXX") or next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
     if compiler is None:
         raise TargetUnavailableError("No C++ compiler was found (g++, clang++ or $CXX). Install one.")
-    sources = [*sorted(SOURCES.glob("*.h")), *(SOURCES / f"{name}.cpp" for name in recipe.files)]
-    told = [compiler, *recipe.flags, *recipe.link, repr(_FLAGS), *(path.read_text() for path in sources)]
-    folder = (folder or _build_folder()) / hashlib.sha256("".join(told).encode()).hexdigest()[:16]
-    library = folder / recipe.library
+    folder = folder or _build_folder()
+    commands = {name: _command(compiler, name, recipe) for name in (*KERNEL_FILES, *recipe.more)}
+    headers = [path.read_text() for path in sorted(SOURCES.glob("*.h"))]
+    objects = {
+        name: folder / "objects" / f"{name}-{_digest(*command, *headers, (SOURCES / f'{name}.cpp').read_text())}.o"
+        for name, command in commands.items()
+    }
+    library = folder / _digest(*map(str, objects.values()), *recipe.link) / recipe.library
     if library.exists():
         return library
-    folder.mkdir(parents=True, exist_ok=True)
-    base = [compiler, "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", *recipe.flags]
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    token = f"{os.getpid()}"
-    objects = []
-    for name in recipe.files:
-        objects.append(str(folder / f"{name}.{token}.o"))
-        flags = _FLAGS.get(name, []) if x86 else []
-        _compile([*base, *flags, "-c", str(SOURCES / f"{name}.cpp"), "-o", objects[-1]])
-    # Two processes may build at once: each links under its own name, and the last rename wins.
-    temporary = folder / f"{recipe.library}.{token}"
-    _compile([*base, "-shared", *objects, "-o", str(temporary), *recipe.link, "-pthread"])
-    os.replace(temporary, library)
-    for path in objects:
-        os.unlink(path)
+    for path in (library.parent, folder / "objects"):
+        path.mkdir(parents=True, exist_ok=True)
+    with _alone(folder / "objects" / ".lock"):
+        for name, path in objects.items():
+            if not path.exists():
+                _made(path, [*commands[name], "-c", str(SOURCES / f"{name}.cpp")])
+        if not library.exists():
+            _made(library, [compiler, "-shared", *map(str, objects.values()), *recipe.link, "-pthread"])
     return library
 
 
-def _compile(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+def _command(compiler: str, name: str, recipe: Build) -> list[str]:
+    """How a file is compiled, without where it lies and where to."""
+    vectors = _FLAGS.get(name, []) if platform.machine().lower() in ("x86_64", "amd64") else []
+    own = recipe.flags if name in recipe.more else ()
+    return [compiler, "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", *own, *vectors]
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Only one process at a time, where the system has such locks."""
+    with open(path, "wb") as file:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        yield
+
+
+def _made(path: Path, command: list[str]) -> None:
+    """Run a command that writes ``path``, which appears whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    done = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True)
     if done.returncode:
         complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:300])
         raise TargetUnavailableError(
             f"The kernels do not compile: {complaint} ({' '.join(command[:1])}). "
             f"A compiler with C++17 is needed: g++ 9 or clang 10 and later."
         )
+    os.replace(temporary, path)
 
 
 def _build_folder() -> Path:

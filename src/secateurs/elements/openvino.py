@@ -51,7 +51,7 @@ def extension(folder: Path | None = None) -> Path:
         )
     recipe = native.Build(
         LIBRARY,
-        (*native.KERNEL_FILES, "openvino"),
+        ("openvino",),
         (f"-isystem{root / 'include'}",),
         tuple(str(path) for path in runtime),
     )
