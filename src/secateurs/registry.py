@@ -70,8 +70,8 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "xml:int8": "secateurs.export.open_vino:export_openvino_int8",
     },
     "variants": {
-        "onnx": "secateurs.export.variants:OnnxVariants",
-        "onnx:int8": "secateurs.export.quantised_variants:QuantisedVariants",
+        "onnx": "secateurs.export.variants:onnx_variants",
+        "onnx:int8": "secateurs.export.quantised_variants:quantised_variants",
         "pt2": "secateurs.export.torch_variants:TorchVariants",
         "pte": "secateurs.export.executorch_variants:ExecutorchVariants",
     },

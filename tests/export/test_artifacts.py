@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import secateurs as sc
 from secateurs import registry
 from secateurs.cli.export import chosen_format
 from secateurs.errors import DataError, ExportError, SecateursError
+from secateurs.export import artifacts
+from secateurs.export import variants as onnx_files
 from secateurs.export.artifacts import export_artifact, formats, variants
 from secateurs.export.onnx import ExportReport
 from secateurs.measure.bench import Bench
@@ -62,6 +66,31 @@ def test_every_built_in_format_can_be_written_and_sliced_or_only_written() -> No
     for kind in ("exporters", "variants"):
         for name in registry.names(kind):
             assert callable(registry.load(kind, name))
+
+
+def test_a_graphs_variants_are_exported_once_and_go_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported: list[object] = []
+    real = onnx_files._export
+    monkeypatch.setattr(onnx_files, "_export", lambda *given: exported.append(given) or real(*given))
+    graph = sc.trace(NETWORK, EXAMPLE)
+    first = variants("onnx", graph)
+    assert variants("onnx", graph) is first
+    assert len(exported) == 1
+    quantised, pairs = variants("onnx:int8", graph), variants("onnx", graph, 2)
+    assert len({id(found) for found in (first, quantised, pairs)}) == len(exported) == 3
+    assert (first.batch, pairs.batch) == (1, 2)
+    assert variants("onnx", sc.trace(NETWORK, EXAMPLE)) is not first
+    gone = weakref.ref(graph)
+    del graph, first, quantised, pairs
+    exported.clear()
+    gc.collect()
+    assert gone() is None
+
+
+def test_large_ones_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "MOST_KEPT", 100)
+    graph = sc.trace(NETWORK, EXAMPLE)
+    assert variants("onnx", graph) is not variants("onnx", graph)
 
 
 def test_an_unknown_format_is_told_with_the_known_ones(tmp_path: Path) -> None:

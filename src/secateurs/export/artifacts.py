@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import nn
 
@@ -13,6 +14,16 @@ from secateurs.errors import ExportError
 if TYPE_CHECKING:
     from secateurs.export.onnx import ExportReport
     from secateurs.export.quantised import Quantising
+
+MOST_KEPT = 256 << 20
+"""Bytes of a dense file whose variants are kept with their graph."""
+
+
+class _Built(Protocol):
+    dense_bytes: bytes
+
+
+Built = TypeVar("Built", bound=_Built)
 
 
 def formats() -> list[str]:
@@ -55,6 +66,20 @@ def variants(artifact: str, graph: Any, batch: int = 1) -> Any:
         ExportError: unknown format, or the network cannot be exported.
     """
     return _known("variants", artifact)(graph, batch)
+
+
+def kept(graph: Any, make: Callable[[Any, int], Built], batch: int) -> Built:
+    """``make(graph, batch)``, the same for the same graph: a run asks for it at every measurement.
+
+    For files of random weights, which training in between does not change. Those over ``MOST_KEPT`` are made anew.
+    """
+    if (make, batch) in graph.made:
+        found: Built = graph.made[make, batch]
+        return found
+    made = make(graph, batch)
+    if len(made.dense_bytes) <= MOST_KEPT:
+        graph.made[make, batch] = made
+    return made
 
 
 def _known(kind: str, artifact: str) -> Any:

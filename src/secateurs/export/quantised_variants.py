@@ -16,6 +16,7 @@ import onnx
 import torch
 from torch.utils import _pytree as pytree
 
+from secateurs.export.artifacts import kept
 from secateurs.export.onnx import with_batch
 from secateurs.export.quantised import Ranges, quantised, ranges_of
 from secateurs.export.variants import OnnxVariants, Origin
@@ -23,6 +24,11 @@ from secateurs.export.variants import OnnxVariants, Origin
 _KEPT = 8
 """Quantised files at dense widths that are held, one for each set of removed blocks."""
 _INTEGERS, _SCALE, _ZERO = "_quantized", "_scale", "_zero_point"
+
+
+def quantised_variants(graph: Any, batch: int = 1) -> QuantisedVariants:
+    """:class:`QuantisedVariants` of the graph, made once as long as it lives; arguments and errors are those."""
+    return kept(graph, QuantisedVariants, batch)
 
 
 class QuantisedVariants(OnnxVariants):

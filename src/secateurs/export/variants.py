@@ -21,6 +21,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from secateurs.errors import ExportError, why
+from secateurs.export.artifacts import kept
 from secateurs.export.constants import Constants
 from secateurs.export.flat import exportable
 from secateurs.export.onnx import OPSET, quiet, with_batch
@@ -44,6 +45,11 @@ class Origin:
 
     parameter: str
     dims: tuple[int, ...]
+
+
+def onnx_variants(graph: Any, batch: int = 1) -> OnnxVariants:
+    """:class:`OnnxVariants` of the graph, exported once as long as it lives; arguments and errors are those."""
+    return kept(graph, OnnxVariants, batch)
 
 
 class OnnxVariants:

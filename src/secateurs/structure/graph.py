@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -65,6 +65,8 @@ class Graph:
         self.kwargs = kwargs
         self.program = program
         self.mode = EVALUATION
+        self.made: dict[Hashable, Any] = {}
+        """What other rooms made of this graph and keep as long as it lives, under names of theirs."""
         self.keep = tuple(keep)
         self.barrier_patterns, self.followed = tuple(barriers), tuple(followed)
         others = [told_apart(other.graph, number) for number, other in enumerate(training)]
