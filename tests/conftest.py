@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from secateurs import registry
+from secateurs.latency import model
 from secateurs.latency.targets._base import with_precision
 from secateurs.testing.latency import FakeTarget
 
@@ -48,6 +50,14 @@ def _own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests never read or write the user's table of measurements."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SECATEURS_STORE", str(tmp_path_factory.getbasetemp() / "store.sqlite3"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_samples() -> Iterator[None]:
+    """The fake target is exact, so a small design is enough for a latency model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "profile", functools.partial(model.profile, samples=30))
         yield
 
 

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,22 +17,10 @@ from typer.testing import CliRunner, Result
 from secateurs.cli.app import app
 from secateurs.jobs.front import FrontJob
 from secateurs.jobs.front_settings import Pick
-from secateurs.latency import model
 from secateurs.report.front_record import Front, FrontPoint
 from secateurs.search.rows import FileRows
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_samples() -> Iterator[None]:
-    """The fake target is exact, so a small design is enough."""
-    real = model.profile
-
-    def profile(*args, **kwargs):  # type: ignore[no-untyped-def]
-        return real(*args, **{**kwargs, "samples": 30})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "profile", profile)
-        yield
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 def call(*words: str | Path) -> Result:

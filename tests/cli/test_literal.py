@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ import secateurs
 from secateurs.cli import compare, elements, ls, store
 from secateurs.cli.app import app
 from secateurs.cli.progress import BarProgress, LineProgress
-from secateurs.latency import model
 from secateurs.measure.break_even import BreakEven
 from secateurs.report import console as report_console
 from secateurs.report.record import Record
@@ -27,6 +25,8 @@ FOLDER = Path("a[red]b") / "c[" / "b] [executorch] :smile:"
 NETWORK = """
 import torch
 from torch import nn
+
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 class Net(nn.Module):
@@ -61,19 +61,6 @@ Odd.__name__ = "Odd[red][/b]"
 def odd():
     return Odd()
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_samples() -> Iterator[None]:
-    """The fake target is exact, so a small design is enough."""
-    real = model.profile
-
-    def profile(*args, **kwargs):  # type: ignore[no-untyped-def]
-        return real(*args, **{**kwargs, "samples": 30})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "profile", profile)
-        yield
 
 
 def call(*words: str | Path) -> Result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,25 +21,13 @@ from secateurs.jobs.entry import Place, check_names, prune, run
 from secateurs.jobs.settings import Settings
 from secateurs.jobs.stages import Job, Result
 from secateurs.jobs.training import Trainer
-from secateurs.latency import model
 from secateurs.models import Loaded, Preprocessing, load
 from secateurs.structure import apply, trace
 from secateurs.testing.latency import FakeTarget
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 LOADED, DATA = training_job.network(), training_job.images()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_samples() -> Iterator[None]:
-    """The fake target is exact, so a small design is enough."""
-    real = model.profile
-
-    def profile(*args, **kwargs):  # type: ignore[no-untyped-def]
-        return real(*args, **{**kwargs, "samples": 30})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "profile", profile)
-        yield
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,24 +17,12 @@ from secateurs.jobs import comparison
 from secateurs.jobs.comparison import RepairedAccuracies
 from secateurs.jobs.entry import Place, run
 from secateurs.jobs.settings import Settings
-from secateurs.latency import model
 from secateurs.models import Loaded
 from secateurs.report import Record
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 DATA = training_job.images()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_samples() -> Iterator[None]:
-    """The fake target is exact, so a small design is enough."""
-    real = model.profile
-
-    def profile(*args, **kwargs):  # type: ignore[no-untyped-def]
-        return real(*args, **{**kwargs, "samples": 30})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "profile", profile)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,9 @@ from secateurs.jobs.comparison import standard_error
 from secateurs.jobs.entry import Place, run
 from secateurs.jobs.settings import Settings
 from secateurs.jobs.training import Trainer
-from secateurs.latency import model
 from secateurs.report import Record
 
-
-@pytest.fixture(autouse=True)
-def _few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake target is exact, so a small design is enough."""
-    monkeypatch.setattr(model, "profile", partial(model.profile, samples=30))
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 def settings(fake_target: str) -> Settings:

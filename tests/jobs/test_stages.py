@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,24 +21,12 @@ from secateurs.jobs import stages as job_module
 from secateurs.jobs import training as tuning
 from secateurs.jobs.entry import Place, run
 from secateurs.jobs.settings import Settings
-from secateurs.latency import model
 from secateurs.models import Loaded, load
 from secateurs.planning.channels import Channels
 from secateurs.planning.planner import Planner
 from secateurs.report import Record
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_samples() -> Iterator[None]:
-    """The fake target is exact, so a small design is enough."""
-    real = model.profile
-
-    def profile(*args, **kwargs):  # type: ignore[no-untyped-def]
-        return real(*args, **{**kwargs, "samples": 30})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "profile", profile)
-        yield
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 @pytest.fixture(scope="module")

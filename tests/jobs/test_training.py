@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,6 @@ from secateurs.jobs import recovery
 from secateurs.jobs.entry import Place, run
 from secateurs.jobs.settings import Settings
 from secateurs.jobs.training import Trainer, epochs_before
-from secateurs.latency import model
 from secateurs.models import Loaded
 from secateurs.planning.channels import Channels
 from secateurs.planning.planner import Planner
@@ -38,16 +36,12 @@ from secateurs.search.values import keep
 from secateurs.structure import apply, trace
 from secateurs.structure.training import scatter
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 
 @pytest.fixture(scope="module")
 def network() -> Loaded:
     return training_job.network()
-
-
-@pytest.fixture(autouse=True)
-def _few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake target is exact, so a small design is enough."""
-    monkeypatch.setattr(model, "profile", partial(model.profile, samples=30))
 
 
 def _settings(fake_target: str, schedule: str, epochs: int = 2) -> Settings:

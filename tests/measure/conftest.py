@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
 
 import secateurs as sc
-from secateurs.latency import model
 from secateurs.latency.targets import make_target
 from secateurs.testing.latency import FakeTarget
 
@@ -29,16 +26,3 @@ def fake(fake_target: str) -> FakeTarget:
     found = make_target(fake_target)
     assert isinstance(found, FakeTarget)
     return found
-
-
-@pytest.fixture(scope="module")
-def few_samples() -> Iterator[None]:
-    """The fake target is exact, so a small design is enough."""
-    real = model.profile
-
-    def profile(*args, **kwargs):  # type: ignore[no-untyped-def]
-        return real(*args, **{**kwargs, "samples": 30})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "profile", profile)
-        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from secateurs.data import Data, open_data
 from secateurs.errors import PlanError
 from secateurs.jobs.entry import Place, run
 from secateurs.jobs.settings import Settings
-from secateurs.latency import model
 from secateurs.measure.profile import profile
 from secateurs.models import Loaded, load
 from secateurs.planning.entry import plan
@@ -22,18 +20,7 @@ from secateurs.search.legal import SearchOptions
 from secateurs.search.rows import FileRows
 from secateurs.structure import trace
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_samples() -> Iterator[None]:
-    """The fake target is exact, so a small design is enough."""
-    real = model.profile
-
-    def profile_few(*args, **kwargs):  # type: ignore[no-untyped-def]
-        return real(*args, **{**kwargs, "samples": 30})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "profile", profile_few)
-        yield
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 @pytest.fixture(scope="module")
