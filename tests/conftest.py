@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -50,6 +51,18 @@ def _own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests never read or write the user's table of measurements."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SECATEURS_STORE", str(tmp_path_factory.getbasetemp() / "store.sqlite3"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_once() -> Iterator[None]:
+    """The exporter of PyTorch reads the source of its 500 operators anew at every export, half of what a small one
+    takes. The tests export hundreds of small networks: here each process reads it once."""
+    with pytest.MonkeyPatch.context() as patch:
+        with contextlib.suppress(ImportError, AttributeError):  # private: where it is gone, exports are slow again
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield
 
 

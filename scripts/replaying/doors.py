@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import random
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -46,7 +48,7 @@ def use_checkout(root: Path = ROOT) -> None:
 def prepared(folder: Path, store: Path) -> Iterator[None]:
     """Inside, the working folder is ``folder``, measurements go to ``store``, and nothing depends on clock or width."""
     before, variables = Path.cwd(), dict(os.environ)
-    with _plugins(), _slow_clock():
+    with _plugins(), _slow_clock(), _operators_once():
         os.environ |= {"SECATEURS_STORE": str(store), "COLUMNS": "100", "LINES": "50", "TERM": "dumb", "NO_COLOR": "1"}
         torch.set_num_threads(1)
         os.chdir(folder)
@@ -71,6 +73,18 @@ def _plugins() -> Iterator[None]:
             yield
         finally:
             sys.path.remove(name)
+
+
+@contextlib.contextmanager
+def _operators_once() -> Iterator[None]:
+    """PyTorch's exporter reads its operators from source at every export, half of what a small one takes: here once."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, AttributeError):  # private: where it is gone, exports are slow again
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            once = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+            stack.enter_context(mock.patch.object(ONNXRegistry, "from_torchlib", once))
+        yield
 
 
 @contextlib.contextmanager
