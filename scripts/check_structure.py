@@ -27,6 +27,7 @@ PACKAGE = "secateurs"
 MOST = {"lines": 400, "body": 60, "parameters": 8, "files at the top": 12, "packages": 16, "modules in a package": 14}
 WITHOUT_LIMIT = {
     "cli": "one file per verb",
+    "export": "one file per format, and one for its variants",
     "importance": "one file per criterion",
     "latency": "one file per runtime, and one for its worker",
     "recover": "one file per schedule and per repair",

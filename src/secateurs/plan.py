@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,8 +16,6 @@ from secateurs.errors import PlanError, PlanMismatchError, why
 from secateurs.files import write_atomic
 
 SCHEMA = "secateurs.plan/1"
-
-
 RELOADED = 0.01
 """So much one and the same file differs from itself in another process, however long both are measured: it lies
 elsewhere in memory. The interval of one measurement cannot tell."""
@@ -122,6 +121,8 @@ class Plan(BaseModel):
     group_sizes: dict[str, int]
     blocks_removed: tuple[str, ...] = ()
     elements: dict[str, ElementPattern] = Field(default_factory=dict)
+    precision: dict[str, Literal["float"]] = Field(default_factory=dict)
+    """Layers by module path that stay in float where files are quantised; all others are quantised."""
     slices: dict[str, dict[int, tuple[int, ...]]]
     patches: tuple[Patch, ...] = ()
     bypasses: tuple[Bypass, ...] = ()
@@ -147,15 +148,19 @@ class Plan(BaseModel):
         """Units kept per group."""
         return {name: len(kept) for name, kept in self.groups.items()}
 
+    @property
+    def in_float(self) -> frozenset[str]:
+        """Layers that stay in float where files are quantised, without those whose block is removed."""
+        return frozenset(self.precision) & _layers(_shapes_left(self)) if self.precision else frozenset()
+
     def diff(self, other: Plan) -> dict[str, Any]:
-        """What ``other`` decides differently: ``{group: (units only here, units only there)}`` and blocks."""
-        groups = {}
-        for name in sorted(set(self.groups) | set(other.groups)):
-            here, there = set(self.groups.get(name, ())), set(other.groups.get(name, ()))
-            if here != there:
-                groups[name] = (tuple(sorted(here - there)), tuple(sorted(there - here)))
-        mine, theirs = set(self.blocks_removed), set(other.blocks_removed)
-        return {"groups": groups, "blocks_removed": (tuple(sorted(mine - theirs)), tuple(sorted(theirs - mine)))}
+        """What ``other`` decides differently, (only here, only there): units of groups, blocks, layers in float."""
+        names = sorted(set(self.groups) | set(other.groups))
+        apart = {name: _apart(self.groups.get(name, ()), other.groups.get(name, ())) for name in names}
+        found: dict[str, Any] = {"groups": {name: both for name, both in apart.items() if any(both)}}
+        found["blocks_removed"] = _apart(self.blocks_removed, other.blocks_removed)
+        mixed = {"precision": _apart(self.precision, other.precision)}
+        return found | mixed if self.precision or other.precision else found
 
     def then(self, second: Plan) -> Plan:
         """Both rounds as one plan for the dense network: this one, then ``second``, made for what this one leaves.
@@ -171,14 +176,15 @@ class Plan(BaseModel):
 
     def to_json(self) -> str:
         """Stable JSON text."""
-        return json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1, sort_keys=False) + "\n"
+        held = self.model_dump(by_alias=True, mode="json", exclude=set() if self.precision else {"precision"})
+        return json.dumps(held, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str, source: str = "plan") -> Plan:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            PlanError: not JSON, another schema, or a field is missing or wrong.
+            PlanError: not JSON, another schema, a field is missing or wrong, or a layer is unknown.
         """
         try:
             raw = json.loads(text)
@@ -188,13 +194,15 @@ class Plan(BaseModel):
             found = raw.get("schema") if isinstance(raw, Mapping) else type(raw).__name__
             raise PlanError(f"{source} has schema {found!r}, this version reads {SCHEMA!r}. Make the plan again.")
         try:
-            return cls.model_validate(raw)
+            plan = cls.model_validate(raw)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise PlanError(
                 f"{source} is damaged at {where or 'its top'}: {first['msg']}. Make the plan again."
             ) from error
+        _require_layers(plan, source)
+        return plan
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan; the file appears whole or not at all."""
@@ -212,6 +220,27 @@ class Plan(BaseModel):
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(f"Plan file {path} cannot be read ({why(error)}). Check the path.") from error
         return cls.from_json(text, str(path))
+
+
+def _apart(here: Iterable[Any], there: Iterable[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What only one of both holds, in order."""
+    return tuple(sorted(set(here) - set(there))), tuple(sorted(set(there) - set(here)))
+
+
+def _layers(shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+    """Modules with a kernel or a matrix of their own."""
+    paths = (name.partition(".parametrizations.")[0].rpartition(".")[0] for name, shape in shapes.items() if shape[1:])
+    return frozenset(filter(None, paths))
+
+
+def _require_layers(plan: Plan, source: str) -> None:
+    known = _layers(plan.fingerprint.shapes) if plan.precision else frozenset()
+    for name in sorted(plan.precision.keys() - known):
+        near = get_close_matches(name, known, 3) or sorted(known)[:3]
+        raise PlanError(
+            f"{source} leaves {name!r} in float, but its network has no layer with weights of that name. "
+            f"Name layers by their module path, such as {', '.join(near)}."
+        )
 
 
 def _composed(first: Plan, second: Plan) -> Plan:
@@ -233,16 +262,14 @@ def _composed(first: Plan, second: Plan) -> Plan:
         for scale in second.scales
     ]
     patches = {(patch.module, patch.attribute): patch for patch in (*first.patches, *second.patches)}
-    rounds = [
-        *first.provenance.get("rounds", [first.provenance]),
-        *second.provenance.get("rounds", [second.provenance]),
-    ]
+    rounds = [one for plan in (first, second) for one in plan.provenance.get("rounds", [plan.provenance])]
     grid = {"grid": first.provenance["grid"]} if "grid" in first.provenance else {}
     return first.model_copy(
         update={
             "groups": _composed_groups(first, second),
             "blocks_removed": (*first.blocks_removed, *second.blocks_removed),
             "elements": _composed_elements(first, second),
+            "precision": {**first.precision, **second.precision},
             "slices": kept,
             "patches": tuple(patches.values()),
             "bypasses": (*first.bypasses, *second.bypasses),

@@ -115,6 +115,7 @@ def _difference(first: Path, others: list[Path]) -> dict[str, Any]:
         "groups": groups,
         "groups_alike": len(here.groups.keys() | there.groups.keys()) - len(groups),
         "blocks_removed": [list(only) for only in found["blocks_removed"]],
+        **({"precision": [list(only) for only in found["precision"]]} if "precision" in found else {}),
     }
 
 
@@ -136,6 +137,9 @@ def _show_difference(found: dict[str, Any], console: Console) -> None:
     for plan, blocks in zip((first, second), found["blocks_removed"], strict=True):
         if blocks:
             console.print(f"Blocks removed by {plan} only: {', '.join(blocks)}")
+    for plan, layers in zip((first, second), found.get("precision", ((), ())), strict=True):
+        if layers:
+            console.print(f"Left in float by {plan} only: {', '.join(layers)}")
     console.print(f"{len(found['groups'])} groups differ, {found['groups_alike']} are alike.")
 
 

@@ -91,6 +91,8 @@ def verb(
         "file_bytes": report.size_bytes,
         "max_rel_error": report.max_rel_error,
     }
+    if precision:
+        found |= {"int8_layers": len(report.int8_layers), "float_layers": list(report.float_layers)}
     emit(
         found,
         lambda console: console.print(
@@ -156,7 +158,7 @@ def _calibrated(
         source, loaded, classes="all", normalize=normalize, seed=given["seed"], progress=given["progress"]
     )
     saturates = overflows(platform.machine(), instructions())
-    return loaded.module, loaded.example(), Quantising(calibration_batches(images), saturates)
+    return loaded.module, loaded.example(), Quantising(calibration_batches(images), saturates, in_float=plan.in_float)
 
 
 def _load_checkpoint(small: nn.Module, path: Path) -> None:

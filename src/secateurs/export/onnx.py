@@ -33,10 +33,13 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written: ``max_rel_error`` = max|Δ| / max|y| against PyTorch on random input, and the file's size."""
+    """What was written: ``max_rel_error`` = max|Δ| / max|y| against PyTorch on random input, and the file's size; of
+    quantised files also which layers are in int8 and which in float, by module path."""
 
     max_rel_error: float
     size_bytes: int
+    int8_layers: tuple[str, ...] = ()
+    float_layers: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager

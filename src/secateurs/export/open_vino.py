@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def export_openvino_int8(
     with tempfile.TemporaryDirectory(prefix="secateurs-openvino-") as folder:
         source = Path(folder) / "network.onnx"
         report = export_onnx_int8(module, example, source, batch=batch, quantising=quantising)
-        return ExportReport(max_rel_error=report.max_rel_error, size_bytes=_written(_converted(source), path))
+        return replace(report, size_bytes=_written(_converted(source), path))
 
 
 def _possible(path: str | os.PathLike[str]) -> Path:

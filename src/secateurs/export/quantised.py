@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from torch.utils import _pytree as pytree
 
 from secateurs.errors import ExportError, why
 from secateurs.export.onnx import ExportReport, export_onnx, with_batch
+from secateurs.export.onnx_layers import WEIGHTED, OnnxLayers, layers_of, quantised_among
 from secateurs.files import write_atomic
 
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LEAST, ENOUGH = 16, 256
 """Calibration samples: fewer than the first tell too little of a tensor's range; more than the second tell no more."""
 Ranges = Mapping[str, tuple[float, float]]
@@ -39,12 +39,13 @@ class Quantising:
 
     ``calibration``: batches of samples, each a pair (inputs, targets) or the inputs alone, of which the first ``most``
     samples count; ``seven_bits``: weights lie within ±63, for processors whose sums of two products of unsigned by
-    signed 8-bit numbers overflow (x86 without VNNI).
+    signed 8-bit numbers overflow (x86 without VNNI); ``in_float``: layers, by module path, that are not quantised.
     """
 
     calibration: Iterable[Any]
     seven_bits: bool = False
     most: int = ENOUGH
+    in_float: Collection[str] = ()
 
 
 def export_onnx_int8(
@@ -67,7 +68,8 @@ def export_onnx_int8(
         quantising: calibration samples, and how weights are held.
 
     Raises:
-        ExportError: as of :func:`secateurs.export.onnx.export_onnx`; no calibration samples; a tensor has no range.
+        ExportError: as of :func:`secateurs.export.onnx.export_onnx`; no calibration samples; a tensor has no range; a
+            layer that is to stay in float has no operator.
     """
     if quantising is None:
         raise ExportError("An int8 file needs calibration samples, from which ranges are read. Give data.")
@@ -78,12 +80,21 @@ def export_onnx_int8(
         draft = Path(folder) / "float.onnx"
         report = export_onnx(module, example, draft, batch=batch)
         model = onnx.load(draft)
+    layers = layers_of(model)
+    _check_known(layers, quantising.in_float)
     ranges = ranges_of(model, samples(quantising.calibration, batch, quantising.most))
     _check_varying(model, ranges)
-    made = quantised(model, ranges, seven_bits=quantising.seven_bits)
+    left = layers.nodes(quantising.in_float)
+    made = quantised(model, ranges, seven_bits=quantising.seven_bits, in_float=left)
     content = made.SerializeToString()
     write_atomic(path, content)
-    return ExportReport(max_rel_error=report.max_rel_error, size_bytes=len(content))
+    done = quantised_among(layers, made)
+    return ExportReport(
+        max_rel_error=report.max_rel_error,
+        size_bytes=len(content),
+        int8_layers=tuple(layer for layer in layers.own if layer in done),
+        float_layers=tuple(layer for layer in layers.own if layer not in done),
+    )
 
 
 def samples(batches: Iterable[Any], size: int, most: int = ENOUGH) -> Iterator[list[np.ndarray]]:
@@ -148,7 +159,7 @@ def _check_varying(model: onnx.ModelProto, ranges: Ranges) -> None:
     Raises:
         ExportError: one does not.
     """
-    layers = [node.output[0] for node in model.graph.node if node.op_type in _LAYERS]
+    layers = [node.output[0] for node in model.graph.node if node.op_type in WEIGHTED]
     for name in (*(value.name for value in model.graph.input), *layers):
         low, high = ranges.get(name, (0.0, 1.0))
         if low == high:
@@ -158,8 +169,26 @@ def _check_varying(model: onnx.ModelProto, ranges: Ranges) -> None:
             )
 
 
-def quantised(model: onnx.ModelProto, ranges: Ranges, *, seven_bits: bool = False) -> onnx.ModelProto:
+def _check_known(layers: OnnxLayers, names: Collection[str]) -> None:
+    """Nothing, if every name is a layer of the file.
+
+    Raises:
+        ExportError: one is not.
+    """
+    for name in sorted(set(names) - layers.own.keys()):
+        known = ", ".join(sorted(layers.own))
+        raise ExportError(
+            f"Layer {name!r} is to stay in float, but no convolution or matrix product of the exported file is called "
+            f"so: they are {known}. Correct the plan's precision."
+        )
+
+
+def quantised(
+    model: onnx.ModelProto, ranges: Ranges, *, seven_bits: bool = False, in_float: Collection[str] = ()
+) -> onnx.ModelProto:
     """``model`` (which is left alone) in int8: weights per output channel, activations by ``ranges``.
+
+    ``in_float``: names of nodes that stay as they are.
 
     Raises:
         ExportError: the quantizer refuses the file.
@@ -179,7 +208,7 @@ def quantised(model: onnx.ModelProto, ranges: Ranges, *, seven_bits: bool = Fals
                 QuantType.QUInt8,
                 calibrate.TensorsData(CalibrationMethod.MinMax, known),
                 [],
-                [],
+                list(in_float),
                 list({*registry.QLinearOpsRegistry, *registry.QDQRegistry}),
                 {},
             )

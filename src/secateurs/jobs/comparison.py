@@ -127,7 +127,8 @@ class RepairedAccuracies:
             ExportError: it cannot be quantised.
             TargetError: the runtime refuses the file or fails.
         """
-        key = f"repaired/{self._identity}/{digest(plan.model_dump_json(include={'groups', 'blocks_removed'}), 16)}"
+        decided = {"groups", "blocks_removed", *(["precision"] if plan.precision else [])}
+        key = f"repaired/{self._identity}/{digest(plan.model_dump_json(include=decided), 16)}"
         held = self._rows.get(key)
         if held is None:
             with self.folder.timed("recover"):

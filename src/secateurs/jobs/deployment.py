@@ -34,7 +34,7 @@ from secateurs.plan import Measurement, Plan
 from secateurs.planning.closed_loop import untold
 from secateurs.progress import Progress
 from secateurs.recover.checkpoint import tensors
-from secateurs.report.record import BudgetRecord, FileRecord
+from secateurs.report.record import BudgetRecord, FileRecord, LayersRecord
 from secateurs.structure.kernel_elements import elements_pruned
 
 _FLOAT = "float "
@@ -76,8 +76,8 @@ class DenseFound:
 class DeployFound:
     """What the last stage finds: the file to deploy, and both files in one interleaved measurement.
 
-    Of quantised files only: ``accuracy`` and ``correct`` (which test images, as text) of the file to deploy, and all
-    four ``files`` of that measurement.
+    Of quantised files only: ``accuracy`` and ``correct`` (which test images, as text) of the file to deploy, all four
+    ``files`` of that measurement, and the file's layers by precision (an older version did not record that).
     """
 
     params: int
@@ -88,6 +88,7 @@ class DeployFound:
     accuracy: float | None = None
     correct: str = ""
     files: tuple[FileRecord, ...] = ()
+    int8_layers: LayersRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +211,8 @@ class Deployment:
             if not bench.quantises:
                 return self._measured(dense, planned, lambda: _side_by_side(bench.final(deployed), made))
             scored = deployed_on_test_images(bench, deployed, self.data, self.progress)
-            made |= {"accuracy": scored.top1, "correct": packed(scored.correct)}
+            layers = LayersRecord(quantised=len(written.int8_layers), in_float=written.float_layers)
+            made |= {"accuracy": scored.top1, "correct": packed(scored.correct), "int8_layers": layers}
             with Scratch("float") as folder:
                 floats = self._float_files(Path(folder), small, plan)
                 four = _Four(dense, made, accuracy, {name: path.stat().st_size for name, path in floats.items()})

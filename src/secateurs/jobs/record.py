@@ -95,7 +95,7 @@ def make_record(settings: Settings, found: Findings, plan: Plan, seconds: Mappin
             GroupRecord(name=name, units=plan.group_sizes[name], kept=len(kept)) for name, kept in plan.groups.items()
         ),
         "settings": settings.to_dict(),
-        "notes": (*_notes(found, budgets), *_said_of(validation)),
+        "notes": (*_notes(found, budgets), *_refused(found, plan), *_said_of(validation)),
         "command": command,
         "created": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
@@ -225,6 +225,13 @@ def slower_than_float(files: Sequence[FileRecord]) -> list[str]:
         for one in files
         if one.precision != "f32" and one.ratio >= ratios[one.network, "f32"]
     ]
+
+
+def _refused(found: Findings, plan: Plan) -> list[str]:
+    """Layers that the quantizer left in float though the plan does not say so."""
+    layers = found.deployed.int8_layers
+    names = [] if layers is None else [name for name in layers.in_float if name not in plan.precision]
+    return [f"The quantizer leaves {', '.join(names)} in float: it has no int8 form of them."] if names else []
 
 
 def _notes(found: Findings, budgets: Sequence[BudgetRecord]) -> tuple[str, ...]:

@@ -73,13 +73,14 @@ class Bench:
     def export(self, module: nn.Module, path: Path, plan: Plan | None = None, samples: int = ENOUGH) -> ExportReport:
         """Write the file that the target runs, compared with PyTorch.
 
-        ``plan``: by which ``module`` was cut; its kernel elements are written in the form that this target runs fast;
+        ``plan``: by which ``module`` was cut; its kernel elements are written in the form that this target runs fast,
+        and its layers in float are not quantised;
         ``samples``: by how many a quantised file is calibrated.
 
         Raises:
             ExportError: it cannot be exported, or computes something else.
         """
-        found = self._quantising(samples) if self.quantises else None
+        found = self._quantising(samples, plan) if self.quantises else None
         return self._export(self.target.exporter, module, path, plan, found)
 
     def export_float(self, module: nn.Module, path: Path, plan: Plan | None = None) -> ExportReport:
@@ -97,9 +98,9 @@ class Bench:
             module = deployable(module, plan, self.example, skips=self.target.skips_pruned_elements)
         return export_artifact(exporter, module, self.example, path, batch=self.batch, quantising=quantising)
 
-    def _quantising(self, samples: int) -> Quantising:
+    def _quantising(self, samples: int, plan: Plan | None) -> Quantising:
         given = random_samples(self.example, samples) if self.calibration is None else self.calibration
-        return Quantising(given, self.target.saturates, samples)
+        return Quantising(given, self.target.saturates, samples, frozenset() if plan is None else plan.in_float)
 
     def measure_dense(self) -> Measurement:
         """Latency and memory of the dense file now."""

@@ -78,6 +78,18 @@ class FileRecord(_Frozen):
     file_bytes: int
 
 
+class LayersRecord(_Frozen):
+    """Layers of a quantised file: how many are ``quantised``, and which stay ``in_float``, by module path."""
+
+    quantised: int
+    in_float: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return self.quantised + len(self.in_float)
+
+
 class DenseFinetuned(_Frozen):
     """The dense network fine-tuned as the pruned one was, for ``epochs``; ``difference``: pruned - this one, ``tie`` as
     in :class:`Certainty`."""
@@ -207,7 +219,8 @@ class Record(_Frozen):
     argmax is taken; ``dense_finetuned``: None where the dense network was not trained; ``test``: None in files of older
     versions; ``kept``: ``tuned`` or, where fine-tuning was thrown away, ``repaired`` ("": none after the cut);
     ``tuned_epochs``: of fine-tuning after the cut; ``files``: of quantised targets the four files, dense and pruned,
-    float and quantised; accuracies of ``dense`` and ``pruned`` are the quantised files' then; ``search``: details of a
+    float and quantised; accuracies of ``dense`` and ``pruned`` are the quantised files' then; ``int8_layers``: of the
+    quantised file to deploy (None: there is none); ``search``: details of a
     search that judged candidates, {} for others; ``gap``: proven distance of the search's solution from the best one,
     as a fraction of its value;
     ``settings``: all of the run, by their names in :class:`secateurs.jobs.settings.Settings`; ``notes``: what was not
@@ -234,6 +247,7 @@ class Record(_Frozen):
     dense_finetuned: DenseFinetuned | None = None
     test: Certainty | None = None
     files: tuple[FileRecord, ...] = ()
+    int8_layers: LayersRecord | None = None
     kept: str = ""
     tuned_epochs: int = 0
     blocks_removed: tuple[str, ...] = ()

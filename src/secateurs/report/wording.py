@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateurs.report.record import Record, Validation
+from secateurs.report.record import LayersRecord, Record, Validation
 
 
 def milliseconds(value: float) -> str:
@@ -241,6 +241,14 @@ def in_float(record: Record) -> tuple[float, float]:
     """Accuracies of the dense and the pruned network in float numbers, before a file of them was quantised."""
     known = {one.network: one.accuracy for one in record.files if one.precision == "f32"}
     return known.get("dense", record.dense.accuracy), known.get("pruned", record.pruned.accuracy)
+
+
+def in_float(layers: LayersRecord | None) -> str:
+    """How many layers of a quantised file are quantised, and which are not."""
+    if layers is None:
+        return ""
+    left = f"; in float: {', '.join(layers.in_float)}" if layers.in_float else ""
+    return f" Layers of the pruned file in int8: {layers.quantised} of {layers.count}{left}."
 
 
 def file_rows(record: Record) -> list[tuple[str, ...]]:
