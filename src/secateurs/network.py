@@ -122,6 +122,16 @@ class OperatorSpec:
 
 
 @dataclass(frozen=True)
+class Passed:
+    """A value between two layers of a deployed file: which layer makes it and which reads it, by name (None: an operator
+    that joins values), and how many ``elements`` it has at the dense widths."""
+
+    source: str | None
+    reader: str | None
+    elements: int
+
+
+@dataclass(frozen=True)
 class NetworkSpec:
     """Groups, weighted layers, removable blocks and parameters of one traced network.
 

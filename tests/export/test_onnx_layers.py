@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from secateurs.errors import ExportError
 from secateurs.export.onnx import run_onnx, to_model
-from secateurs.export.onnx_layers import Passed, layers_of
+from secateurs.export.onnx_layers import layers_of
 from secateurs.export.quantised import Quantising, export_onnx_int8
+from secateurs.network import Passed
 
 LAYERS = {"stem", "inner", "outer", "head.0", "head.2"}
 
@@ -107,6 +108,6 @@ def test_a_mixed_file_answers_between_float_and_int8(network: nn.Module, images:
 def test_a_name_that_is_no_layer_is_refused_before_anything_is_written(
     network: nn.Module, images: Tensor, tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportError, match="Layer 'norm' is to stay in float, but .* they are head.0, head.2"):
+    with pytest.raises(ExportError, match=r"Layer 'norm' is to stay in float, but .* they are head.0, head.2"):
         written(network, images, tmp_path / "file.onnx", "norm")
     assert not list(tmp_path.iterdir())

@@ -13,20 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from secateurs.network import Passed
+
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with weights."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _INPUT = "\0input"
-
-
-@dataclass(frozen=True)
-class Passed:
-    """A value between two layers, in the dense file: who makes it and who reads it (None: an operator that joins
-    values), and how many ``elements`` it has."""
-
-    source: str | None
-    reader: str | None
-    elements: int
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def _files(record: Record) -> str:
     return (
         f"{_cells(wording.FILE_COLUMNS, wording.file_rows(record))}"
         f"<p class='soft' style='margin-top:10px'>All four from one interleaved run. Accuracies of quantised files are "
-        f"those of the runtime's own answers.{escape(wording.in_float(record.int8_layers))}</p>"
+        f"those of the runtime's own answers.{escape(wording.int8_layers(record.int8_layers))}</p>"
     )
 
 

@@ -243,7 +243,7 @@ def in_float(record: Record) -> tuple[float, float]:
     return known.get("dense", record.dense.accuracy), known.get("pruned", record.pruned.accuracy)
 
 
-def in_float(layers: LayersRecord | None) -> str:
+def int8_layers(layers: LayersRecord | None) -> str:
     """How many layers of a quantised file are quantised, and which are not."""
     if layers is None:
         return ""
