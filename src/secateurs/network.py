@@ -123,8 +123,8 @@ class OperatorSpec:
 
 @dataclass(frozen=True)
 class Passed:
-    """A value between two layers of a deployed file: which layer makes it and which reads it, by name (None: an operator
-    that joins values), and how many ``elements`` it has at the dense widths."""
+    """A value between two layers of a deployed file: names of the layer that makes it and of the one that reads it
+    (None: an operator that joins values), and how many ``elements`` it has at the dense widths."""
 
     source: str | None
     reader: str | None

@@ -54,6 +54,7 @@ STORED = {
     "candidate": 2,  # a cut network beside dense: batch, input shape, network
     "memory": 1,  # peak of a network: batch, network, widths, removed blocks
     "rectangles": 1,  # networks whose kernels were cut to rectangles: network, batch
+    "mixes": 1,  # files with layers in float at random beside the quantised one: batch, network
     "elements-dense": 1,  # the dense network beside its sparse layers: network
     "sparse-conv": 1,  # one layer in the sparse kernels: shape, widths, count, block
     "break-even": 1,  # the same beside the dense convolution: shape, widths

@@ -1,7 +1,8 @@
-"""Widths and precisions in one problem: against enumeration, against one precision for all, and how mixes are explained."""
+"""Widths and precisions in one problem: against enumeration and one precision for all, and how mixes are explained."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,7 +37,7 @@ def chain(seed: int) -> tuple[Mix, Conversions]:
 
     names = [layer.name for layer in spec.layers]
     layers = tuple(name for name in names if rng.random() < 0.9) or (names[0],)
-    passed = [Passed(a, b, int(rng.integers(1, 50))) for a, b in zip(names, names[1:], strict=False)]
+    passed = [Passed(a, b, int(rng.integers(1, 50))) for a, b in itertools.pairwise(names)]
     passed += [Passed(names[0], None, 7), Passed(None, names[-1], 9)] if seed % 3 == 0 else []
     drawn = rng.uniform(0, 0.05, 2), rng.uniform(0, 1.0, 2)
     conversions = Conversions(rng.uniform(0.8, 1.2), (drawn[1][0], drawn[0][0]), (drawn[1][1], drawn[0][1]))
@@ -47,7 +48,9 @@ def mixed_problem(seed: int) -> Problem:
     mix, conversions = chain(seed)
     rng, spec, model = np.random.default_rng([seed, 1]), mix.extended(), mix.model(conversions)
     own = len(mix.spec.groups)
-    options = [np.array([1, 2, 4])[rng.integers(0, 2) :] for _ in range(own)] + [np.array([FLOAT, INT8])] * len(mix.layers)
+    options = [np.array([1, 2, 4])[rng.integers(0, 2) :] for _ in range(own)] + [np.array([FLOAT, INT8])] * len(
+        mix.layers
+    )
     values = [np.concatenate([[0.0], np.cumsum(rng.uniform(0.1, 1.0, 4))]) for _ in range(own)]
     values += [np.array([0.0, 0.0, -rng.uniform(0.0, 0.6)]) for _ in mix.layers]
     limit = float(model.evaluate(spec.dense_widths)) * rng.uniform(0.5, 1.3)

@@ -40,6 +40,14 @@ Normalize = Annotated[
 AllowChance = Annotated[
     bool, typer.Option("--allow-chance", help="Go on where the dense network is at chance on the test data.")
 ]
+PrecisionMix = Annotated[
+    str,
+    typer.Option(
+        "--precision-mix",
+        metavar="off|auto",
+        help="On int8 targets: quantise every layer that can be, or leave some in float where that pays.",
+    ),
+]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime that is measured.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Batch size that is measured.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from secateurs.data import Data
     from secateurs.models import Loaded
     from secateurs.plan import Plan
+    from secateurs.planning.channels import Channels
     from secateurs.planning.elements.space import ElementSpace
+    from secateurs.planning.mixed import MixedSpace
     from secateurs.structure import Graph
 
 
@@ -51,6 +53,7 @@ def verb(
     blocks: o.RemoveBlocks = Settings.blocks,
     channels: o.Channels = Settings.channels,
     elements: o.Elements = Settings.elements,
+    precision_mix: o.PrecisionMix = Settings.precision_mix,
     threads: o.Threads = Settings.threads,
     batch: o.Batch = Settings.batch,
     seed: o.Seed = Settings.seed,
@@ -69,12 +72,14 @@ def verb(
     from secateurs.latency.store import Store
     from secateurs.latency.targets import open_target
     from secateurs.measure.profile import profile
+    from secateurs.planning.channels import Channels
     from secateurs.planning.elements.costs import check_elements, measured_space
     from secateurs.planning.entry import plan
     from secateurs.search.legal import Legal, SearchOptions
     from secateurs.structure import trace
 
     writable(output)
+    _check_mix(precision_mix, target, strategy, latency, data, elements)
     parse_budgets(latency, memory, file_size, macs)
     opened = None if latency is None else open_target(target)
     if elements is not None:
@@ -92,13 +97,13 @@ def verb(
             graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
         costs = space = None
         legal = Legal(min_width=min_width, blocks=blocks, channels=channels)
+        given: dict[str, Any] = {"threads": threads, "seed": seed, "progress": progress}
         if opened is not None and elements is not None:
             kept = Store(store, progress=progress)
-            space = measured_space(
-                graph, opened, elements, legal, threads=threads, batch=batch, store=kept, seed=seed, progress=progress
-            )
+            space = measured_space(graph, opened, elements, legal, batch=batch, store=kept, **given)
         elif opened is not None:
-            costs = profile(graph, opened, threads=threads, batch=batch, store=store, seed=seed, progress=progress)
+            costs = profile(graph, opened, batch=batch, store=store, **given)
+        mixed = _mixed(precision_mix, Channels(graph, costs, legal, batch=batch), target, images, store, given)
         made = plan(
             graph,
             costs,
@@ -115,12 +120,13 @@ def verb(
             images=images,
             options=SearchOptions(episodes, warm_start, agent),
             elements=space,
+            precisions=mixed,
             progress=progress,
         )
     made = made.model_copy(update={"provenance": {**made.provenance, "source": dict(loaded.source)}})
     made.save(output)
     dense_ms = next((one.dense_ms for one in (costs, space) if one is not None), None)
-    found = summary(graph, made, dense_ms) | ({} if space is None else _elements(space, made))
+    found = summary(graph, made, dense_ms) | ({} if space is None else _elements(space, made)) | _floats(mixed, made)
     emit({**found, "plan": str(output)}, lambda console: _show(found, output, console), as_json=as_json)
 
 
@@ -133,9 +139,52 @@ def _require_known(strategy: str | None, criterion: str | None) -> None:
             load(kind, name)
 
 
+def _check_mix(
+    mix: str, target: str, strategy: str | None, latency: str | None, data: str | None, elements: str | None
+) -> None:
+    """Nothing, if the other options go with a mix of precisions.
+
+    Raises:
+        PlanError: they do not.
+    """
+    from secateurs.errors import PlanError
+
+    if mix == Settings.precision_mix:
+        return
+    Settings(
+        latency=latency or "1ms",
+        target=target,
+        strategy=strategy or Settings.strategy,
+        precision_mix=mix,
+        elements=elements,
+    )
+    if latency is None or data is None:
+        raise PlanError(
+            f"--precision-mix {mix} decides by measured time and by what int8 costs on images. Give --latency and "
+            f"--data."
+        )
+
+
+def _mixed(
+    mix: str, channels: Channels, target: str, images: Data | None, store: Path | None, given: dict[str, Any]
+) -> MixedSpace | None:
+    """The choice of precisions too, where it is asked for."""
+    from secateurs.latency.store import Store
+    from secateurs.planning.mixed import mixed_space
+
+    if mix == Settings.precision_mix or images is None:
+        return None
+    return mixed_space(channels, target, images, store=Store(store, progress=given["progress"]), **given)
+
+
 def _elements(space: ElementSpace, made: Plan) -> dict[str, Any]:
     """Kernel elements that stay, in numbers and in words."""
     return {"elements": made.provenance["elements"]["counts"], "elements_note": space.note(made)}
+
+
+def _floats(space: MixedSpace | None, made: Plan) -> dict[str, Any]:
+    """Layers that stay in float, by name and in words."""
+    return {} if space is None else {"in_float": list(made.precision), "precision_note": space.note(made)}
 
 
 def _look(loaded: Loaded, images: Data, allow_chance: bool, progress: Progress) -> None:
@@ -188,6 +237,8 @@ def _show(found: dict[str, Any], output: Path, console: Console) -> None:
         console.print(f"Blocks removed: {', '.join(found['blocks_removed'])}")
     if "elements_note" in found:
         console.print(found["elements_note"])
+    if "precision_note" in found:
+        console.print(found["precision_note"])
     kept = (
         f"{wording.percent(found['macs'] / found['dense_macs'], 1)} of the multiply-adds and "
         f"{wording.percent(found['params'] / found['dense_params'], 1)} of the parameters are kept"

@@ -94,6 +94,7 @@ def verb(
         float,
         typer.Option("--penalty", min=0, max=0.99, help="Share of the training in which --elements decay; 0: cut."),
     ] = Settings.penalty,
+    precision_mix: o.PrecisionMix = Settings.precision_mix,
     threads: o.Threads = Settings.threads,
     batch: o.Batch = Settings.batch,
     seed: o.Seed = Settings.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -114,14 +114,21 @@ class Answers:
         try:
             small = apply(self.graph.model, plan, (self.graph.args, self.graph.kwargs), check=False).eval()
             self._refit(small, plan)
-            total, count = 0.0, 0
-            for batch, dense in zip(self.judged, self.dense, strict=True):
-                answers = self._run(small, batch)
-                total += sum(_distance(new, old) for new, old in zip(answers, dense, strict=True)) * _count(batch)
-                count += _count(batch)
+            return self.distance_of(lambda batch: self._outputs(small, batch))
         finally:
             for child, training in modes.items():
                 child.training = training
+
+    def distance_of(self, answered: Callable[[tuple[Any, ...]], Sequence[Tensor]]) -> float:
+        """How far answers to the judged batches are from the whole network's, in the units of :meth:`change`.
+
+        ``answered``: floating-point outputs for a batch of positional inputs, in the order of the network's.
+        """
+        total, count = 0.0, 0
+        for batch, dense in zip(self.judged, self.dense, strict=True):
+            answers = self._among(answered(batch))
+            total += sum(_distance(new, old) for new, old in zip(answers, dense, strict=True)) * _count(batch)
+            count += _count(batch)
         return total / count
 
     def _refit(self, small: nn.Module, plan: Plan) -> None:
@@ -135,11 +142,17 @@ class Answers:
                 pass
             reestimate(small, [batch[0] for batch in inputs])
 
-    @torch.inference_mode()
     def _run(self, model: nn.Module, batch: tuple[Any, ...]) -> list[Tensor]:
-        found = list(_floats(model(*self._moved(batch))))
+        return self._among(self._outputs(model, batch))
+
+    @torch.inference_mode()
+    def _outputs(self, model: nn.Module, batch: tuple[Any, ...]) -> list[Tensor]:
+        return list(_floats(model(*self._moved(batch))))
+
+    def _among(self, found: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs that count."""
         if self.classes is None:
-            return found
+            return list(found)
         return [x[:, list(self.classes)] if x.ndim == 2 and x.shape[1] > max(self.classes) else x for x in found]
 
     def _moved(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from secateurs.plan import Plan
 from secateurs.progress import Progress, silent
 from secateurs.provenance import digest
 from secateurs.recover import checkpoint
+from secateurs.report.record import ValidationStep
 from secateurs.search.rows import FileRows
 from secateurs.structure import apply
 
@@ -93,6 +94,17 @@ def validated_file(bench: Bench, file: Path, data: Data) -> Validated:
 def _deployed(bench: Bench, file: Path, images: Images, data: Data, progress: Progress) -> Scored:
     with bench.running(file) as network:
         return evaluate(network, images, classes=data.classes, batch=max(64, bench.batch), progress=progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithinFound:
+    """How the fastest network within a loss was found, on so many validation images (``samples``): the accuracy that
+    must stay, the dense network's, and every network that was tried."""
+
+    samples: int
+    least: float
+    dense: Validated
+    steps: tuple[ValidationStep, ...]
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def prune(
     seed: int = Settings.seed,
     normalize: str | Preprocessing | None = None,
     allow_chance: bool = Settings.allow_chance,
+    precision_mix: str = Settings.precision_mix,
     settings: Settings | None = None,
     output: Path | str | None = None,
     resume: bool = False,
@@ -94,6 +95,7 @@ def prune(
             (see :func:`~secateurs.models.parse_normalize`). Needed where the data gives images and the network does
             not say it itself, as built-in networks and timm's do.
         allow_chance: go on where the dense network is at chance on the test data.
+        precision_mix: on targets of quantised files ``"auto"`` lets the search leave layers in float where that pays.
         settings: everything at once, instead of the other settings from ``latency`` on.
         output: run folder, with all files; None keeps none.
         resume: continue the run in ``output``.
@@ -118,6 +120,7 @@ def prune(
             threads=threads,
             seed=seed,
             allow_chance=allow_chance,
+            precision_mix=precision_mix,
         )
     elif any(one is not None for one in (latency, memory, file_size, macs, max_loss, min_accuracy, criterion)):
         raise PlanError("settings= holds everything, so a budget or criterion= beside it would do nothing. Give one.")

@@ -13,7 +13,7 @@ from secateurs.budgets import Budget
 from secateurs.data import Data
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.importance.scoring import Scorer, calibration_batches
-from secateurs.jobs.comparison import RepairedAccuracies, Validated
+from secateurs.jobs.comparison import RepairedAccuracies, WithinFound
 from secateurs.jobs.finalists import chosen_by_training
 from secateurs.jobs.footprint import dense_figures, memory_seen
 from secateurs.jobs.run_folder import RunFolder
@@ -32,6 +32,7 @@ from secateurs.planning.elements.costs import measured_space
 from secateurs.planning.elements.refinement import aligned, refined
 from secateurs.planning.elements.space import ElementSpace
 from secateurs.planning.fastest import FastestSearch, Found
+from secateurs.planning.mixed import MixedSpace, mixed_space
 from secateurs.planning.out_of_reach import out_of_reach
 from secateurs.planning.planner import Choice, Planner
 from secateurs.planning.space import Space
@@ -48,17 +49,6 @@ from secateurs.search.rows import FileRows
 from secateurs.structure import Graph, apply, trace
 from secateurs.structure.apply import check_plan
 from secateurs.structure.kernel_elements import macs_left
-
-
-@dataclass(frozen=True, kw_only=True)
-class WithinFound:
-    """How the fastest network within a loss was found, on so many validation images (``samples``): the accuracy that
-    must stay, the dense network's, and every network that was tried."""
-
-    samples: int
-    least: float
-    dense: Validated
-    steps: tuple[ValidationStep, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +153,7 @@ class PlanStage:
                 *plan.provenance.get("warnings", ()),
                 *self._notes(costs),
                 *([found.note(plan)] if isinstance(found, ElementSpace) else []),
+                *([] if self.mixed is None else [self.mixed.note(plan)]),
                 *notes,
             ),
             within=None if within is None or least is None else self._within(within, least),
@@ -204,6 +195,17 @@ class PlanStage:
             return profile(graph, self.bench.target, **common)
 
     @cached_property
+    def mixed(self) -> MixedSpace | None:
+        """Widths and precisions, where both are chosen."""
+        settings, costs = self.settings, self.costs
+        if settings.precision_mix == "off" or not self.bench.quantises or not isinstance(costs, LatencyModel):
+            return None
+        channels = Channels(self.graph, costs, settings.legal, self.dense, settings.batch)
+        given: dict[str, Any] = {"threads": settings.threads, "seed": settings.seed, "progress": self.progress}
+        with self.folder.timed("profile"):
+            return mixed_space(channels, settings.target, self.data, store=self.store, **given)
+
+    @cached_property
     def dense(self) -> dict[str, float]:
         """What the dense network takes of every limited resource."""
         known, found = {"file_size": self.dense_bytes}, self.costs
@@ -232,11 +234,12 @@ class PlanStage:
         if "memory" in dense:
             with self.folder.timed("measure"):
                 seen = memory_seen(self.loaded.module, self.graph, settings.legal, bench, self.store, dense["memory"])
+        search = find_strategy(settings.strategy, options=settings.search_options(self.folder.files.search))
         space: Space
         if isinstance(costs, ElementSpace):
             space = costs
         else:
-            space = Channels(self.graph, costs, settings.legal, dense, settings.batch, seen)
+            space = self.mixed or Channels(self.graph, costs, settings.legal, dense, settings.batch, seen)
         return Planner(
             space,
             Scorer(
@@ -248,7 +251,7 @@ class PlanStage:
                 rows=FileRows(self.folder.files.values),
                 progress=self.progress,
             ),
-            find_strategy(settings.strategy, options=settings.search_options(self.folder.files.search)),
+            search if self.mixed is None else self.mixed.search(search),
             resources=tuple(dense),
             target=target_label(bench.target.fingerprint(settings.threads)),
             images=self.data,

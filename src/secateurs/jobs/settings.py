@@ -11,10 +11,12 @@ from typing import Any
 from secateurs.budgets import AccuracyBound, Budget, describe_budgets, parse_budgets
 from secateurs.errors import PlanError
 from secateurs.latency.targets import DEFAULT_TARGET
+from secateurs.latency.targets._base import QUANTISED
+from secateurs.latency.targets.opening import in_float
 from secateurs.recover.amount import LARGEST_BATCH, default_batch, default_epochs
 from secateurs.recover.schedules import SCHEDULES
 from secateurs.recover.schedules import schedule as find_schedule
-from secateurs.search.legal import DEFAULT_STRATEGY, Legal, SearchOptions, strategy_kind
+from secateurs.search.legal import DEFAULT_STRATEGY, PRECISION_MIXES, Legal, SearchOptions, check_mixing, strategy_kind
 
 REPAIRS = {
     "least-squares": "every layer is refitted on calibration images, then batch-norm statistics are re-estimated",
@@ -61,8 +63,9 @@ class Settings:
     make values of groups comparable (0: none); ``min_width`` (None: by the criterion), ``blocks``,
     ``channels``: which networks are legal;
     ``elements``: scope in which kernel elements may go too (None: they stay), ``penalty``: share of the steps of
-    fine-tuning in which they decay before they are zero (0: they are cut at once); ``finalists``: of strategy ``lap``,
-    networks that are trained for an epoch each to choose among them (1: the best untrained one is taken);
+    fine-tuning in which they decay before they are zero (0: they are cut at once); ``precision_mix``: on targets of
+    quantised files, ``off``: every layer that can be is quantised, or ``auto``: as the search decides; ``finalists``:
+    of strategy ``lap``, networks that are trained for an epoch each to choose among them (1: the best untrained one);
     ``keep``/``barrier``: patterns of what stays whole and of what is not pruned through; ``allow_chance``: go on where
     the dense network is no better than chance; ``dense_epochs``: for which the dense network is fine-tuned to compare
     with (None: as long as the pruned one where that is cheap, 0: not at all).
@@ -99,6 +102,7 @@ class Settings:
     channels: bool = True
     elements: str | None = None
     penalty: float = DEFAULT_PENALTY
+    precision_mix: str = "off"
     allow_chance: bool = False
     dense_epochs: int | None = None
 
@@ -114,6 +118,7 @@ class Settings:
             raise PlanError(f"Repair {self.repair!r} is unknown. Known: {', '.join(REPAIRS)}.")
         if self.precision not in PRECISIONS:
             raise PlanError(f"Precision {self.precision!r} is unknown. Known: {', '.join(PRECISIONS)}.")
+        self._check_mix()
         if self.schedule not in SCHEDULES:
             raise PlanError(f"Schedule {self.schedule!r} is unknown. Known: {', '.join(SCHEDULES)}.")
         anew = self.schedule != Settings.schedule and find_schedule(self.schedule).plans_anew
@@ -160,6 +165,33 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise PlanError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+
+    def _check_mix(self) -> None:
+        """Nothing, if the other settings go with the mix of precisions."""
+        if self.precision_mix not in PRECISION_MIXES:
+            raise PlanError(f"precision_mix {self.precision_mix!r} is unknown. Known: {', '.join(PRECISION_MIXES)}.")
+        if self.precision_mix == "off":
+            return
+        if in_float(self.target) == self.target:
+            raise PlanError(
+                f"Target {self.target} runs float files, so there are no precisions to mix. Give a target such as "
+                f"{DEFAULT_TARGET}:{QUANTISED[0]}, or leave --precision-mix out."
+            )
+        check_mixing(self.strategy)
+        if not self.needs_latency:
+            raise PlanError("Which layers stay in float is decided by measured time. Give --latency, or no mix.")
+        clashes = {
+            "--elements": self.elements is not None,
+            f"--schedule {self.schedule}": self.schedule != "once",
+            "--calibrate-values": self.calibrate_values > 0,
+            "--memory": self.memory is not None,
+            "--file-size": self.file_size is not None,
+        }
+        for other, given in clashes.items():
+            if given:
+                raise PlanError(
+                    f"--precision-mix {self.precision_mix} does not go with {other}. Leave one of them out."
+                )
 
     def _check_bound(self, bound: AccuracyBound) -> None:
         """Nothing, if the other settings go with a bound on accuracy."""

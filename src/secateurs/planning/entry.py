@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from secateurs.latency.model import LatencyModel
     from secateurs.models import Preprocessing
     from secateurs.planning.elements.space import ElementSpace
+    from secateurs.planning.mixed import MixedSpace
+    from secateurs.planning.space import Space
     from secateurs.search.problem import Strategy
     from secateurs.structure import Graph
 
@@ -51,6 +53,7 @@ def plan(
     images: Data | None = None,
     options: SearchOptions | None = None,
     elements: ElementSpace | None = None,
+    precisions: MixedSpace | None = None,
     progress: Progress = silent,
 ) -> Plan:
     """The best plan within one or several budgets by the models, or a uniform cut to a ratio without any.
@@ -79,6 +82,8 @@ def plan(
         options: of such strategies.
         elements: where kernel elements may go too, instead of ``costs``
             (:func:`secateurs.planning.elements.costs.measured_space`).
+        precisions: where layers of a quantised file may stay in float, beside ``costs``
+            (:func:`secateurs.planning.mixed.mixed_space`).
         progress: where to report.
 
     Warns where less than half of what is asked can go, and where few units of a group stay; the plan's
@@ -118,11 +123,12 @@ def plan(
         return _remarked(made, shortfall(graph, 1 - keep, made.widths()), progress)
     options, allowed = options or SearchOptions(), legal or Legal()
     target = "" if costs is None else target_label(costs.target)
-    batch = 1 if costs is None else costs.batch
+    space: Space = precisions or elements or Channels(graph, costs, batch=1 if costs is None else costs.batch)
+    search = find_strategy(strategy or DEFAULT_STRATEGY, options)
     planner = Planner(
-        Channels(graph, costs, allowed, batch=batch) if elements is None else elements.allowing(allowed),
+        space.allowing(allowed),
         Scorer(graph, criterion, data, loss, seed, classes, kept_rows(options.values), progress=progress),
-        find_strategy(strategy or DEFAULT_STRATEGY, options=options),
+        search if precisions is None else precisions.search(search),
         resources=tuple(budget.resource for budget in budgets),
         target=target if elements is None else elements.target,
         images=images,

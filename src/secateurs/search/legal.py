@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateurs.errors import PlanError
 from secateurs.registry import completed, completed_kind, load
 
 if TYPE_CHECKING:
     from secateurs.search.problem import Strategy
 
 DEFAULT_STRATEGY = "knapsack"
+PRECISION_MIXES = ("off", "auto")
+"""On targets of quantised files: every layer is quantised that can be, or as the search decides."""
+MIXING = ("knapsack", "splamp")
+"""Strategies that decide widths and precisions together."""
 VALIDATED = 500
 """Validation images that judge a candidate, by default."""
 
@@ -102,3 +107,16 @@ def strategy_kind(name: str) -> type[Strategy]:
 
     kind: type[Strategy] = completed_kind(load("strategies", name), Strategy)
     return kind
+
+
+def check_mixing(name: str) -> None:
+    """Nothing, if a strategy of this name decides widths and precisions together.
+
+    Raises:
+        PlanError: it does not.
+    """
+    if name not in MIXING:
+        raise PlanError(
+            f"A mix of precisions is solved exactly, which strategy {name!r} does not. Give --strategy "
+            f"{' or '.join(MIXING)}, or leave --precision-mix out."
+        )

@@ -9,11 +9,12 @@ cost of its own.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from secateurs.cost import CostModel, CostTerm
+from secateurs.errors import InfeasibleBudgetError
 from secateurs.network import AxisSpec, BlockSpec, GroupSpec, LayerSpec, NetworkSpec, Passed
 from secateurs.progress import Progress, silent
 from secateurs.search.problem import Problem, Solution, Strategy
@@ -181,16 +182,12 @@ class NoWorse(Strategy):
 
     inner: Strategy
     own: int
+    name: str = field(default="", init=False)
+    criterion: str | None = field(default=None, init=False)
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The strategy's own."""
-        return self.inner.name
-
-    @property
-    def criterion(self) -> str | None:  # type: ignore[override]
-        """The strategy's own."""
-        return self.inner.criterion
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.inner.name)
+        object.__setattr__(self, "criterion", self.inner.criterion)
 
     def solve(self, problem: Problem, *, seed: int = 0, progress: Progress = silent) -> Solution:
         """The best of the three.
@@ -198,8 +195,6 @@ class NoWorse(Strategy):
         Raises:
             InfeasibleBudgetError: nothing legal meets the limits.
         """
-        from secateurs.errors import InfeasibleBudgetError
-
         best = self.inner.solve(problem, seed=seed, progress=progress)
         for precision in (INT8, FLOAT):
             alike = tuple(
