@@ -61,3 +61,29 @@ def test_what_is_missing_is_said_before_the_work(plan: Path, options: list[str],
     assert code == 1
     assert words in " ".join(said.split())
     assert not file.exists()
+
+
+def left_in_float(plan: Path, name: str, *layers: str) -> Path:
+    """The plan, written by hand to leave layers in float."""
+    path = plan.parent / name
+    path.write_text(json.dumps(json.loads(plan.read_text()) | {"precision": dict.fromkeys(layers, "float")}))
+    return path
+
+
+def test_layers_that_a_plan_leaves_in_float_are_told_and_compared(plan: Path) -> None:
+    mixed, file = left_in_float(plan, "mixed.json", "conv1"), plan.parent / "mixed.onnx"
+    code, said = export(mixed, "--data", "digits", "--to", "onnx:int8", "-o", str(file), "--json")
+    assert code == 0
+    told = json.loads(said)
+    assert told["float_layers"] == ["conv1"]
+    assert told["int8_layers"] >= 7
+    done = CliRunner().invoke(app, ["compare", str(plan), str(mixed), "--json"])
+    assert json.loads(done.stdout)["precision"] == [[], ["conv1"]]
+
+
+def test_a_plan_that_names_no_layer_is_refused(plan: Path) -> None:
+    wrong = left_in_float(plan, "wrong.json", "conv_1")
+    code, said = export(wrong, "--data", "digits", "--to", "onnx:int8", "-o", str(plan.parent / "never.onnx"))
+    assert code == 1
+    assert "leaves 'conv_1' in float" in said
+    assert "conv1" in said

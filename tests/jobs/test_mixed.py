@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from secateurs.jobs.stages import Job, Result
 from secateurs.latency.targets._base import with_precision
 from secateurs.models import Loaded, Preprocessing
 from secateurs.plan import Plan
-from secateurs.progress import Progress, silent
+from secateurs.progress import Progress, Task, silent
 from secateurs.testing.latency import FakeTarget
 
 FEW = 5
@@ -75,14 +77,19 @@ def settings(target: str) -> Settings:
     return Settings(target=f"{target}:int8", precision_mix="auto", dense_epochs=0, **given)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
 class Killed:
-    """Ends the run at a message."""
+    """Ends the run at a message, or where a task of this name begins."""
 
-    task = staticmethod(silent.task)
+    at: str
 
     def say(self, message: str) -> None:
-        if message.startswith("Plan 1"):
+        if message.startswith(self.at):
             raise KeyboardInterrupt
+
+    def task(self, name: str, total: float | None = None) -> contextlib.AbstractContextManager[Task]:
+        self.say(name)
+        return silent.task(name, total)
 
 
 def run(folder: RunFolder, chosen: Settings, store: Path, progress: Progress = silent) -> Result:
@@ -91,15 +98,26 @@ def run(folder: RunFolder, chosen: Settings, store: Path, progress: Progress = s
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory, target: str) -> Result:
-    """Of a run that was killed while it measured its first plan, and taken up again."""
+def plans() -> list[str]:
+    """Texts of plan.json, when the run was killed behind the plan stage and when it ended."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory, target: str, plans: list[str]) -> Result:
+    """Of a run that was killed while it measured its first plan, again before it exported, and taken up both times."""
     folder = tmp_path_factory.mktemp("mixed")
-    chosen = settings(target)
+    store, chosen = folder / "store.sqlite3", settings(target)
     with pytest.raises(KeyboardInterrupt):
-        run(RunFolder.create(folder / "run", chosen.to_dict()), chosen, folder / "store.sqlite3", Killed())
-    opened = RunFolder.resume(folder / "run")
-    assert Settings.from_dict(opened.job).precision_mix == "auto"
-    return run(opened, Settings.from_dict(opened.job), folder / "store.sqlite3")
+        run(RunFolder.create(folder / "run", chosen.to_dict()), chosen, store, Killed("Plan 1"))
+    held = Settings.from_dict(RunFolder.resume(folder / "run").job)
+    assert held.precision_mix == "auto"
+    with pytest.raises(KeyboardInterrupt):
+        run(RunFolder.resume(folder / "run"), held, store, Killed("export pruned"))
+    plans.append((folder / "run" / "plan.json").read_text())
+    ended = run(RunFolder.resume(folder / "run"), held, folder / "empty.sqlite3")
+    plans.append((folder / "run" / "plan.json").read_text())
+    return ended
 
 
 def test_the_layer_that_int8_slows_down_stays_in_float(result: Result) -> None:
@@ -124,20 +142,9 @@ def test_the_deployed_file_is_mixed_as_the_plan_and_the_record_say(result: Resul
     assert f"in int8: {layers.quantised} of {layers.count}" in (result.folder / "report.html").read_text()
 
 
-def test_a_run_that_has_a_plan_is_taken_up_with_its_mix(result: Result, tmp_path: Path, target: str) -> None:
-    """Killed behind the plan stage: nothing is planned again, and the same file comes out."""
-    import shutil
-
-    shutil.copytree(result.folder, tmp_path / "run")
-    for name in ("result.json", "report.html", "model.onnx"):
-        (tmp_path / "run" / name).unlink()
-    events = tmp_path / "run" / "events.jsonl"
-    lines = [line for line in events.read_text().splitlines() if '"event": "deploy"' not in line]
-    events.write_text("\n".join(lines) + "\n")
-    opened = RunFolder.resume(tmp_path / "run")
-    again = run(opened, Settings.from_dict(opened.job), tmp_path / "empty.sqlite3")
-    assert again.plan.precision == result.plan.precision
-    assert again.record.int8_layers == result.record.int8_layers
+def test_a_run_that_has_a_plan_is_taken_up_with_its_mix(result: Result, plans: list[str]) -> None:
+    assert plans[0] == plans[1]
+    assert Plan.from_json(plans[0]).precision == result.plan.precision
 
 
 @pytest.mark.parametrize(

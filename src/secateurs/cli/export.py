@@ -91,13 +91,14 @@ def verb(
         "file_bytes": report.size_bytes,
         "max_rel_error": report.max_rel_error,
     }
+    left = f" In float: {', '.join(report.float_layers)}." if report.float_layers else ""
     if precision:
         found |= {"int8_layers": len(report.int8_layers), "float_layers": list(report.float_layers)}
     emit(
         found,
         lambda console: console.print(
             f"{wording.size(report.size_bytes)} written to {output}; {'before it was quantised it ' * bool(precision)}"
-            f"differs from PyTorch by at most {report.max_rel_error:.1e} of the largest output."
+            f"differs from PyTorch by at most {report.max_rel_error:.1e} of the largest output.{left}"
         ),
         as_json=as_json,
     )
