@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import types
 from collections.abc import Iterator
@@ -87,7 +86,7 @@ class Killed:
         if message.startswith(self.at):
             raise KeyboardInterrupt
 
-    def task(self, name: str, total: float | None = None) -> contextlib.AbstractContextManager[Task]:
+    def task(self, name: str, total: int | None = None) -> Task:
         self.say(name)
         return silent.task(name, total)
 

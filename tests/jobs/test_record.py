@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from secateurs.errors import TargetError
-from secateurs.jobs.comparison import Validated, packed
+from secateurs.jobs.comparison import Validated, WithinFound, packed
 from secateurs.jobs.deployment import DenseFound, DeployFound, ValidationFound, check_budgets
-from secateurs.jobs.plan_stage import PlanFound, WithinFound
+from secateurs.jobs.plan_stage import PlanFound
 from secateurs.jobs.record import Findings, _side, make_record, slower_than_float
 from secateurs.jobs.recovery import DenseTunedFound, EquallyTuned, FinetuneFound, RepairFound
 from secateurs.jobs.settings import Settings
 from secateurs.plan import Fingerprint, Measurement, Plan
 from secateurs.report import wording
-from secateurs.report.record import FileRecord, ModelError, Point, Record, Side, ValidationStep
+from secateurs.report.record import FileRecord, LayersRecord, ModelError, Point, Record, Side, ValidationStep
 
 SETTINGS = Settings(latency="60%", macs="50%", epochs=2, train_batch=16, seed=3)
 PLAN = Plan(
@@ -170,6 +170,17 @@ def test_what_is_missed_or_unsteady_is_told() -> None:
 def test_a_pick_has_no_budgets() -> None:
     made = record(planned={"picked": "point 3 of the front"})
     assert (made.budget, made.budgets, made.budget_ms, made.budget_used) == ("point 3 of the front", (), None, None)
+
+
+def test_layers_that_the_quantizer_refused_are_named_beside_those_of_the_plan() -> None:
+    values = found(deployed={"int8_layers": LayersRecord(quantised=3, in_float=("a", "b"))})
+    mixed = PLAN.model_copy(update={"precision": {"a": "float"}})
+    made = make_record(SETTINGS, values, mixed, SECONDS, "")
+    assert [note for note in made.notes if "quantizer" in note] == [
+        "The quantizer leaves b in float: it has no int8 form there."
+    ]
+    assert wording.int8_layers(made.int8_layers) == " Layers of the pruned file in int8: 3 of 5; in float: a, b."
+    assert make_record(SETTINGS, found(), PLAN, SECONDS, "").int8_layers is None
 
 
 def within(repaired: str, deployed: str, least: float = 0.5) -> Record:

@@ -231,7 +231,7 @@ def _refused(found: Findings, plan: Plan) -> list[str]:
     """Layers that the quantizer left in float though the plan does not say so."""
     layers = found.deployed.int8_layers
     names = [] if layers is None else [name for name in layers.in_float if name not in plan.precision]
-    return [f"The quantizer leaves {', '.join(names)} in float: it has no int8 form of them."] if names else []
+    return [f"The quantizer leaves {', '.join(names)} in float: it has no int8 form there."] if names else []
 
 
 def _notes(found: Findings, budgets: Sequence[BudgetRecord]) -> tuple[str, ...]:
