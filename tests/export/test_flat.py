@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import secateurs
 from secateurs.export.flat import exportable, flattened, is_plain
 from secateurs.export.onnx import export_onnx, with_batch
 from secateurs.export.program import export_program
@@ -175,3 +176,34 @@ def test_what_is_not_of_the_batch_keeps_its_length() -> None:
     sized = with_batch(((x, mask), {"also": torch.zeros(2)}), 1)
     assert [tuple(t.shape) for t in (*sized[0], sized[1]["also"])] == [(1, 3, 5, 5), (5, 5), (1,)]
     assert with_batch({"s": torch.tensor(3.0)}, 4)["s"].dim() == 0
+
+
+class CountsBeside(nn.Module):
+    """Returns a number and a text beside its tensors, and must be rebuilt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.aux = nn.Conv2d(3, 9, 1), nn.Conv2d(5, 2, 1), nn.Linear(9, 2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        y = self.a(x)
+        found = {"y": self.b(y[:, :5] * y[:, 4:9]), "levels": 3, "name": "top"}
+        return {**found, "aux": self.aux(y.mean((2, 3)))} if self.auxiliary and self.training else found
+
+    auxiliary = False
+
+
+class OfTwoModes(CountsBeside):
+    """In training mode it returns more."""
+
+    auxiliary = True
+
+
+@pytest.mark.parametrize("kind", [CountsBeside, OfTwoModes])
+def test_rebuilt_networks_with_numbers_among_their_outputs(kind: type[nn.Module], tmp_path: Path) -> None:
+    model, example = kind().eval(), torch.randn(2, 3, 4, 4)
+    graph = secateurs.trace(model, example)
+    plan = graph.plan({group.name: list(range(group.units - 1)) for group in graph.groups if group.max_removable})
+    small = secateurs.apply(model, plan.model_copy(update={"rebuild": "to try it"}), example)
+    assert export_onnx(small, example, tmp_path / "m.onnx", batch=None).max_rel_error < 1e-4
+    assert [value.name for value in onnx.load(tmp_path / "m.onnx").graph.input] == ["x"]

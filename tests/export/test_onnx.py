@@ -93,3 +93,10 @@ def test_with_batch_repeats_and_cuts() -> None:
     x = torch.arange(3)[:, None]
     assert with_batch(x, 5)[:, 0].tolist() == [0, 1, 2, 0, 1]
     assert with_batch({"a": (x,)}, 1)["a"][0].shape == (1, 1)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_other_number_formats_are_told_what_to_do(kind: torch.dtype, tmp_path: Path) -> None:
+    named = str(kind).removeprefix("torch.")
+    with pytest.raises(ExportError, match=rf"cannot run .*is of {named}.*export network\.float\(\)"):
+        export_onnx(network().to(kind), torch.randn(1, 3, 8, 8, dtype=kind), tmp_path / "m.onnx")

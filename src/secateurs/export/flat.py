@@ -65,13 +65,15 @@ def flattened(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
     places = [number for number, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    # A graph writes its forward anew where it is copied, and two graphs in one hold theirs: no subclass replaces it.
+    own = isinstance(module, torch.fx.GraphModule) or "forward" in vars(module)
 
     def forward(self: nn.Module, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         mine = list(leaves)
         for place, tensor in zip(places, given, strict=True):
             mine[place] = tensor
         positional, named = pytree.tree_unflatten(mine, spec)
-        found = type(module).forward(self, *positional, **named)
+        found = module.forward(*positional, **named) if own else type(module).forward(self, *positional, **named)
         tensors = (leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor))
         same = {id(tensor) for tensor in given}
         return tuple(tensor.clone() if id(tensor) in same else tensor for tensor in tensors)
@@ -82,9 +84,17 @@ def flattened(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [first, *(inspect.Parameter(name, kind) for name in names)]
     )
-    flat = copy.copy(module)
-    flat.__class__ = type(type(module).__name__, (type(module),), {"forward": forward})
+    if own:
+        flat = nn.Module()
+        flat.__dict__.update({name: value for name, value in vars(module).items() if name in _HELD})
+    else:
+        flat = copy.copy(module)
+    base = nn.Module if own else type(module)
+    flat.__class__ = type(type(module).__name__, (base,), {"forward": forward})
     return flat, tuple(leaves[place] for place in places)
+
+
+_HELD = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 
 
 def _names(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], places: list[int]) -> list[str]:

@@ -29,6 +29,8 @@ from secateurs.structure.untouched import evaluating, exporting, untouched
 
 OPSET = 20
 TOLERANCE = 1e-3
+KEPT = ("namespace", "pkg.torch.onnx.name_scopes")
+"""Notes of an ONNX operator that stay: the path of the module that called it."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def to_model(module: nn.Module, example: Any, *, batch: int | None = 1) -> onnx.
                 dynamic_shapes=shapes,
             )
             assert program is not None
-            return program.model_proto  # now: an evaluation mode that merges weights is undone on leaving
+            # Now: an evaluation mode that merges weights is undone on leaving.
+            return without_code(program.model_proto)
     except SecateursError:
         raise
     except Exception as error:
@@ -144,6 +147,41 @@ def to_model(module: nn.Module, example: Any, *, batch: int | None = 1) -> onnx.
             f"{type(module).__name__} cannot be exported to ONNX: {why(error)}. "
             f"Replace what the message names by operators that ONNX has, or choose a target that runs PyTorch itself."
         ) from error
+
+
+def without_code(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model``, changed in place: no stack traces, source lines or paths in it, operators keep their module's path."""
+    for part in _parts(model):
+        notes = [(entry.key, entry.value) for entry in part.metadata_props if entry.key in KEPT]
+        del part.metadata_props[:]
+        for key, value in notes:
+            part.metadata_props.add(key=key, value=value)
+        part.doc_string = ""
+    return model
+
+
+def _parts(model: onnx.ModelProto) -> Iterator[Any]:
+    yield model
+    yield from _of_graph(model.graph)
+    for function in model.functions:
+        yield function
+        yield from function.value_info
+        yield from _of_nodes(function.node)
+
+
+def _of_graph(graph: onnx.GraphProto) -> Iterator[Any]:
+    yield graph
+    for values in (graph.input, graph.output, graph.value_info, graph.initializer):
+        yield from values
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Any) -> Iterator[Any]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _of_graph(graph)
 
 
 def run_onnx(path: str | os.PathLike[str], inputs: list[np.ndarray]) -> list[np.ndarray]:
@@ -176,6 +214,19 @@ def max_rel_error(
     return largest_difference(expected, run(path, given), str(path))
 
 
+def _cure(module: nn.Module, example: Any) -> str:
+    """What to do where the runtime lacks an operator."""
+    tensors = [*module.parameters(), *module.buffers(), *tensors_of(as_arguments(example))]
+    kinds = {t.dtype for t in tensors if t.is_floating_point()} - {torch.float32}
+    if not kinds:
+        return "Try another target, or report the network's operator that the message names."
+    named = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+    return (
+        f"The network or its example is of {named}, for which it lacks many operators: export network.float() with a "
+        "float32 example."
+    )
+
+
 def export_onnx(
     module: nn.Module, example: Any, path: str | os.PathLike[str], *, batch: int | None = 1
 ) -> ExportReport:
@@ -204,8 +255,7 @@ def export_onnx(
             raise
         except Exception as failure:
             raise ExportError(
-                f"ONNX Runtime cannot run the exported {path.name}: {why(failure)}. "
-                f"Try another target, or report the network's operator that the message names."
+                f"ONNX Runtime cannot run the exported {path.name}: {why(failure)}. {_cure(module, example)}"
             ) from failure
         if not error <= TOLERANCE:
             raise ExportError(

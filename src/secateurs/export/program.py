@@ -35,12 +35,21 @@ def to_program(module: nn.Module, example: Any, *, batch: int = 1) -> torch.expo
             program = torch.export.export(graph, args, kwargs, strict=False)
             for name, tensor in program.state_dict.items():  # an evaluation mode that merges weights is undone
                 program.state_dict[name] = _copied(tensor)
-            return program
+            return without_code(program)
     except Exception as error:
         raise ExportError(
             f"{type(module).__name__} cannot be exported as a PyTorch program: "
             f"{why(error)}. Replace what the message names, or choose another target."
         ) from error
+
+
+def without_code(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without stack traces; its operators keep the path of their module."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+    return program
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
