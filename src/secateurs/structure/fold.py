@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.groups import module_path
 from secateurs.structure.operators import (
     BATCH_NORMS,
@@ -16,7 +17,6 @@ from secateurs.structure.operators import (
     TRANSPOSED_CONVOLUTIONS,
     is_a,
 )
-from secateurs.structure.slicing import deep_copy
 
 if TYPE_CHECKING:
     from secateurs.structure.graph import Graph

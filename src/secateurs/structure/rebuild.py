@@ -14,11 +14,11 @@ from torch import nn
 from secateurs.errors import SecateursError, StructureError
 from secateurs.plan import Plan
 from secateurs.structure.build import build, cut_of
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.draws import Call, tensors_in
 from secateurs.structure.examples import split_example, stored_example
 from secateurs.structure.graph import Graph
 from secateurs.structure.remarks import training_remark
-from secateurs.structure.slicing import deep_copy
 from secateurs.structure.trace import traced
 from secateurs.structure.verify import verify
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from secateurs.plan import Plan
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.precision import widened
-from secateurs.structure.slicing import deep_copy
 
 _STATISTICS = ("running_mean", "running_var")
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from secateurs.errors import PlanMismatchError, StructureError, why
+from secateurs.errors import PlanMismatchError, StructureError
 from secateurs.plan import Patch, Plan, Scale
 from secateurs.structure.computed import refresh
+from secateurs.structure.copies import deep_copy as deep_copy
 from secateurs.structure.layout import arranged_as
-from secateurs.structure.reach import held_tensors
 
 
 def require_match(model: nn.Module, plan: Plan) -> None:
@@ -45,11 +43,17 @@ def require_match(model: nn.Module, plan: Plan) -> None:
                 f"{type(model).__name__}. Apply it to the network it was made for, or make a new plan."
             )
     for name in found:
-        if name not in wanted:
+        if name not in wanted and not _passing(model, name):
             raise PlanMismatchError(
                 f"The plan was made for another network: {type(model).__name__} has {name}, which the plan does not "
                 "know. Apply it to the network it was made for, or make a new plan."
             )
+
+
+def _passing(model: nn.Module, name: str) -> bool:
+    """Whether it is a buffer that no checkpoint holds: a forward may have made it since the plan."""
+    path, _, leaf = name.rpartition(".")
+    return leaf in model.get_submodule(path)._non_persistent_buffers_set
 
 
 def _plain_tensor(model: nn.Module, name: str) -> torch.Tensor | None:
@@ -130,41 +134,6 @@ def require_sound(model: nn.Module, slices: Mapping[str, Mapping[int, Sequence[i
                 f"{name} and {other} are one tensor, but the plan cuts them differently: the plan is damaged. "
                 "Make the plan again."
             )
-
-
-def deep_copy(model: nn.Module, replaced: dict[int, object]) -> nn.Module:
-    """A deep copy in which the objects of the given identities are replaced.
-
-    Raises:
-        StructureError: the module cannot be copied.
-    """
-    for value in held_tensors(model):
-        # What a forward left (the tensor that an old-style weight_norm computed) cannot be copied with its gradient.
-        if type(value) is torch.Tensor:
-            replaced.setdefault(id(value), value.detach().clone().requires_grad_(value.is_leaf and value.requires_grad))
-    try:
-        return copy.deepcopy(model, dict(replaced))
-    except Exception:
-        for value in (value for module in model.modules() for value in vars(module).values()):
-            if id(value) not in replaced and not _can_be_copied(value, replaced):
-                replaced[id(value)] = value  # a lock, a handle, a logger: the copy shares it
-    try:
-        return copy.deepcopy(model, replaced)
-    except Exception as error:
-        raise StructureError(
-            f"{type(model).__name__} cannot be copied ({why(error)}). "
-            "Move what cannot be copied out of the module, then apply again."
-        ) from error
-
-
-def _can_be_copied(value: Any, replaced: Mapping[int, object]) -> bool:
-    if isinstance(value, dict) and any(isinstance(item, (nn.Module, nn.Parameter)) for item in value.values()):
-        return True  # children and parameters of a module
-    try:
-        copy.deepcopy(value, dict(replaced))
-    except Exception:
-        return False
-    return True
 
 
 def _sliced(tensor: torch.Tensor, axes: Mapping[int, Sequence[int]]) -> torch.Tensor:

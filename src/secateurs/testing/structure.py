@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 from secateurs.errors import StructureError
 from secateurs.plan import Plan
 from secateurs.structure import Graph, apply, check_plan, trace
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.inspection import inspect
-from secateurs.structure.slicing import deep_copy
 from secateurs.testing import structure_judge_products  # noqa: F401  registers further operators
 from secateurs.testing.structure_judge import dense_ignoring
 
