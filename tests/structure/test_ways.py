@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from secateurs.structure import ways
 from secateurs.structure.draws import Call
-from secateurs.structure.modes import Run, recorded
+from secateurs.structure.modes import DRAWS, Run, recorded, training_of
 from secateurs.structure.ways import MOST, PATIENCE, TRIED, steps_of, ways_of
 
 CALL = ((torch.randn(2, 4),), {})
@@ -70,3 +72,51 @@ def test_the_callers_random_numbers_go_on() -> None:
     before = random.getstate()
     list(ways_of(Dropped(2, 0.5), CALL))
     assert random.getstate() == before
+
+
+class Own(nn.Module):
+    """Layers are dropped by random numbers of the network's own."""
+
+    def __init__(self, draw: Callable[[], float], *held: object) -> None:
+        super().__init__()
+        self.layers, self.draw, self.held = nn.ModuleList(nn.Linear(4, 4) for _ in range(3)), draw, held
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if not self.training or self.draw() < 0.6:
+                x = layer(x)
+        return x
+
+
+class Wrapped:
+    """An object of the network's own with a way to draw."""
+
+    def __init__(self) -> None:
+        self.source = np.random.RandomState(0)
+
+    def __call__(self) -> float:
+        return self.source.uniform()
+
+
+SOURCES: dict[str, Callable[[], nn.Module]] = {
+    "random.Random": lambda: Own(random.Random(0).random),
+    "Generator": lambda: Own(np.random.default_rng(0).random),
+    "RandomState": lambda: Own(Wrapped()),
+    "in a closure": lambda: Own((lambda source: lambda: source.random())(random.Random(0))),
+    "of the system": lambda: Own((lambda source: lambda: source.random())(random.SystemRandom())),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_random_numbers_of_the_networks_own_are_seen(kind: str) -> None:
+    model = SOURCES[kind]()
+    assert training_of(model, *CALL).reason == DRAWS
+    assert len(seen(model, list(ways_of(model, CALL)))) == 10
+
+
+def test_they_go_on_where_they_were() -> None:
+    source = np.random.default_rng(0)
+    model = Own(source.random)
+    before = repr(source.bit_generator.state)
+    list(ways_of(model, CALL))
+    assert repr(source.bit_generator.state) == before

@@ -21,6 +21,8 @@ from secateurs.structure.reach import CACHED, Reach, functions_of, is_library
 _CLASS_MACHINERY = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__abstractmethods__", "_abc_impl"})
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, torch.dtype, torch.device)
 _CONTAINERS = (dict, list, set, collections.deque, bytearray)
+RandomSource = random.Random | np.random.Generator | np.random.RandomState
+"""Objects that random numbers are asked of outside PyTorch."""
 
 
 class Memory:
@@ -28,8 +30,8 @@ class Memory:
 
     Bindings and the contents of containers are remembered by identity. ``values``: the contents of tensors and arrays
     are copied as well (``parameters``: those of parameters, too); ``modules``: what the modules themselves hold counts.
-    Objects that cannot be wound back (caches of functions, counters of ``itertools``) are replaced by fresh ones until
-    then.
+    Objects that cannot be wound back (caches of functions, counters of ``itertools``, random numbers of the system) are
+    replaced by fresh ones until then. ``sources``: random numbers of the network's own, Python's and NumPy's.
     """
 
     def __init__(self, model: nn.Module, *, values: bool = True, parameters: bool = True, modules: bool = True) -> None:
@@ -37,6 +39,7 @@ class Memory:
         self._seen: dict[int, Any] = {}
         self._undo: list[Callable[[], None]] = []
         self._substitutes: dict[int, Any] = {}
+        self.sources: list[RandomSource] = []
         self._reach = Reach(model)
         self._open: list[Any] = list(model.modules()) if modules else []
         self._known: dict[int, set[str]] = {}
@@ -82,12 +85,19 @@ class Memory:
             self._attributes(value)
         elif isinstance(value, tuple | frozenset):
             self._open.extend(value)
-        elif isinstance(value, random.Random | np.random.Generator | np.random.RandomState | torch.Generator):
+        elif isinstance(value, random.SystemRandom):
+            self.sources.append(self._substitute(value))
+        elif isinstance(value, RandomSource):
+            self.sources.append(value)
             self._undo.append(_random_state(value))
+        elif isinstance(value, torch.Generator):
+            self._undo.append(functools.partial(value.set_state, value.get_state()))
         elif isinstance(value, functools.partial):
             self._open.extend((value.func, *value.args, *value.keywords.values()))
         elif isinstance(value, types.MethodType):
             self._open.extend((value.__func__, value.__self__))
+        elif isinstance(value, types.BuiltinMethodType):
+            self._open.append(value.__self__)
         elif isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, CACHED):
@@ -204,12 +214,11 @@ def _tensor_state(tensor: torch.Tensor, copied: bool) -> Callable[[], None]:
     return undo
 
 
-def _random_state(source: Any) -> Callable[[], None]:
+def _random_state(source: RandomSource) -> Callable[[], None]:
     if isinstance(source, random.Random):
         return functools.partial(source.setstate, source.getstate())
-    if isinstance(source, torch.Generator | np.random.RandomState):
-        reset: Callable[..., Any] = source.set_state
-        return functools.partial(reset, source.get_state())
+    if isinstance(source, np.random.RandomState):
+        return functools.partial(source.set_state, source.get_state())
     return functools.partial(setattr, source.bit_generator, "state", copy.deepcopy(source.bit_generator.state))
 
 
@@ -222,6 +231,8 @@ def _stand_in(value: Any) -> Any:
     if isinstance(value, staticmethod | classmethod):
         inner = _stand_in(value.__func__)
         return value if inner is value.__func__ else type(value)(inner)
+    if isinstance(value, random.SystemRandom):  # which knows no state and no seed
+        return random.Random(0)
     if isinstance(value, itertools.count | itertools.cycle):
         return copy.copy(value)
     return value

@@ -17,6 +17,7 @@ from secateurs.errors import why
 from secateurs.structure.comparison import nest_of
 from secateurs.structure.draws import Call
 from secateurs.structure.examples import batch_of, doubled
+from secateurs.structure.memory import RandomSource
 from secateurs.structure.untouched import untouched
 
 DROPOUT_MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -127,34 +128,46 @@ def _of_utilities(value: object) -> bool:
 
 def recorded(model: nn.Module, call: Call, *, training: bool, seed: int | None = None) -> Run:
     """What a forward calls. ``seed``: of Python's and NumPy's random numbers; the network and they are left alone."""
-    with untouched(model), torch.no_grad():
+    with untouched(model) as sources, torch.no_grad():
         if seed is not None:
-            seed_python(seed)
+            seed_python(seed, sources)
         _ = into_training(model) if training else model.eval()
         names = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
         record = _Record(names)
         hooks = [hook for module in model.modules() if type(module) in DROPOUT_MODULES for hook in record.watch(module)]
         try:
             args, kwargs = pytree.tree_map(_copied, call)
-            before = _drawn()
+            before = _drawn(sources)
             with record:
                 output = model(*args, **kwargs)
-            draws = before != _drawn()
+            draws = before != _drawn(sources)
         finally:
             for hook in hooks:
                 hook.remove()
     return Run(tuple(record.calls), tuple(record.scalars), nest_of(output), in_words(output), draws)
 
 
-def seed_python(seed: int) -> None:
-    """Set Python's and NumPy's random numbers, which whoever calls winds back."""
+def seed_python(seed: int, sources: Sequence[RandomSource] = ()) -> None:
+    """Set Python's and NumPy's random numbers, those of ``sources`` as well, which whoever calls winds back."""
     random.seed(seed)
     np.random.seed(seed)
+    for number, source in enumerate(sources, 1):
+        own = 1_000_003 * number + seed  # so that no two draw the same
+        if isinstance(source, np.random.Generator):
+            source.bit_generator.state = type(source.bit_generator)(own).state
+        else:
+            source.seed(own)
 
 
-def _drawn() -> tuple[Any, str]:
-    """Where Python's and NumPy's random numbers are."""
-    return random.getstate(), repr(np.random.get_state())
+def _drawn(sources: Sequence[RandomSource]) -> list[str]:
+    """Where Python's and NumPy's random numbers are, and those of ``sources``."""
+    return [repr(random.getstate()), repr(np.random.get_state()), *map(_state, sources)]
+
+
+def _state(source: RandomSource) -> str:
+    if isinstance(source, random.Random):
+        return repr(source.getstate())
+    return repr(source.get_state() if isinstance(source, np.random.RandomState) else source.bit_generator.state)
 
 
 def in_words(output: Any) -> str:

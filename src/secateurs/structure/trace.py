@@ -152,9 +152,9 @@ def _other_ways(
     """Programs of the ways that training mode goes where it draws; one that cannot be exported is left out."""
     for seed in ways_of(model, calls_to_try(args, kwargs)[0]):
         program = None
-        with untouched(model), contextlib.suppress(Exception):
+        with untouched(model) as sources, contextlib.suppress(Exception):
             into_training(model)
-            seed_python(seed)
+            seed_python(seed, sources)
             program = captured(model, args, kwargs, how)
         if program is not None:
             yield program

@@ -17,17 +17,18 @@ import torch
 from torch import nn
 from torch.nn.modules import module as hooks_of_all
 
-from secateurs.structure.memory import Memory
+from secateurs.structure.memory import Memory, RandomSource
 
 _EVERY_MODULE = tuple(name for name in vars(hooks_of_all) if name.startswith("_global") and name.endswith("_hooks"))
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module, *, parameters: bool = True, modules: bool = True) -> Iterator[None]:
+def untouched(model: nn.Module, *, parameters: bool = True, modules: bool = True) -> Iterator[list[RandomSource]]:
     """Whatever happens inside, the module is afterwards bit for bit and attribute for attribute as before.
 
     So are the classes of its parts, the globals, closures and caches that its code reaches, hooks, random states and
-    PyTorch's global settings, also after an error.
+    PyTorch's global settings, also after an error. Yields the objects that it asks for Python's and NumPy's random
+    numbers, beside those of all.
 
     Args:
         model: the network that is run.
@@ -37,7 +38,7 @@ def untouched(model: nn.Module, *, parameters: bool = True, modules: bool = True
     settings = _settings()
     memory = Memory(model, parameters=parameters, modules=modules)
     try:
-        yield
+        yield memory.sources
     finally:
         memory.restore()
         for restore in settings:
