@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from secateurs.structure.containers import make_known, marked
@@ -18,6 +19,9 @@ from secateurs.structure.inline import inline_contexts
 from secateurs.structure.input_sizes import INPUT_SIZES, input_sizes
 from secateurs.structure.ones import with_ones
 from secateurs.structure.untouched import fresh_runs
+
+MORE = 5
+"""Samples of the example where two fix the batch."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +69,54 @@ def _export(
     attempts.append((args, kwargs, None))
     failure: Exception | None = None
     for positional, keyword, axes in attempts:
-        positional, keyword = _anew((positional, keyword))
-        shapes = None if axes is None else (_dynamic(positional, axes), _dynamic(keyword, axes))
         try:
-            with fresh_runs(model), _free_lengths(model):
-                return _export_once(model, positional, keyword, shapes)
+            program = _attempt(model, positional, keyword, axes)
         except Exception as error:
             failure = failure or error
+            continue
+        if how.free and how.repeat and axes is not None and _batch_is_fixed(program):
+            return _of_more_samples(model, positional, keyword, axes) or program
+        return program
     assert failure is not None
     if make_known(_output(model, args, kwargs)):
         return _export(model, args, kwargs, how)
     raise failure
+
+
+def _attempt(
+    model: torch.nn.Module, args: Any, kwargs: Any, axes: Callable[[int, torch.Tensor], bool] | None
+) -> torch.export.ExportedProgram:
+    args, kwargs = _anew((args, kwargs))
+    shapes = None if axes is None else (_dynamic(args, axes), _dynamic(kwargs, axes))
+    with fresh_runs(model), _free_lengths(model):
+        return _export_once(model, args, kwargs, shapes)
+
+
+def _batch_is_fixed(program: torch.export.ExportedProgram) -> bool:
+    """Whether a first size of an input is a number."""
+    kinds = {spec.arg.name: spec.kind for spec in program.graph_signature.input_specs}
+    values = [n.meta.get("val") for n in program.graph.nodes if kinds.get(n.name) is InputKind.USER_INPUT]
+    sizes = [value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.dim()]
+    return any(isinstance(size, int) or size.node.maybe_as_int() is not None for size in sizes)
+
+
+def _of_more_samples(
+    model: torch.nn.Module, args: Any, kwargs: Any, axes: Callable[[int, torch.Tensor], bool]
+) -> torch.export.ExportedProgram | None:
+    """The program from an example of :data:`MORE` samples, if it leaves the batch free.
+
+    What a forward takes of two samples (``x[1:]``) is one, a length that the exporter binds.
+    """
+
+    def more(leaf: torch.Tensor) -> torch.Tensor:
+        return torch.cat([leaf] * -(-MORE // leaf.shape[0]))[:MORE] if leaf.dim() and leaf.shape[0] else leaf
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, more, (args, kwargs))
+    with contextlib.suppress(Exception):
+        program = _attempt(model, args, kwargs, axes)
+        if not _batch_is_fixed(program):
+            return program
+    return None
 
 
 def _output(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -89,7 +89,9 @@ class InputSizes:
             return str(size)
         least, longest = min(fits), max(fits)
         steps = [k for k in range(1, size + 1) if size % k == 0]
-        step = next(k for k in steps if fits.issuperset(range(-(-least // k) * k, longest + 1, k)))
+        step = next((k for k in steps if fits.issuperset(range(-(-least // k) * k, longest + 1, k))), None)
+        if step is None:
+            return f"{size} and some others"
         some = " and some others" if any(other % step for other in fits) else ""
         start = f" from {least}" if least > step else ""
         up_to = f" up to {longest}" if longest + step < most else ""

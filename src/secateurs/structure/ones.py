@@ -1,7 +1,9 @@
-"""Sizes at which something has length one: the exporter sets them apart from all others, the network often does not."""
+"""Sizes that the exporter sets apart from all others, the network often does not: something has length one there, or is
+as long as something else."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,6 +22,7 @@ MOST = 16
 """Lengths of an axis that are tried."""
 LEAST = 4
 """Lengths that are tried whatever refuses them."""
+_DIFFER = re.compile(r".* != .*")
 _APART = re.compile(r".* (!= 1|>= 2|> 1)|1 (<|!=) .*")
 
 
@@ -27,8 +30,10 @@ def with_ones(program: torch.export.ExportedProgram, model: torch.nn.Module, siz
     """``sizes`` that also take lengths which the exporter set apart, if its graph computes there what the network does.
 
     The two are run beside each other at every such length of an axis (where ``s // 16 != 1`` is wanted: 16 to 31), the
-    others as long as in the example, and at the least lengths of all axes together.
+    others as long as in the example, and at the least lengths of all axes together. First go conditions that two
+    numbers differ (a pad is not zero, say) if graph and network agree wherever they are alike.
     """
+    sizes = _unparted(program, model, sizes)
     found: dict[str, list[int]] = {}
     for symbol, lengths in _set_apart(sizes).items():
         good = [length for length in lengths[:MOST] if _alike(program, model, sizes, {symbol: length})]
@@ -37,6 +42,33 @@ def with_ones(program: torch.export.ExportedProgram, model: torch.nn.Module, siz
     if not found or not _alike(program, model, sizes, {symbol: lengths[0] for symbol, lengths in found.items()}):
         return sizes
     return sizes.taking(found)
+
+
+def _unparted(program: torch.export.ExportedProgram, model: torch.nn.Module, sizes: InputSizes) -> InputSizes:
+    """``sizes`` without conditions ``a != b`` that the network does not know."""
+    parting = [c for c in sizes.conditions if _DIFFER.fullmatch(c) and not _APART.fullmatch(c)]
+    rest = dataclasses.replace(sizes, conditions=tuple(c for c in sizes.conditions if c not in parting))
+    gone: list[str] = []
+    alike: dict[str, int] = {}
+    for condition in parting:
+        tried = _equal_at(rest, condition)
+        if tried and all(_alike(program, model, sizes, {symbol: length}) for symbol, length in tried):
+            gone.append(condition)
+            alike.update(tried[:1])
+    if not gone or not _alike(program, model, sizes, alike):
+        return sizes
+    return dataclasses.replace(sizes, conditions=tuple(c for c in sizes.conditions if c not in gone))
+
+
+def _equal_at(sizes: InputSizes, condition: str) -> list[tuple[str, int]]:
+    """Symbols and lengths, few of each, at which ``a != b`` fails, where one symbol is not as in the example."""
+    found: list[tuple[str, int]] = []
+    for symbol in sorted(names_in(condition) & sizes.symbols.keys()):
+        lengths = range(1, FARTHEST * sizes.symbols[symbol] + 1)
+        equal = [n for n in lengths if not true(condition, {**sizes.symbols, symbol: n})]
+        fit = [n for n in equal if sizes.fit(sizes.at({**sizes.symbols, symbol: n}))]
+        found += [(symbol, n) for n in fit[:: max(-(-len(fit) // LEAST), 1)]]
+    return found
 
 
 def _set_apart(sizes: InputSizes) -> dict[str, list[int]]:
