@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import PaddedResidual, Residual, ResNet, close, image
 from torch import nn
 from traits import load_all
@@ -65,6 +66,42 @@ def test_removed_blocks_equal_silent_branches(removed: list[str]) -> None:
     widths = [0 if not plan.groups[group.name] else group.units for group in graph.groups]
     numbers = [number for number, block in enumerate(graph.blocks) if block.name in removed]
     assert graph.spec.parameter_count(widths, numbers) == sum(p.numel() for p in small.parameters())
+
+
+class Branch(nn.Module):
+    """A residual branch that a function follows."""
+
+    def __init__(self, after: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.after = nn.Conv2d(6, 6, 3, padding=1), after
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(x + self.conv(x))
+
+
+FUNCTIONS = {
+    "relu6": lambda x: F.hardtanh(x, 0.0, 6.0),
+    "hardtanh": F.hardtanh,
+    "hardtanh of other bounds": lambda x: F.hardtanh(x, -0.25, 0.75),
+    "leaky relu of another slope": lambda x: F.leaky_relu(x, 0.5),
+    "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_what_follows_a_removed_branch_keeps_its_settings(kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), Branch(FUNCTIONS[kind]), nn.Conv2d(6, 2, 1)).eval()
+    graph = trace(model, torch.randn(2, 3, 6, 6))
+    plan = graph.plan({}, ["1"])
+    steps = [step for bypass in plan.bypasses for step in bypass.steps]
+    assert steps == ([f"call:{kind}"] if kind in ("relu6", "hardtanh") else [])
+    small = apply(model, plan, torch.randn(2, 3, 6, 6))
+    with torch.no_grad():
+        model[1].conv.weight.zero_()
+        model[1].conv.bias.zero_()
+        x = 3 * torch.randn(2, 3, 6, 6)
+        assert close(small(x), model(x))
 
 
 def test_blocks_and_units_go_together() -> None:

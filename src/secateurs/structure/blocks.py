@@ -16,7 +16,7 @@ from secateurs.structure.operators import operator_name
 _ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 _CALLS = {
     "aten.relu.default": "relu", "aten.relu_.default": "relu", "aten.relu6.default": "relu6",
-    "aten.relu6_.default": "relu6", "aten.hardtanh.default": "relu6", "aten.hardtanh_.default": "relu6",
+    "aten.relu6_.default": "relu6", "aten.hardtanh.default": "hardtanh", "aten.hardtanh_.default": "hardtanh",
     "aten.silu.default": "silu", "aten.silu_.default": "silu", "aten.gelu.default": "gelu",
     "aten.leaky_relu.default": "leaky_relu", "aten.leaky_relu_.default": "leaky_relu",
 }  # fmt: skip
@@ -184,12 +184,25 @@ def _bypass(
     return Bypass(block=label, module=path, steps=tuple(steps))
 
 
+def _called(node: torch.fx.Node) -> str | None:
+    """The function of one argument that a call is; None where it is none, or is given settings of its own."""
+    name = _CALLS.get(operator_name(node.target))
+    if name is None:
+        return None
+    schema = node.target._schema.arguments[1:]  # type: ignore[union-attr]
+    given = dict(zip((argument.name for argument in schema), node.args[1:], strict=False)) | node.kwargs
+    defaults = {argument.name: argument.default_value for argument in schema}
+    if {**defaults, **given} == defaults:
+        return name
+    return "relu6" if name == "hardtanh" and (given.get("min_val"), given.get("max_val")) == (0, 6) else None
+
+
 def _under(path: str, parent: str) -> bool:
     return path == parent or path.startswith(parent + ".")
 
 
 def _step(node: torch.fx.Node, path: str, gone: set[torch.fx.Node], rest: list[torch.fx.Node]) -> str | None:
-    called = _CALLS.get(operator_name(node.target))
+    called = _called(node)
     if called is not None:
         return f"call:{called}"
     own = module_path(node)
