@@ -98,6 +98,28 @@ def test_a_network_of_outputs_alone_is_told_what_can_be_done() -> None:
     assert "remove_parametrizations" not in message
 
 
+class ByHand(nn.Module):
+    """A LayerNorm over channels, written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        centred = x - x.mean(1, keepdim=True)
+        return self.b(centred / (centred.pow(2).mean(1, keepdim=True) + 1e-5).sqrt())
+
+
+def test_statistics_by_hand_are_told_their_cure() -> None:
+    with pytest.raises(sc.PlanError) as caught:
+        sc.plan(trace(ByHand().eval(), IMAGE), keep=0.6)
+    message = str(caught.value)
+    assert "8 units of a: a reduction runs over this axis at aten.mean.dim" in message
+    assert "use nn.LayerNorm, nn.RMSNorm, nn.GroupNorm" in message
+    assert "remove_parametrizations" not in message
+
+
 @pytest.mark.parametrize(
     ("held", "words"),
     [

@@ -281,9 +281,24 @@ class Rounding(nn.Module):
         return self.operator(self.a(x))
 
 
+class Packing(nn.Module):
+    """A packed sequence whose lengths are values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(8, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.mean(1)
+        lengths = (x > 0).any(-1).sum(-1).clamp(min=1)
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.gru(packed)[1]
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
+        (Packing(), r"packed sequence is as long as values.*padded sequence"),
         (Branching(), r"branches or loops on values of a tensor.*torch\.where"),
         (WritingIntoChunks(), r"one of several views.*by slicing"),
         (Rounding(rounded), r"rounded.*cannot tell the shapes.*register_fake"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import ResNet, image, plan_of
 from torch import nn
 from traits import load_all
@@ -135,3 +136,26 @@ def test_multiply_adds_of_sequences_along_any_axis() -> None:
     assert {layer.positions for layer in graph.spec.layers} == {10}
     per_token = 8 * 16 + 3 * 16 * 16 + 16 * 16 + 2 * 16 * 32 + 16 * 4
     assert graph.spec.macs(graph.spec.dense_widths) == 10 * per_token
+
+
+class FusedLayer(nn.Module):
+    """Queries, keys and values of three heads in one layer; pairs of neighbours are turned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.o = nn.Linear(8, 36), nn.Linear(12, 5)
+
+    def turned(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = x[..., ::2], x[..., 1::2]
+        return torch.stack((first * 2 - second, first + second * 2), -1).flatten(-2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(self.turned(q), self.turned(k), v)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("grid", ["rows", "auto"])
+def test_heads_of_a_fused_layer_are_rows(grid: str) -> None:
+    graph = trace(FusedLayer().eval(), torch.randn(2, 5, 8), grid=grid)
+    assert [(group.name, group.units) for group in graph.groups] == [("qkv:out", 3)]

@@ -277,3 +277,19 @@ class Maxout(nn.Module):
     def forward(self, x):
         x = self.a(x)
         return self.head(self.b(x.view(x.size(0), 12, 2, x.size(2), x.size(3)).max(2).values))
+
+
+@trait(least=0.2)
+class SampledByGroups(nn.Module):
+    """Groups of channels lie in the batch and are sampled at places of their own, which are learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = conv(3, 16), nn.Conv2d(16, 5, 1)
+        self.places = nn.Parameter(torch.rand(4, 6, 6, 2) * 2 - 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        n, _, h, w = y.shape
+        y = F.grid_sample(y.reshape(n * 4, -1, h, w), self.places.repeat(n, 1, 1, 1), align_corners=False)
+        return self.head(y.view(n, -1, 6, 6))

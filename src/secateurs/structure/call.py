@@ -187,8 +187,8 @@ class Call:
     def _choose(self, varying: list[int], sizes: Sequence[int]) -> int:
         if self.analysis.grid == "columns":
             return varying[-1]
-        if self.analysis.grid == "rows":
-            return next((d for d in varying if sizes[d] >= 2), varying[0])
+        if self.analysis.grid == "rows":  # queries, keys and values of a fused layer stand before or behind the heads
+            return max(reversed(varying[:-1]), key=lambda d: sizes[d])
         return next((d for d in varying if sizes[d] >= FEWEST_ROWS), varying[-1])
 
     def use(self, value_argument: str, dim: int, role: str, kind: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -152,6 +153,16 @@ def _require_values(model: nn.Module) -> None:
 _BY_VALUES = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "PendingUnbackedSymbolNotFound")
 
 
+def _packs(failure: Exception) -> bool:
+    """Whether it failed where a packed sequence is made or read."""
+    frames = [frame for frame, _ in traceback.walk_tb(failure.__traceback__)]
+    return any(
+        frame.f_globals.get("__name__") == nn.utils.rnn.__name__
+        or any(isinstance(value, nn.utils.rnn.PackedSequence) for value in frame.f_locals.values())
+        for frame in frames
+    )
+
+
 def not_captured(model: nn.Module, failure: Exception) -> StructureError:
     """The error for a network that runs but cannot be exported: what in its forward is in the way, and where."""
     name, place = type(model).__name__, str(place_of(failure, model))
@@ -167,6 +178,11 @@ def not_captured(model: nn.Module, failure: Exception) -> StructureError:
         return StructureError(
             f"{what}it writes in place into one of several views that one call made (split, chunk, unbind). Write the "
             "result to a new tensor, or take the part by slicing."
+        )
+    if _packs(failure):
+        return StructureError(
+            f"{what}a packed sequence is as long as values of a tensor say. Let the recurrent layer read the padded "
+            "sequence (mask what lies beyond an end), which computes the same up to it in one direction."
         )
     if kinds.intersection(_BY_VALUES):  # torch says so in symbols of its own
         return StructureError(

@@ -12,6 +12,7 @@ from secateurs.structure.analysis import OUTPUT
 from secateurs.structure.groups import layer_of, module_path, source_line
 from secateurs.structure.inspection import inspect
 from secateurs.structure.operators import operator_name
+from secateurs.structure.rules.reduction import REDUCED
 from secateurs.structure.trace import removable_share
 
 if TYPE_CHECKING:
@@ -97,10 +98,20 @@ ONLY_OUTPUTS = (
 )
 
 
+BY_HAND = (
+    "A statistic over units that is written by hand (mean, std, sum) would become another number: use nn.LayerNorm, "
+    "nn.RMSNorm, nn.GroupNorm or their functions, which compute the same and run over what is left "
+    "(docs/structure.md, 'Statistics over units')."
+)
+
+
 def _advice(graph: Graph) -> str:
     """What frees units; where the network's outputs alone hold them, nothing in it can be set otherwise."""
-    found = holds(graph)
-    return ONLY_OUTPUTS if found and all(hold.reason.startswith(OUTPUT) for hold in found) else ADVICE
+    found = [hold for hold in holds(graph) if not hold.reason.startswith(OUTPUT)]
+    if not found:
+        return ONLY_OUTPUTS if holds(graph) else ADVICE
+    by_hand = sum(hold.reason == REDUCED for hold in found[:SHOWN])
+    return " ".join(([BY_HAND] if by_hand else []) + ([ADVICE] if by_hand < len(found) else []))
 
 
 def nothing_can_go(graph: Graph) -> str:

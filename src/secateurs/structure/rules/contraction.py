@@ -8,6 +8,7 @@ import numpy as np
 
 from secateurs.structure.call import Call
 from secateurs.structure.operators import rule
+from secateurs.structure.rules.reduction import REDUCED
 from secateurs.structure.values import Factor, Value
 
 _CONTRACTED = "is contracted with something that stays"
@@ -133,7 +134,7 @@ def einsum(call: Call) -> Any:
             sides.extend(value.along(d) for d, c in enumerate(term) if c == letter and value.shape[d] != 1)
         stacks[letter] = call.align(sides, _CONTRACTED)
         if letter not in output and len(sides) == 1:
-            call.pin(stacks[letter], "a reduction runs over this axis")
+            call.pin(stacks[letter], REDUCED)
     factors = tuple(Factor(d, ids) for d, letter in enumerate(output) for ids in stacks.get(letter, ()))
     return Value(call.shape, factors)
 

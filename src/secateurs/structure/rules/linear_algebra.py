@@ -11,6 +11,7 @@ from secateurs.structure.call import Call
 from secateurs.structure.operators import rule
 from secateurs.structure.rules.contraction import product
 from secateurs.structure.rules.elementwise import pointwise
+from secateurs.structure.rules.reduction import REDUCED
 from secateurs.structure.values import Factor, Value
 from secateurs.structure.vanishing import vanishes
 
@@ -103,7 +104,7 @@ def vecdot(call: Call) -> Any:
         sides = [v.along(d) for v, d in own if d >= 0 and v.shape[d] != 1]
         stack = call.align(sides, _CONTRACTED if axis == dim else _MEETS)
         if axis == dim and len(sides) == 1:
-            call.pin(stack, "a reduction runs over this axis")
+            call.pin(stack, REDUCED)
         if axis != dim:
             factors.extend(Factor(axis - (axis > dim), ids) for ids in stack)
     return Value(call.shape, tuple(factors))

@@ -20,6 +20,10 @@ _STATISTICS = (
 )  # fmt: skip
 
 
+REDUCED = "a reduction runs over this axis"
+"""The reason of units that a sum, a mean or a largest value runs over."""
+
+
 def reduce_dims(call: Call, value: Value, dims: Sequence[int], keepdim: bool) -> Any:
     """Drop ``dims``; units along them would change the result's meaning, so they are pinned.
 
@@ -31,7 +35,7 @@ def reduce_dims(call: Call, value: Value, dims: Sequence[int], keepdim: bool) ->
         if _is_statistic(call, keepdim):
             call.analysis.statistics.add(call.node.name)
         else:
-            call.pin_dims(value, gone, "a reduction runs over this axis")
+            call.pin_dims(value, gone, REDUCED)
     factors = []
     for factor in value.factors:
         if factor.dim not in gone:
@@ -118,15 +122,22 @@ def unpool(call: Call) -> Any:
     lead = len(value.shape) - _SPATIAL[short_name(call.node.target).removeprefix("max_unpool")]
     for each in (value, places):
         call.pin_dims(each, range(lead, len(value.shape)), "pooling or resampling runs over this axis")
-    stack = call.align([value.along(lead - 1), places.along(lead - 1)], "is put back to places that stay")
-    kept = tuple(factor for factor in value.factors if factor.dim < lead - 1)
-    return Value(call.shape, (*kept, *(Factor(lead - 1, ids) for ids in stack)))
+    return Value(
+        call.shape,
+        tuple(
+            Factor(dim, ids)
+            for dim in range(lead)
+            for ids in call.align([value.along(dim), places.along(dim)], "is put back to places that stay")
+        ),
+    )
 
 
 @rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
 def grid_sampler(call: Call) -> Any:
-    """Sampling at positions: channels pass, the positions must be whole."""
-    call.pin([factor.ids for factor in call["grid"].factors], "positions are computed from it")
+    """Sampling at positions: channels pass, the positions must be whole; groups in the batch of both go together."""
+    value, grid = call["input"], call["grid"]
+    call.align([value.along(0), grid.along(0)], "is sampled at positions that stay")
+    call.pin([factor.ids for factor in grid.factors if factor.dim], "positions are computed from it")
     return _resample(call, call["input"], len(call["input"].shape) - 2)
 
 
@@ -142,7 +153,7 @@ def regions(call: Call) -> Any:
     """Pooling of boxes: channels pass, the boxes must be whole; position-sensitive pooling spends channels."""
     value: Value = call["input"]
     call.pin([factor.ids for factor in call["rois"].factors], "positions are computed from it")
-    spent = range(1, 4) if short_name(call.node.target).startswith("ps_") else range(2, 4)
+    spent = (0, 1, 2, 3) if short_name(call.node.target).startswith("ps_") else (0, 2, 3)  # boxes name their image
     call.pin_dims(value, spent, "pooling or resampling runs over this axis")
     kept = tuple(factor for factor in value.factors if factor.dim == 1 and 1 not in spent)
     results = [Value(shape, kept if len(shape) == 4 else ()) for shape in call.shapes]
