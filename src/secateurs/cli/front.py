@@ -195,6 +195,7 @@ def _run(
     from secateurs.jobs.front import FrontJob
     from secateurs.jobs.run_folder import RunFolder, check_free
     from secateurs.latency.targets import open_target
+    from secateurs.structure.untouched import as_found
 
     open_target(settings.target)
     if not resume:
@@ -225,7 +226,7 @@ def _run(
             folder = (
                 RunFolder.resume(output, identity, defaults(FrontSettings)) if resume else RunFolder.create(output, job)
             )
-            with folder:
+            with folder, as_found(loaded.module):
                 chosen = settings if wish.pick is None else replace(settings, points=0)
                 chosen = chosen if wish.epochs is None else replace(chosen, epochs=wish.epochs)
                 command = str(folder.job["command"])

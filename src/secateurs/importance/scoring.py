@@ -123,10 +123,10 @@ class Scorer:
             PlanError: the criterion is unknown, needs data that was not given, or returned something else than scores.
         """
         from secateurs.importance.statistics import context_for
-        from secateurs.structure.untouched import untouched
+        from secateurs.structure.untouched import as_found
 
         among = self.loss or cross_entropy_among(self.classes)
-        with untouched(graph.model):
+        with as_found(graph.model, self.data):
             context = context_for(graph, self.used, self.data, loss=among, seed=self.seed, progress=self.progress)
             if context.statistics is not None:
                 context.statistics.kept.update(rows=rows, classes=self.classes)

@@ -28,7 +28,7 @@ from secateurs.registry import load
 from secateurs.report import Record
 from secateurs.structure import apply
 from secateurs.structure.forms import plain
-from secateurs.structure.untouched import untouched
+from secateurs.structure.untouched import as_found, evaluating
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,11 @@ def prune(
     elif any(one is not None for one in (latency, memory, file_size, macs, max_loss, min_accuracy, criterion)):
         raise PlanError("settings= holds everything, so a budget or criterion= beside it would do nothing. Give one.")
     model = plain(model)
-    with untouched(model):
+    with as_found(model, data):
         loaded = own(model, example, normalize)
-    place = Place(None if output is None else Path(output), resume)
-    opened = given(data, loaded, seed=settings.seed, normalize=normalize, progress=progress)
-    return run(loaded, opened, settings, place, example=example, progress=progress)
+        place = Place(None if output is None else Path(output), resume)
+        opened = given(data, loaded, seed=settings.seed, normalize=normalize, progress=progress)
+        return run(loaded, opened, settings, place, example=example, progress=progress)
 
 
 def run(
@@ -147,7 +147,8 @@ def run(
     """
     check_names(settings)
     with ExitStack() as stack:
-        stack.enter_context(untouched(loaded.module))
+        stack.enter_context(as_found(loaded.module))
+        stack.enter_context(evaluating(loaded.module))
         path = place.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-run-")))
         if place.resume:
             settings = settings.resumed(RunFolder.resume(path).job)

@@ -47,10 +47,10 @@ def profile(
     from secateurs.export.artifacts import variants
     from secateurs.latency import model
     from secateurs.latency.store import Store
-    from secateurs.structure.untouched import untouched
+    from secateurs.structure.untouched import as_found
 
     opened = open_target(target)
-    with untouched(graph.model):
+    with as_found(graph.model):
         with progress.task("export for the latency model"):
             built = variants(opened.exporter, graph, batch)
         kept = store if isinstance(store, Store) else Store(store, progress=progress)

@@ -142,9 +142,9 @@ def plan(
             f"is nothing to prune. Give a lower {RESOURCES[budgets[0].resource].option}."
         )
     from secateurs.planning.elements.refinement import aligned
-    from secateurs.structure.untouched import untouched
+    from secateurs.structure.untouched import as_found
 
-    with untouched(graph.model):
+    with as_found(graph.model):
         made = planner.plan(planner.solve(limits), describe_budgets(budgets))
         for remark in made.provenance.get("warnings", ()):
             _tell(remark, progress)
@@ -159,9 +159,9 @@ def _opened(
     """The images of a source, on which the network is better than chance."""
     from secateurs.data import given, look
     from secateurs.models import own
-    from secateurs.structure.untouched import untouched
+    from secateurs.structure.untouched import as_found
 
-    with untouched(graph.model):
+    with as_found(graph.model):
         loaded = own(graph.model, graph.args, normalize)
         opened = given(text, loaded, seed=seed, normalize=normalize, progress=progress)
         for note in (*opened.notes, *look(loaded, opened, allow=allow_chance, progress=progress)):

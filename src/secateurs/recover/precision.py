@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.recover.allocation import freed_memory_kept
+from secateurs.recover.randomness import undisturbed
 from secateurs.structure.slicing import deep_copy
+from secateurs.structure.untouched import evaluating
 
 _MARGIN = 1.15
 _STEPS = 3
@@ -55,7 +57,8 @@ def fastest_mode(
 ) -> Mode:
     """The mode in which training steps on ``inputs`` are fastest; anything but fp32 must be 1.15 times faster.
 
-    ``precision`` and ``layout`` fix one side. Steps run on copies, so nothing changes. A mode in which the network
+    ``precision`` and ``layout`` fix one side. Steps run on a copy of
+    ``student``, and ``teacher`` in evaluation mode, so nothing changes, nor what is drawn at random later. A mode in which the network
     does not run is not chosen. Where all ``steps`` (None: many) take less than a minute in the first mode, no other is
     tried: that would take longer than it can save.
     """
@@ -97,14 +100,18 @@ def _seconds(
         with mode.autocast(inputs.device):
             if teacher is not None:
                 with torch.no_grad():
-                    teacher(inputs)
+                    teacher(inputs.clone())  # it may change them in place
             result = trial(inputs)
         result.float().square().mean().backward()
         if inputs.is_cuda:
             torch.cuda.synchronize(inputs.device)
 
     try:
-        return _best(step, hopeless)
+        with ExitStack() as stack:
+            stack.enter_context(undisturbed())
+            if teacher is not None:
+                stack.enter_context(evaluating(teacher))
+            return _best(step, hopeless)
     except (RuntimeError, NotImplementedError):
         if mode == Mode():
             raise

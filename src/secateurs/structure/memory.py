@@ -20,6 +20,9 @@ from secateurs.structure.reach import CACHED, Reach, functions_of, is_library
 
 _CLASS_MACHINERY = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__abstractmethods__", "_abc_impl"})
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, torch.dtype, torch.device)
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+_LOOKED_AT = 64
+"""Items of a list in which generators are looked for: a list of data holds none further on."""
 _CONTAINERS = (dict, list, set, collections.deque, bytearray)
 RandomSource = random.Random | np.random.Generator | np.random.RandomState
 """Objects that random numbers are asked of outside PyTorch."""
@@ -91,7 +94,7 @@ class Memory:
             self.sources.append(value)
             self._undo.append(_random_state(value))
         elif isinstance(value, torch.Generator):
-            self._undo.append(functools.partial(value.set_state, value.get_state()))
+            self._undo.append(_random_state(value))
         elif isinstance(value, functools.partial):
             self._open.extend((value.func, *value.args, *value.keywords.values()))
         elif isinstance(value, types.MethodType):
@@ -214,11 +217,42 @@ def _tensor_state(tensor: torch.Tensor, copied: bool) -> Callable[[], None]:
     return undo
 
 
-def _random_state(source: RandomSource) -> Callable[[], None]:
+_DEPTH = 6
+"""How far below a loader its generators are looked for: loader, sampler, data set, what a data set wraps."""
+
+
+def random_states(values: Any) -> list[Callable[[], None]]:
+    """A function for each generator of random numbers that these objects hold in attributes and lists; it winds the
+    generator back."""
+    found: list[Callable[[], None]] = []
+    seen: dict[int, Any] = {}
+    level = [values]
+    for _ in range(_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, (*_PLAIN, torch.Tensor, np.ndarray)) or id(value) in seen:
+                continue
+            seen[id(value)] = value
+            if isinstance(value, random.SystemRandom):
+                continue
+            if isinstance(value, _GENERATORS):
+                found.append(_random_state(value))
+            elif isinstance(value, dict):
+                below.extend(list(value.values())[:_LOOKED_AT])
+            elif isinstance(value, (list, tuple)):
+                below.extend(value[:_LOOKED_AT])
+            elif not isinstance(value, type) and isinstance(getattr(value, "__dict__", None), dict):
+                below.extend(vars(value).values())
+        level = below
+    return found
+
+
+def _random_state(source: Any) -> Callable[[], None]:
     if isinstance(source, random.Random):
         return functools.partial(source.setstate, source.getstate())
-    if isinstance(source, np.random.RandomState):
-        return functools.partial(source.set_state, source.get_state())
+    if isinstance(source, torch.Generator | np.random.RandomState):
+        reset: Callable[..., Any] = source.set_state
+        return functools.partial(reset, source.get_state())
     return functools.partial(setattr, source.bit_generator, "state", copy.deepcopy(source.bit_generator.state))
 
 

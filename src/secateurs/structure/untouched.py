@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as hooks_of_all
 
-from secateurs.structure.memory import Memory, RandomSource
+from secateurs.structure.memory import Memory, RandomSource, random_states
 
 _EVERY_MODULE = tuple(name for name in vars(hooks_of_all) if name.startswith("_global") and name.endswith("_hooks"))
 
@@ -43,6 +43,22 @@ def untouched(model: nn.Module, *, parameters: bool = True, modules: bool = True
         memory.restore()
         for restore in settings:
             restore()
+
+
+@contextlib.contextmanager
+def as_found(model: nn.Module, *others: Any) -> Iterator[None]:
+    """What a public call that trains or differentiates is wrapped in: :func:`untouched`, whatever surrounds the call.
+
+    Gradients are on inside, also where the caller switched them off or is in inference mode. ``others``: loaders and
+    whatever else is read; the generators of random numbers that they hold are put back.
+    """
+    draws = random_states(others)
+    with torch.inference_mode(False), torch.enable_grad(), untouched(model):
+        try:
+            yield
+        finally:
+            for restore in draws:
+                restore()
 
 
 @contextlib.contextmanager
