@@ -31,6 +31,8 @@ _TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9'\"(\[`])|\n+")
 _ABBREVIATIONS = ("e.g.", "i.e.", "vs.", "etc.", "cf.")
+NO_EXIT = "Take that call out of it."
+"""What to do about a factory, a loader or a forward that calls ``sys.exit``."""
 MOST = 300
 """Characters of a reason, at most."""
 
@@ -88,6 +90,50 @@ class DataError(SecateursError):
 
 class ExportError(SecateursError):
     """The deployed file cannot be written, or computes something else than the module."""
+
+
+def checked(kind: Any, value: Any, what: str, advice: str, error: type[SecateursError] = PlanError) -> Any:
+    """``value``, where it is of this kind: the one check of what comes from files, options and callers.
+
+    Numbers of NumPy and PyTorch count as Python's; nothing else is converted.
+
+    Args:
+        kind: what pydantic takes: a class, ``int | None``, ``Annotated[float, Field(gt=0)]`` …
+        value: whatever came.
+        what: names it in the message.
+        advice: last sentence of the message.
+        error: raised where it is of another kind.
+    """
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+    if type(value).__module__.partition(".")[0] in ("numpy", "torch") and not getattr(value, "shape", (1,)):
+        value = value.item()
+    try:
+        adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # the kind has a configuration of its own
+        adapter = TypeAdapter(kind)
+    try:
+        return adapter.validate_python(value, strict=True)
+    except ValidationError as found:
+        first = found.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "is-")))
+        shown = shortened(repr(value), 80)
+        raise error(f"{what} is {shown}{f' (at {where})' if where else ''}: {first['msg']}. {advice}.") from found
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C led to this error, through a library that made another one of it."""
+    seen: set[int] = set()
+    open_: list[BaseException | None] = [error]
+    while open_:
+        at = open_.pop()
+        if at is None or id(at) in seen:
+            continue
+        if isinstance(at, KeyboardInterrupt):
+            return True
+        seen.add(id(at))
+        open_ += [at.__cause__, at.__context__]
+    return False
 
 
 def plain(text: str) -> str:

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import os
+import re
+import secrets
 import shutil
 import sqlite3
+import stat
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from secateurs.errors import PlanError
+from secateurs.errors import DataError, PlanError
 
 _MARK = ".in-use"
+_DRAFT = re.compile(r"\.(.+?)\.\d+(\.[0-9a-f]+)?\.tmp")
+_EXPORTED = re.compile(r"(dense|model|\.candidate)\.(onnx|pt2|pte|xml|bin)")
+PARTS = (".safetensors", ".json", ".zip", ".pt", ".tmp")
+"""Endings of what training and strategies keep below their folders; rows (.sqlite3) are never removed."""
 _SETTLED_S = 60.0
 """A younger mark may belong to a process that is about to lock it."""
 
@@ -75,25 +85,153 @@ def _locked(file: IO[bytes]) -> bool:
     return True
 
 
+def require_regular(path: str | os.PathLike[str], what: str = "It") -> None:
+    """Nothing, if ``path`` is missing or a regular file; links are followed.
+
+    Raises:
+        DataError: it is a folder, a device, a pipe or a socket, which are neither read nor replaced.
+    """
+    kind = _kind(Path(path))
+    if kind not in ("missing", "file"):
+        raise DataError(f"{what} {path} is a {kind}, no regular file. Give the name of a file.")
+
+
+def _kind(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "missing"
+    except OSError:
+        return "file"  # whoever opens it is told why that cannot be done
+    kinds = {"folder": stat.S_ISDIR, "pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
+    kinds |= {"device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode)}
+    return next((name for name, is_one in kinds.items() if is_one(mode)), "file")
+
+
+def open_own(path: str | os.PathLike[str], flags: int, mode: str = "r+b") -> IO[bytes]:
+    """A file of ours, opened where its name may have been planted: a link is not followed, a pipe not waited for.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    handle = os.open(path, flags | safe, 0o666)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(None, "is no regular file", str(path))
+        return os.fdopen(handle, mode)
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_json(text: str | bytes) -> Any:
+    """JSON values of any depth and with any numbers.
+
+    Raises:
+        ValueError: it is no JSON, or nested more deeply than anything of ours.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def digest_of(path: Path, *, follow: bool = False) -> str:
+    """SHA-256 of a file's content, read piece by piece; ``follow``: also through a link."""
+    found = hashlib.sha256()
+    with open(path, "rb") if follow else open_own(path, os.O_RDONLY, "rb") as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
+
+
+class Seals:
+    """Digests of the files of a folder, by name, as ``digests``; one that has none is not known to be changed."""
+
+    def __init__(self, folder: Path, digests: Mapping[str, str]) -> None:
+        self.folder, self.digests = folder, dict(digests)
+
+    def add(self, digests: Mapping[Path, str]) -> bool:
+        """Keep these; whether one is new."""
+        named = {path.relative_to(self.folder).as_posix(): found for path, found in digests.items()}
+        fresh = any(self.digests.get(name) != found for name, found in named.items())
+        self.digests |= named
+        return fresh
+
+    def knows(self, path: Path) -> bool:
+        """Whether a digest of it was kept."""
+        return path.relative_to(self.folder).as_posix() in self.digests
+
+    def sound(self, path: Path) -> bool:
+        """Whether the file is there and as it was when its digest was kept."""
+        known = self.digests.get(path.relative_to(self.folder).as_posix())
+        try:
+            return path.is_file() and (known is None or digest_of(path) == known)
+        except OSError:
+            return False
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line to a file of ours and make sure that it is on the disk; one that a crash tore is ended first.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, "ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(line + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def remove_ours(path: Path, endings: tuple[str, ...]) -> None:
+    """Delete a file, or what has one of the endings below a folder, and the folder when it is empty then.
+
+    Links are not followed.
+    """
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for entry in list(path.iterdir()):
+        if entry.is_symlink():
+            continue
+        if entry.is_dir() or entry.name.endswith(endings):
+            remove_ours(entry, endings)
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` under ``path`` so that a crash or a full disk leaves the old file or none, never half of one.
 
+    A link is followed to the file that it names, and stays.
+
     Raises:
         PlanError: the folder is missing, not writable, or the disk is full.
+        DataError: there is something that is no regular file: it stays.
     """
+    require_regular(path, "Output")
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    place = path.resolve() if path.is_symlink() else path
+    draft = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open_own(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(draft, place)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise PlanError(
             f"Cannot write {path} ({error.strerror or error}). Free space or choose another folder."
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def write_ahead(connection: sqlite3.Connection, wait_s: float = 60.0) -> None:
@@ -111,3 +249,97 @@ def write_ahead(connection: sqlite3.Connection, wait_s: float = 60.0) -> None:
             if "locked" not in str(error) or time.monotonic() > until:
                 raise
             time.sleep(0.02)
+
+
+class RunFiles:
+    """Where every file of a run lies; nothing else in the package names one.
+
+    What is below ``checkpoints`` and ``search`` is named by the training and by the strategy that keep it there; a file
+    whose name begins with a dot is gone when the run ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = path / ".lock"
+        self.job, self.events = path / "job.json", path / "events.jsonl"
+        self.plan, self.result, self.report = path / "plan.json", path / "result.json", path / "report.html"
+        self.carrier = path / "carrier.safetensors"  # the uncut network after training that came before the cut
+        self.repaired = path / "repaired.safetensors"  # the cut network after its repair
+        self.weights = path / "model.safetensors"  # the same after everything
+        self.checkpoints = path / "checkpoints"
+        self.trials = self.checkpoints / "values.sqlite3"  # networks tried to make values of groups comparable
+        self.search = path / "search"  # of a strategy: what it goes on from
+        self.evaluations = path / "evaluations.sqlite3"  # judged candidates
+        self.values = path / "values.sqlite3"  # what groups were measured to be worth
+        self.repairs = path / "repairs.sqlite3"  # accuracies of networks that were cut and repaired to find the fastest
+        self.front, self.front_page = path / "front.json", path / "front.html"
+
+    def dense(self, artifact: str) -> Path:
+        """The dense network as the target runs it; ``artifact``: ending of its files."""
+        return self.path / f"dense.{artifact}"
+
+    def deployed(self, artifact: str) -> Path:
+        """The pruned network as the target runs it."""
+        return self.path / f"model.{artifact}"
+
+    def candidate(self, artifact: str) -> Path:
+        """A network that is being measured."""
+        return self.path / f".candidate.{artifact}"
+
+    def models(self) -> list[Path]:
+        """The pruned network in every form that is there."""
+        return sorted(self.path.glob("model.*"))
+
+    def point(self, number: int) -> Path:
+        """Folder of the run that carries a point of this front on."""
+        return self.path / "points" / str(number)
+
+    def picked(self, wanted: str, epochs: int | None = None) -> Path:
+        """Folder of the run of a pick; ``epochs``: where they are others than the front was made with."""
+        name = wanted.replace("/", "_")
+        return self.path / "picked" / (name if epochs is None else f"{name}, epochs={epochs}")
+
+    @property
+    def scratch(self) -> tuple[Path, ...]:
+        """What is of no use when the run has ended."""
+        return self.checkpoints, self.repaired, self.carrier, self.search
+
+    def owns(self, entry: Path) -> bool:
+        """Whether a run makes files of this name; rows that were measured or judged apart, which are never removed."""
+        draft = _DRAFT.fullmatch(entry.name)
+        name = entry.name if draft is None else draft[1]
+        ours = {path.name for path in vars(self).values() if path.parent == self.path}
+        return (
+            not entry.is_symlink()
+            and not name.endswith(".sqlite3")
+            and (name in ours or _EXPORTED.fullmatch(name) is not None)
+        )
+
+    def is_draft(self, entry: Path) -> bool:
+        """Whether a sitting was killed while it wrote this."""
+        return _DRAFT.fullmatch(entry.name) is not None and self.owns(entry)
+
+    def exported_beside(self, path: Path) -> list[Path]:
+        """The exported files of the same stem (model.xml and model.bin)."""
+        return sorted(one for one in self.path.glob(f"{path.stem}.*") if _EXPORTED.fullmatch(one.name))
+
+    def empty_rows(self) -> list[Path]:
+        """Files of rows that hold none, with what SQLite keeps beside them."""
+        bases = [base for base in (self.evaluations, self.values, self.repairs) if not _has_rows(base)]
+        return [base.with_name(base.name + ending) for base in bases for ending in ("", "-wal", "-shm", "-journal")]
+
+    @property
+    def worked(self) -> bool:
+        """Whether there is anything that a run's time goes into, so that a failed run can be continued."""
+        work = (self.plan, self.front, self.checkpoints, self.carrier)
+        rows = (self.evaluations, self.values, self.repairs)
+        return any(path.exists() for path in work) or any(map(_has_rows, rows))
+
+
+def _has_rows(path: Path) -> bool:
+    """Whether a file of evaluations holds any."""
+    if not path.exists():
+        return False
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as base:
+        return base.execute("SELECT 1 FROM evaluations LIMIT 1").fetchone() is not None
+    return True

@@ -14,6 +14,7 @@ import pytest
 from secateurs.errors import DataError
 from secateurs.latency import store as store_module
 from secateurs.latency.store import Store, default_path, digest
+from secateurs.latency.stored_rows import Checked, version_of
 
 PRINT = {"target": "t", "threads": 1}
 
@@ -54,17 +55,17 @@ class Listener:
         self.said.append(message)
 
 
-@pytest.mark.parametrize("damage", ["text", "middle"])
+@pytest.mark.parametrize("damage", ["header", "middle"])
 def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "store.sqlite3"
     with Store(path) as store:
         store.put(PRINT, {f"{i:04}": {"text": "x" * 200} for i in range(400)})
-    if damage == "text":
-        path.write_bytes(b"this is no database, but long enough to look at" * 20)
+    content = bytearray(path.read_bytes())
+    if damage == "header":
+        content[:16] = b"no database now!"
     else:
-        content = bytearray(path.read_bytes())
         content[8192:40960] = bytes(32768)
-        path.write_bytes(bytes(content))
+    path.write_bytes(bytes(content))
     listener = Listener()
     with Store(path, progress=listener) as store:
         store.put(PRINT, {"new": {"ms": 1}})
@@ -73,8 +74,9 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: str) -> None:
     assert len(list(tmp_path.glob("*.damaged-*"))) >= 1
 
 
-def test_damage_is_told_also_where_nobody_listens(tmp_path: Path) -> None:
+def test_damage_is_told_also_where_nobody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "store.sqlite3"
+    monkeypatch.setenv("SECATEURS_STORE", str(path))  # our own place: whatever lies there is ours
     path.write_bytes(b"this is no database, but long enough to look at" * 20)
     with pytest.warns(UserWarning, match="set aside as"), Store(path):
         pass
@@ -105,7 +107,7 @@ def test_an_older_schema_is_migrated_with_its_rows(tmp_path: Path, monkeypatch: 
         assert store.get(PRINT, "a") == {"ms": 1}
         assert store._connection.execute("SELECT note FROM measurements").fetchall() == [(None,)]
     with Store(path) as store:
-        assert store_module._version(store._connection) == 2
+        assert version_of(store._connection) == 3
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +121,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
     with Store(path) as store:
         assert store.get(PRINT, "a") == {"ms": 1}
         names = {name for (name,) in store._connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
-        assert names == {"targets", "measurements"}
+        assert names == {"targets", "measurements", "set_aside"}
 
 
 def test_what_is_held_by_target(tmp_path: Path) -> None:
@@ -216,7 +218,8 @@ with Store(sys.argv[1]) as store:
 
 def test_several_processes_meet_a_damaged_file(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite3"
-    path.write_bytes(b"no database at all" * 500)
+    Store(path).close()
+    path.write_bytes(b"no database now!" + path.read_bytes()[16:])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     openers = [subprocess.Popen([sys.executable, "-c", OPENER, str(path), f"p{i}"], env=environment) for i in range(4)]
     assert [opener.wait() for opener in openers] == [0] * 4
@@ -225,7 +228,7 @@ def test_several_processes_meet_a_damaged_file(tmp_path: Path) -> None:
     assert len([found for found in tmp_path.glob("*.damaged-*") if not found.name.endswith(("-wal", "-shm"))]) == 1
 
 
-@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "table.jsonl"])
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "notes", "notes.sqlite3", "table.db"])
 def test_a_file_of_another_kind_is_left_where_it_is(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"this is no database, but long enough to look at" * 20)
@@ -257,3 +260,90 @@ def test_rows_that_cannot_be_kept_are_refused_as_a_whole(tmp_path: Path, signatu
         with pytest.raises(DataError, match="Line 2 of theirs is not a stored measurement"):
             store.import_lines([good, bad], "theirs")
         assert list(store.rows()) == []
+
+
+def _damage(path: Path, column: str, value: str) -> None:
+    """Change a row behind the store's back."""
+    connection = sqlite3.connect(path)
+    connection.execute(f"UPDATE measurements SET {column} = {value} WHERE signature = 'bad'")
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("payload", "CAST(x'7bff' AS TEXT)"),
+        ("payload", "'{'"),
+        ("payload", "'[1]'"),
+        ("payload", "'{\"ms\": 2}'"),
+        ("payload", f"'{'[' * 9000}'"),
+        ("created", "1e300"),
+        ("created", "created + 1"),
+        ("checksum", "NULL"),
+    ],
+)
+def test_a_damaged_row_is_set_aside_alone(tmp_path: Path, column: str, value: str) -> None:
+    path = tmp_path / "store.sqlite3"
+    with Store(path) as store:
+        store.put(PRINT, {"good": {"ms": 1}, "bad": {"ms": 1}})
+    _damage(path, column, value)
+    listener = Listener()
+    with Store(path, progress=listener) as store:
+        assert store.get(PRINT, "bad") is None
+        assert store.find(PRINT, "") == {"good": {"ms": 1}}
+        assert "1 damaged row" in listener.said[0]
+        assert store.check() == Checked(1, 0, 1, ())
+        store.put(PRINT, {"bad": {"ms": 3}})
+        assert store.get(PRINT, "bad") == {"ms": 3}
+    assert len(listener.said) == 1
+
+
+def test_rows_of_an_older_version_get_a_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "store.sqlite3"
+    connection = sqlite3.connect(path)
+    connection.executescript(store_module._STEPS[0] + "; PRAGMA user_version=1")
+    connection.execute("INSERT INTO targets VALUES (1, ?)", (store_module._canonical(PRINT),))
+    connection.execute("INSERT INTO measurements VALUES (1, 'a', '{\"ms\": 1}', 5.0)")
+    connection.commit()
+    connection.close()
+    with Store(path) as store:
+        assert store.get(PRINT, "a") == {"ms": 1}
+        assert store.check() == Checked(1, 0, 0, ())
+
+
+def test_what_can_be_read_of_a_damaged_file_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite3"
+    with Store(path) as store:
+        store.put(PRINT, {f"{i:04}": {"text": "x" * 200} for i in range(400)})
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2 // 4096 * 4096
+    content[middle : middle + 4096] = bytes(4096)
+    path.write_bytes(bytes(content))
+    with Store(path, progress=Listener()) as store:
+        kept = store.find(PRINT, "")
+    assert 100 < len(kept) < 400
+    assert all(row == {"text": "x" * 200} for row in kept.values())
+
+
+def test_a_store_that_can_only_be_read_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite3"
+    with Store(path) as store:
+        store.put(PRINT, {"a": {"ms": 1}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "access", lambda where, mode: False)
+        with Store(path) as store:
+            assert not store.writable
+            assert store.get(PRINT, "a") == {"ms": 1}
+            assert [holding.rows for holding in store.summary()] == [1]
+            assert store.check().sound == 1
+            for change in (lambda: store.put(PRINT, {"b": {}}), store.vacuum, store.require_writable):
+                with pytest.raises(DataError, match="can only be read"):
+                    change()
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, kind in (("pipe", "pipe"), (".", "folder"), ("/dev/null", "device")):
+        with pytest.raises(DataError, match=f"is a {kind}, no regular file"):
+            Store(tmp_path / name)

@@ -15,12 +15,13 @@ from secateurs.cli.opening import writable
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
 from secateurs.errors import DataError, why
+from secateurs.files import require_regular
 from secateurs.report import wording
 
 if TYPE_CHECKING:
     from secateurs.latency.store import Store
 
-app = typer.Typer(help="The file of measurements: ls, export, import, vacuum.", no_args_is_help=True)
+app = typer.Typer(help="The file of measurements: ls, export, import, check, vacuum.", no_args_is_help=True)
 
 
 def _open(path: Path | None, *, make: bool = False) -> Store:
@@ -97,6 +98,7 @@ def import_(
     They serve where device, system, runtime version, precision and threads are the same.
     """
     try:
+        require_regular(source, "File of measurements")
         lines = source.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
@@ -110,6 +112,35 @@ def import_(
         found,
         lambda console: console.print(f"{added} of {given} measurements added, {given - added} were here already."),
         as_json=as_json,
+    )
+
+
+@app.command("check")
+@guarded
+def check(store: o.Store = None, as_json: o.Json = False) -> None:
+    """Read every measurement; damaged ones are set aside, one by one, and measured again when they are needed."""
+    with _open(store) as held:
+        seen = held.check()
+        found = {
+            "store": str(held.path),
+            "writable": held.writable,
+            "sound": seen.sound,
+            "damaged": seen.damaged,
+            "set_aside": seen.set_aside,
+            "structure": list(seen.structure),
+        }
+    emit(found, lambda console: _show_check(found, console), as_json=as_json)
+    if seen.structure:
+        raise DataError(
+            f"The file {found['store']} is damaged: {seen.structure[0]}. Save what can be read with 'secateurs store "
+            f"export', then move the file away."
+        )
+
+
+def _show_check(found: dict[str, Any], console: Console) -> None:
+    console.print(
+        f"{found['sound']} measurements are sound, {found['damaged']} were found damaged; {found['set_aside']} are set "
+        f"aside in all{'' if found['writable'] else ' (the file can only be read)'}."
     )
 
 

@@ -11,20 +11,32 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from secateurs.errors import DataError, why
-from secateurs.files import write_ahead
+from secateurs.files import read_json, require_regular, write_ahead
+from secateurs.latency.stored_rows import (
+    LATEST,
+    Checked,
+    Entry,
+    Holding,
+    Row,
+    alone,
+    as_object,
+    as_row,
+    is_row,
+    row_checksum,
+    salvaged,
+    transaction,
+    version_of,
+    write,
+)
 from secateurs.progress import Progress, silent
 
 _BUSY_S = 60.0
-_HEADER = b"SQLite format 3\0"
-_SUFFIXES = ("", ".sqlite3", ".sqlite", ".db")
-_LATEST = 1e11
-"""Seconds since 1970 of a date that computers can still print."""
+_MADE_BY_US, _FIRST_PAGES = b"TABLE measurements", 1 << 16
 _STEPS: tuple[str, ...] = (
     """
     CREATE TABLE IF NOT EXISTS targets (
@@ -39,30 +51,18 @@ _STEPS: tuple[str, ...] = (
         PRIMARY KEY (target, signature)
     ) WITHOUT ROWID
     """,
+    """
+    ALTER TABLE measurements ADD COLUMN checksum TEXT;
+    UPDATE measurements SET checksum = row_checksum(
+        (SELECT CAST(fingerprint AS BLOB) FROM targets WHERE targets.id = target),
+        CAST(signature AS BLOB), CAST(payload AS BLOB), created
+    );
+    CREATE TABLE IF NOT EXISTS set_aside (
+        target INTEGER, signature BLOB, payload BLOB, created REAL, checksum TEXT, found REAL NOT NULL
+    )
+    """,
 )
 """Statements that lead from schema version n to n + 1; a file keeps its version in ``PRAGMA user_version``."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement: what was measured (``signature``) where (``fingerprint``), and the figures (``payload``)."""
-
-    fingerprint: dict[str, Any]
-    signature: str
-    payload: dict[str, Any]
-    created: float
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What a store holds of one target: number of ``rows``, their ``size_bytes``, and when the first and the last
-    were written (seconds since 1970)."""
-
-    fingerprint: dict[str, Any]
-    rows: int
-    size_bytes: int
-    oldest: float
-    newest: float
 
 
 def default_path() -> Path:
@@ -89,44 +89,62 @@ def _canonical(fingerprint: Mapping[str, Any]) -> str:
 class Store:
     """The database of measurements; safe under several processes at once.
 
+    Every row has a checksum. One that does not fit, or cannot be read, is set aside in the same file and told, and what
+    it held is measured again. A file whose structure is damaged is set aside whole, and the rows that can still be read
+    are taken over. Where the file cannot be written it can still be read.
+
     Args:
         path: the file (None: :func:`default_path`). Folders are made as needed.
-        progress: told when a damaged file was set aside.
+        progress: told when damage was found.
 
     Raises:
-        DataError: the file cannot be opened or comes from a newer version.
+        DataError: the file cannot be opened, is not ours, or comes from a newer version.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, progress: Progress = silent) -> None:
         self.path = Path(path) if path is not None else default_path()
-        self._progress = progress
+        self._progress, self.writable = progress, True
         self._connection = self._open()
 
     def _open(self) -> sqlite3.Connection:
         try:
+            require_regular(self.path, "The store of measurements")
+            if self.path.exists() and not os.access(self.path, os.W_OK):
+                return self._connect_to_read()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return self._connect()
         except sqlite3.OperationalError as error:
+            if "readonly" in str(error) and self.path.exists():
+                return self._connect_to_read()
             raise self._unusable(error) from error
         except sqlite3.DatabaseError as error:
-            if self._someone_elses():
+            if not self._ours():
                 raise self._unusable(error) from error
             return self._replace_damaged()
         except OSError as error:
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception | str) -> DataError:
-        reason = error if isinstance(error, str) else why(error)
-        return DataError(
-            f"The store of measurements {self.path} cannot be used ({reason}). "
-            f"Name another file with --store or the variable SECATEURS_STORE."
-        )
+        told = f"cannot be used ({error if isinstance(error, str) else why(error)})"
+        advice = "Name another file with --store or the variable SECATEURS_STORE."
+        return DataError(f"The store of measurements {self.path} {told}. {advice}")
 
-    def _someone_elses(self) -> bool:
-        """Whether the file is of another kind by content and by name: such a one is not moved away."""
+    def require_writable(self) -> None:
+        """Nothing, if measurements can be stored.
+
+        Raises:
+            DataError: the file can only be read.
+        """
+        if not self.writable:
+            raise self._unusable("it can only be read, and measurements are to be stored")
+
+    def _ours(self) -> bool:
+        """Whether a file that SQLite cannot open is a store: by its content, or because it lies at our own place. Any
+        other file is not moved away."""
+        if self.path == default_path():
+            return True
         with open(self.path, "rb") as file:
-            is_database = file.read(len(_HEADER)) == _HEADER
-        return not is_database and self.path != default_path() and self.path.suffix.lower() not in _SUFFIXES
+            return _MADE_BY_US in file.read(_FIRST_PAGES)
 
     def _refuse_foreign(self, connection: sqlite3.Connection) -> None:
         """Raises DataError where the file is a database with other tables: it is left as it is."""
@@ -149,21 +167,43 @@ class Store:
             raise
         return connection
 
+    def _connect_to_read(self) -> sqlite3.Connection:
+        """A connection to a file that cannot be written."""
+        self.writable = False
+        for how in ("mode=ro", "mode=ro&immutable=1"):  # the second beside a log that nobody can open
+            connection = sqlite3.connect(f"{self.path.resolve().as_uri()}?{how}", uri=True, check_same_thread=False)
+            try:
+                self._refuse_foreign(connection)
+                if version_of(connection) <= len(_STEPS):
+                    return connection
+            except sqlite3.Error as error:
+                connection.close()
+                if how.endswith("1"):
+                    raise self._unusable(error) from error
+                continue
+            connection.close()
+            raise self._newer(version_of(connection))
+        raise AssertionError
+
+    def _newer(self, version: int) -> DataError:
+        return DataError(
+            f"The store of measurements {self.path} has schema {version}, this version of secateurs "
+            f"reads up to {len(_STEPS)}. Update secateurs, or name another file with --store."
+        )
+
     def _migrate(self, connection: sqlite3.Connection) -> None:
         """Bring the file to this version's schema, whole or not at all; another process may be doing the same.
 
         Raises:
             DataError: a newer version wrote it.
         """
-        if _version(connection) == len(_STEPS):
+        if version_of(connection) == len(_STEPS):
             return
-        with _transaction(connection):
-            version = _version(connection)
+        connection.create_function("row_checksum", 4, row_checksum, deterministic=True)
+        with transaction(connection):
+            version = version_of(connection)
             if version > len(_STEPS):
-                raise DataError(
-                    f"The store of measurements {self.path} has schema {version}, this version of secateurs "
-                    f"reads up to {len(_STEPS)}. Update secateurs, or name another file with --store."
-                )
+                raise self._newer(version)
             for step in _STEPS[version:]:
                 for statement in step.split(";"):
                     connection.execute(statement)
@@ -171,26 +211,32 @@ class Store:
 
     def _replace_damaged(self) -> sqlite3.Connection:
         """A new file in place of the damaged one, which is kept; of several processes only one moves it."""
-        with _alone(self.path.with_name(f"{self.path.name}.lock")):
+        with alone(self.path.with_name(f"{self.path.name}.lock")):
             try:
                 return self._connect()
             except sqlite3.OperationalError as error:
                 raise self._unusable(error) from error
             except sqlite3.DatabaseError as error:
-                self._set_aside(error)
-                return self._connect()
+                return self._begin_anew(error)
 
-    def _set_aside(self, error: Exception) -> None:
+    def _begin_anew(self, error: Exception) -> sqlite3.Connection:
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
-        message = (
+        fresh = self._connect()
+        saved = list(salvaged(aside))
+        write(fresh, [row for row in saved if is_row(*row)], "IGNORE")
+        self._tell(
             f"The store of measurements {self.path} is damaged ({why(error)}). It was set aside as {aside}, "
-            f"and a new one was begun; what it held will be measured again."
+            f"and a new one was begun with the {len(saved)} measurements that could be read; what else it held will be "
+            f"measured again."
         )
+        return fresh
+
+    def _tell(self, message: str) -> None:
         if self._progress is silent:
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=5)
         self._progress.say(message)
 
     def _select(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -199,23 +245,59 @@ class Store:
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 
+    def _read(self, where: str = "", values: tuple[Any, ...] = ()) -> list[Row]:
+        """The sound rows that fulfil a condition; damaged ones are set aside."""
+        has_checksum = self.writable or version_of(self._connection) > 1
+        found = self._select(
+            "SELECT CAST(fingerprint AS BLOB), CAST(signature AS BLOB), CAST(payload AS BLOB), created, "
+            f"{'checksum' if has_checksum else 'NULL'}, target FROM measurements JOIN targets ON targets.id = target "
+            f"{where}",
+            values,
+        )
+        rows, damaged = [], []
+        for fingerprint, signature, payload, created, checksum, target in found:
+            sum_now = row_checksum(fingerprint, signature, payload, created)
+            row = as_row(fingerprint, signature, payload, created)
+            if row is None or (has_checksum and checksum != sum_now):
+                damaged.append((target, signature))
+            else:
+                rows.append(row)
+        if damaged and self.writable:
+            self._put_aside(damaged)
+        return rows
+
+    def _put_aside(self, damaged: Sequence[tuple[int, bytes]]) -> None:
+        """Move rows to the table of those that nobody believes."""
+        columns, same = "target, signature, payload, created, checksum", "target = ? AND CAST(signature AS BLOB) = ?"
+        try:
+            with transaction(self._connection):
+                for key in damaged:
+                    self._connection.execute(
+                        "INSERT INTO set_aside SELECT target, CAST(signature AS BLOB), CAST(payload AS BLOB), created, "
+                        f"checksum, {time.time()!r} FROM measurements WHERE {same}",
+                        key,
+                    )
+                    self._connection.execute(f"DELETE FROM measurements WHERE {same}", key)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        some = ", ".join(repr(signature.decode("utf-8", "replace"))[:60] for _, signature in damaged[:3])
+        self._tell(
+            f"{len(damaged)} damaged {'rows' if len(damaged) > 1 else 'row'} of the store {self.path} ({some}) set "
+            f"aside in its table set_aside ({columns}); what they held will be measured again."
+        )
+
     def get(self, fingerprint: Mapping[str, Any], signature: str) -> dict[str, Any] | None:
         """The stored figures, or None."""
-        found = self._select(
-            "SELECT payload FROM measurements JOIN targets ON targets.id = target "
-            "WHERE fingerprint = ? AND signature = ?",
-            (_canonical(fingerprint), signature),
-        )
-        return json.loads(found[0][0]) if found else None
+        found = self._read("WHERE fingerprint = ? AND signature = ?", (_canonical(fingerprint), signature))
+        return found[0].payload if found else None
 
     def find(self, fingerprint: Mapping[str, Any], prefix: str) -> dict[str, dict[str, Any]]:
         """Every stored row of this target whose signature starts with ``prefix``, by signature."""
-        rows = self._select(
-            "SELECT signature, payload FROM measurements JOIN targets ON targets.id = target "
+        rows = self._read(
             "WHERE fingerprint = ? AND signature >= ? AND signature < ? ORDER BY signature",
             (_canonical(fingerprint), prefix, prefix + "\U0010ffff"),
         )
-        return {signature: json.loads(payload) for signature, payload in rows}
+        return {row.signature: row.payload for row in rows}
 
     def put(self, fingerprint: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> None:
         """Store the figures ``{signature: payload}`` in one transaction; an older row gives way."""
@@ -225,9 +307,10 @@ class Store:
 
     def forget(self, fingerprint: Mapping[str, Any], prefix: str) -> int:
         """Remove every row of this target whose signature starts with ``prefix``; returns how many there were."""
+        self.require_writable()
         connection = self._connection
         try:
-            with _transaction(connection):
+            with transaction(connection):
                 return connection.execute(
                     "DELETE FROM measurements WHERE target IN (SELECT id FROM targets WHERE fingerprint = ?) "
                     "AND signature >= ? AND signature < ?",
@@ -236,27 +319,24 @@ class Store:
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 
-    def _insert(self, rows: Sequence[tuple[str, str, float, str]], clash: str) -> int:
-        """Number of (signature, payload, created, fingerprint) written; ``clash``: REPLACE or IGNORE where one is."""
-        connection = self._connection
+    def _insert(self, rows: Sequence[Entry], clash: str) -> int:
+        self.require_writable()
         try:
-            with _transaction(connection):
-                targets = [(fingerprint,) for fingerprint in sorted({row[3] for row in rows})]
-                connection.executemany("INSERT OR IGNORE INTO targets(fingerprint) VALUES (?)", targets)
-                return connection.executemany(
-                    f"INSERT OR {clash} INTO measurements SELECT id, ?, ?, ? FROM targets WHERE fingerprint = ?", rows
-                ).rowcount
+            return write(self._connection, rows, clash)
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 
     def rows(self) -> Iterator[Row]:
         """Every row, oldest first."""
-        query = (
-            "SELECT fingerprint, signature, payload, created FROM measurements "
-            "JOIN targets ON targets.id = target ORDER BY created, signature"
-        )
-        for fingerprint, signature, payload, created in self._select(query):
-            yield Row(json.loads(fingerprint), signature, json.loads(payload), created)
+        yield from self._read("ORDER BY created, signature")
+
+    def check(self) -> Checked:
+        """What is sound and what is not, after every row was read and the file's structure looked at."""
+        before = self._select("SELECT COUNT(*) FROM measurements")[0][0]
+        sound = sum(1 for _ in self.rows())
+        told = [line for (line,) in self._select("PRAGMA integrity_check(5)")]
+        aside = 0 if not self.writable else self._select("SELECT COUNT(*) FROM set_aside")[0][0]
+        return Checked(sound, before - sound, aside, () if told == ["ok"] else tuple(told))
 
     def export_lines(self) -> Iterator[str]:
         """Every row as one line of JSON, for :meth:`import_lines` elsewhere."""
@@ -274,12 +354,12 @@ class Store:
             if not line.strip():
                 continue
             try:
-                raw = json.loads(line)
+                raw = read_json(line)
                 row = Row(dict(raw["fingerprint"]), str(raw["signature"]), dict(raw["payload"]), float(raw["created"]))
                 row.signature.encode()
-                if not 0 <= row.created < _LATEST:
+                if not 0 <= row.created < LATEST:
                     raise ValueError(f"it was written {row.created} s after 1970")
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
                 raise DataError(
                     f"Line {number} of {source} is not a stored measurement ({error!r}). "
                     f"Give a file that 'secateurs store export' wrote."
@@ -290,10 +370,11 @@ class Store:
     def summary(self) -> list[Holding]:
         """What is held of every target, the most recent one first."""
         query = (
-            "SELECT fingerprint, COUNT(*), SUM(LENGTH(signature) + LENGTH(payload)), MIN(created), MAX(created) "
-            "FROM measurements JOIN targets ON targets.id = target GROUP BY target ORDER BY MAX(created) DESC"
+            "SELECT CAST(fingerprint AS BLOB), COUNT(*), SUM(LENGTH(signature) + LENGTH(payload)), MIN(created), MAX("
+            "created) FROM measurements JOIN targets ON targets.id = target GROUP BY target ORDER BY MAX(created) DESC"
         )
-        return [Holding(json.loads(row[0]), *row[1:]) for row in self._select(query)]
+        read = [(as_object(row[0]) or {"target": "(damaged)"}, row[1:]) for row in self._select(query)]
+        return [Holding(fingerprint, *rest) for fingerprint, rest in read]
 
     def vacuum(self) -> None:
         """Give freed space back to the disk.
@@ -301,6 +382,7 @@ class Store:
         Raises:
             DataError: another process is using the file, or the disk is full.
         """
+        self.require_writable()
         self._select("DELETE FROM targets WHERE id NOT IN (SELECT target FROM measurements)")
         self._select("VACUUM")
         self._select("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -316,30 +398,3 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _version(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Nothing else runs under the same lock file; on systems without ``fcntl`` it keeps nobody out."""
-    with open(path, "wb") as lock:
-        with contextlib.suppress(ImportError):  # Windows
-            import fcntl
-
-            fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
