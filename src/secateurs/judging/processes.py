@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -84,6 +85,7 @@ class _Process:
 
 def _work(connection: Connection, judge: bytes, threads: int) -> None:
     """What a worker process does until its parent goes away."""
+    _die_with_parent()
     with suppress(EOFError, OSError, KeyboardInterrupt):
         held: Work | None = None
         while True:
@@ -98,6 +100,19 @@ def _work(connection: Connection, judge: bytes, threads: int) -> None:
             except Exception as error:
                 answer = _portable(error)
             connection.send(answer)
+
+
+def _die_with_parent() -> None:
+    """End with the process that started this one, however that ends and whatever is worked on."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _portable(error: Exception) -> Exception:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from typing import Annotated
+
+from pydantic import Field
+
 from secateurs import registry
-from secateurs.errors import PlanError, TargetUnavailableError
+from secateurs.errors import PlanError, TargetUnavailableError, checked
 from secateurs.latency.targets._base import QUANTISED, Target
+from secateurs.latency.worker import FEW_THREADS
 
 DEFAULT_TARGET = "onnxruntime-cpu"
 
@@ -17,6 +23,8 @@ def open_target(text: str | Target) -> Target:
         PlanError: unknown name or precision.
         TargetUnavailableError: its runtime is not installed or its device not reachable.
     """
+    if text is None or isinstance(text, (int, float, bytes, dict, list, tuple)):
+        raise PlanError(f"The target is a {type(text).__name__}. Give its name, such as {DEFAULT_TARGET}.")
     target: Target = make_target(text) if isinstance(text, str) else registry.completed(text, Target)
     reason = target.available()
     if reason is not None:
@@ -24,6 +32,22 @@ def open_target(text: str | Target) -> Target:
             f"Target {target.name} cannot be used here: {reason}. 'secateurs ls targets' shows what can."
         )
     return target
+
+
+def check_threads(text: str | Target, threads: int) -> None:
+    """Nothing, if the device has so many processors, where it is this machine; another one is asked when it is used.
+
+    Raises:
+        PlanError: it has fewer.
+    """
+    name = text if isinstance(text, str) else text.name
+    there = os.cpu_count() or 1
+    checked(Annotated[int, Field(ge=1)], threads, "threads", "Give --threads 1")
+    if not name.startswith("ssh:") and threads > max(there, FEW_THREADS):
+        raise PlanError(
+            f"{threads} threads are asked for, and this machine has {there} processors: more only wait for each other. "
+            f"Give --threads {there} or fewer."
+        )
 
 
 def make_target(text: str) -> Target:
