@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateurs.errors import PlanError, PlanMismatchError, why
-from secateurs.files import write_atomic
+from secateurs.files import read_json, write_atomic
 
 SCHEMA = "secateurs.plan/1"
 RELOADED = 0.01
@@ -187,8 +187,8 @@ class Plan(BaseModel):
             PlanError: not JSON, another schema, a field is missing or wrong, or a layer is unknown.
         """
         try:
-            raw = json.loads(text)
-        except json.JSONDecodeError as error:
+            raw = read_json(text)
+        except ValueError as error:
             raise PlanError(f"{source} is not JSON ({why(error)}). Give a file that 'secateurs plan' wrote.") from error
         if not isinstance(raw, Mapping) or raw.get("schema") != SCHEMA:
             found = raw.get("schema") if isinstance(raw, Mapping) else type(raw).__name__

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.errors import StructureError
+from secateurs.errors import PlanError, StructureError, checked
 from secateurs.plan import Plan
 from secateurs.structure.examples import split_example, stored_example
 from secateurs.structure.forms import plain
@@ -18,6 +18,7 @@ from secateurs.structure.slicing import cut_copy, require_match
 from secateurs.structure.trace import trace
 from secateurs.structure.training import slice_optimizer
 from secateurs.structure.verify import verify
+from secateurs.structure.whole import require_resolved, require_whole
 
 
 def apply(
@@ -45,10 +46,13 @@ def apply(
 
     Raises:
         PlanMismatchError: the plan belongs to another network; names the first difference.
+        PlanError: the plan is damaged or was changed; names the first difference.
         StructureError: the cut network fails or computes something else; names the first differing module.
     """
     model = plain(model)
+    checked(Plan, plan, "apply(plan=)", "Give what sc.plan returned, or sc.Plan.load(FILE)")
     require_match(model, plan)
+    require_whole(model, plan)
     with torch.inference_mode(False):  # tensors made in inference mode could never be trained
         if plan.rebuild is not None:
             small = rebuild(model, plan, example, check=check)
@@ -65,12 +69,23 @@ def _checked(model: nn.Module, plan: Plan, example: Any) -> nn.Module:
     try:
         check_plan(model, plan, example)
     except StructureError as error:
+        if plan.patches or plan.bypasses or plan.scales:
+            require_resolved(plan, _made_anew(model, plan, example))
         reason = str(error).partition(" The original is intact.")[0]
         try:
             return rebuild(model, plan.model_copy(update={"rebuild": reason}), example)
         except StructureError:
             raise error from None
     return cut_copy(model, plan)
+
+
+def _made_anew(model: nn.Module, plan: Plan, example: Any) -> Plan:
+    """The plan of the same decision, from a fresh look at the network; the plan itself where that fails."""
+    call = split_example(example) if example is not None else stored_example(plan)
+    try:
+        return trace(model, call, grid=str(plan.provenance.get("grid", "auto"))).plan(plan.groups, plan.blocks_removed)
+    except (StructureError, PlanError):
+        return plan
 
 
 def check_plan(
