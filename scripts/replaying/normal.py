@@ -17,7 +17,7 @@ from typing import Any
 MASK = "~"
 LEFT_OUT = frozenset({
     "seconds", "time", "created", "versions", "evaluations_per_second", "minutes_taken", "device", "system", "runtime",
-    "isa", "library", "took",
+    "isa", "library", "took", "digests",
 })  # fmt: skip
 """Keys whose values are replaced by :data:`MASK`, at any depth; of a mapping the keys stay."""
 _TEXTS = (

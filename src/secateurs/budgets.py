@@ -84,7 +84,7 @@ class Budget:
             text = f"{float(text) * 100!r}%"
         units = "|".join([*what.units, "%", "x"])
         number = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
-        match = re.fullmatch(rf"\s*{number}\s*({units})?({OF_FLOAT})?\s*", str(text))
+        match = re.fullmatch(rf"\s*{number}\s*({units})?({OF_FLOAT})?\s*", str(text), re.ASCII)
         name = f"{what.words.capitalize()} budget {text!r}"
         if match is None:
             raise PlanError(f"{name} is not understood. {hint}")
@@ -222,7 +222,7 @@ def _share(text: str | float) -> float:
     hint = "Give a share of the images such as 88% or 0.88."
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         text = f"{float(text)!r}"
-    match = re.fullmatch(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%)?\s*", str(text))
+    match = re.fullmatch(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%)?\s*", str(text), re.ASCII)
     if match is None:
         raise PlanError(f"--min-accuracy {text!r} is not understood. {hint}")
     value = float(match[1]) / (100 if match[2] else 1)

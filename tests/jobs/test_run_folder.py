@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 import secateurs
+from secateurs import files
 from secateurs.errors import DataError, PlanError
-from secateurs.jobs import run_folder
 from secateurs.jobs.run_folder import RunFiles, RunFolder
 from secateurs.plan import Measurement
 from secateurs.report.record import Point
@@ -210,12 +211,138 @@ def test_no_write_permission_is_a_clear_message(tmp_path: Path) -> None:
         RunFolder.create(tmp_path / "run", JOB)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_a_clear_message(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunFolder.create(tmp_path / "run", JOB)
-    (tmp_path / "run" / "events.jsonl").symlink_to("/dev/full")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match=r"No space left.*start again"):
         run.record("trace", {}, Figures)
+
+
+def test_a_link_in_place_of_a_file_of_the_run_is_not_followed(tmp_path: Path) -> None:
+    for name in (".lock", "events.jsonl"):
+        run = RunFolder.create(tmp_path / f"run{name}", JOB)
+        (tmp_path / "mine").write_text("of the user")
+        (run.path / name).symlink_to(tmp_path / "mine")
+
+        def work(run: RunFolder = run) -> None:
+            with run:
+                run.record("trace", {}, Figures)
+
+        with pytest.raises(DataError, match="annot"):
+            work()
+        assert (tmp_path / "mine").read_text() == "of the user"
+        assert (run.path / name).is_symlink()
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / ".lock").write_text("of the user")
+    with pytest.raises(DataError, match=r"not empty \(\.lock\)"):
+        RunFolder.create(tmp_path / "planted", JOB)
+
+
+def test_only_what_the_run_made_is_removed(tmp_path: Path) -> None:
+    def fail(error: BaseException, rows: bool) -> None:
+        with RunFolder.create(tmp_path / "run", JOB) as run:
+            run.write(run.files.dense("onnx"), "{}")
+            (run.path / "thesis.tex").write_text("mine")
+            (run.path / "dense.notes").write_text("mine")
+            (run.path / "mine").mkdir()
+            (run.path / "mine" / "plan.json").write_text("mine")
+            (run.path / "link").symlink_to(tmp_path)
+            if rows:
+                FileRows(run.files.values).put("a", {"value": 1.0})
+            raise error
+
+    mine = {"thesis.tex", "dense.notes", "mine", "link"}
+    with pytest.raises(PlanError):
+        fail(PlanError("disk full"), rows=False)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == mine
+    assert (tmp_path / "run" / "mine" / "plan.json").read_text() == "mine"
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(PlanError):
+        fail(PlanError("disk full"), rows=True)
+    assert {"job.json", "values.sqlite3", "dense.onnx", *mine} <= {path.name for path in (tmp_path / "run").iterdir()}
+    shutil.rmtree(tmp_path / "run")
+    stopped = PlanError("the exporter failed")
+    stopped.__context__ = KeyboardInterrupt()
+    with pytest.raises(PlanError):
+        fail(stopped, rows=False)
+    assert RunFolder.resume(tmp_path / "run").job == JOB
+
+
+def test_a_folder_of_the_run_keeps_what_is_not_its_own(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", JOB)
+    (run.files.checkpoints / "dense").mkdir(parents=True)
+    for name in ("checkpoint.safetensors", "dense/checkpoint.safetensors", "values.sqlite3", "notes.md"):
+        (run.files.checkpoints / name).touch()
+    (run.files.checkpoints / "away").symlink_to(tmp_path)
+    run.remove(run.files.checkpoints)
+    assert {path.name for path in run.files.checkpoints.iterdir()} == {"values.sqlite3", "notes.md", "away"}
+    assert run.files.job.exists()
+
+
+def test_files_are_known_by_their_digests(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", JOB)
+    assert run.sound(run.files.plan) is False
+    run.write(run.files.plan, "{}")
+    (run.path / "dense.onnx").write_bytes(b"dense")
+    run.know(run.files.dense("onnx"))
+    held = json.loads(run.files.job.read_text())["digests"]
+    assert set(held) == {"plan.json", "dense.onnx"}
+    again = RunFolder.resume(run.path)
+    assert again.job == JOB
+    again.require_sound(again.files.plan, again.files.dense("onnx"))
+    assert again.made(again.files.carrier) is False
+    for content in (None, b"another"):
+        (run.path / "dense.onnx").unlink(missing_ok=True)
+        if content is not None:
+            (run.path / "dense.onnx").write_bytes(content)
+        assert not again.sound(again.files.dense("onnx"))
+        with pytest.raises(DataError, match=r"dense\.onnx is missing, or is not the file"):
+            again.require_sound(again.files.dense("onnx"))
+    held = json.loads(run.files.job.read_text())
+    del held["digests"]  # as an older version left it
+    run.files.job.write_text(json.dumps(held))
+    older = RunFolder.resume(run.path)
+    assert older.sound(older.files.dense("onnx"))
+    assert not older.made(older.files.carrier)
+    older.files.carrier.touch()
+    assert older.made(older.files.carrier)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 9000, "null", "[]", "1e999", '{"schema": 3}', "\ud800", "", "9" * 9000, "NaN"],
+)
+def test_a_job_of_any_json_is_a_message(tmp_path: Path, text: str) -> None:
+    run = RunFolder.create(tmp_path / "run", JOB)
+    run.files.job.write_text(text, errors="surrogatepass")
+    with pytest.raises(DataError, match=r"no run to resume|another version"):
+        RunFolder.resume(run.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("digests", []), ("digests", {"plan.json": 3}), ("options", "x"), ("options", {"data": {}}), ("command", 3),
+     ("source", 3), ("known", "x")],
+)  # fmt: skip
+def test_types_in_a_job_are_checked(tmp_path: Path, name: str, value: object) -> None:
+    run = RunFolder.create(tmp_path / "run", JOB)
+    run.files.job.write_text(json.dumps({"schema": "secateurs.job/1", **JOB, name: value}))
+    with pytest.raises(DataError, match=f"is damaged: {name}"):
+        RunFolder.resume(run.path)
+
+
+def test_a_resumed_run_may_correct_what_nothing_was_made_with(tmp_path: Path) -> None:
+    job = {**JOB, "lr": 5.0, "precision": "fp32"}
+    RunFolder.create(tmp_path / "run", job)
+    with RunFolder.resume(tmp_path / "run", {**job, "lr": 0.01}) as run:
+        assert run.job["lr"] == 0.01
+        run.files.checkpoints.mkdir()
+    with pytest.raises(DataError, match=r"lr 0\.01, now it is 0\.02"):
+        RunFolder.resume(tmp_path / "run", {**job, "lr": 0.02})
 
 
 def test_written_files_leave_no_draft(tmp_path: Path) -> None:
@@ -276,7 +403,7 @@ def test_nothing_else_names_a_file_of_a_run() -> None:
     found = {
         (path.relative_to(root).as_posix(), name)
         for path in root.rglob("*.py")
-        if path != Path(run_folder.__file__)
+        if path != Path(files.__file__)
         for name in named_in(path.read_text(encoding="utf-8"), names)
     }
     assert found == set(STATED_ELSEWHERE)

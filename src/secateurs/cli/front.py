@@ -15,7 +15,7 @@ from secateurs.cli import options as o
 from secateurs.cli.opening import check_same, open_images, open_model, typed
 from secateurs.cli.options import chosen_for
 from secateurs.cli.progress import shown
-from secateurs.cli.running import BUDGET_MISSED, INTERRUPTED, complain, emit, guarded, talk
+from secateurs.cli.running import BUDGET_MISSED, INTERRUPTED, complain, emit, guarded, interruptible, talk
 from secateurs.errors import DataError
 from secateurs.jobs.front_settings import FrontSettings
 from secateurs.jobs.settings import defaults
@@ -194,16 +194,19 @@ def _run(
     from secateurs.data import Named
     from secateurs.jobs.front import FrontJob
     from secateurs.jobs.run_folder import RunFolder, check_free
-    from secateurs.latency.targets import open_target
+    from secateurs.latency.store import Store
+    from secateurs.latency.targets import check_threads, open_target
     from secateurs.structure.untouched import as_found
 
     open_target(settings.target)
+    check_threads(settings.target, settings.threads)
+    Store(store).require_writable()
     if not resume:
         check_free(output)
     again = f"secateurs front --resume -o {shlex.quote(str(output))}"
     result: Result | None = None
     try:
-        with shown(talk()) as progress:
+        with interruptible(), shown(talk()) as progress:
             weights = None if given["weights"] is None else Path(given["weights"])
             source = Named(given["data"])
             loaded = open_model(

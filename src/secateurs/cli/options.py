@@ -50,7 +50,15 @@ PrecisionMix = Annotated[
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime that is measured.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Batch size that is measured.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+
+
+def _seed(value: int) -> int:
+    if not 0 <= value < 2**63:
+        raise typer.BadParameter(f"{value} is no seed. Give a whole number from 0 on.")
+    return value
+
+
+Seed = Annotated[int, typer.Option("--seed", callback=_seed, help="Seed of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")]
 Target = Annotated[str, typer.Option("--target", help="Runtime on a device, see 'secateurs ls targets'.")]
 Strategy = Annotated[str, typer.Option("--strategy", help=STRATEGY_HELP)]
@@ -156,7 +164,11 @@ def input_shape(text: str | None, batch: int = 1) -> tuple[int, int, int] | None
     """
     if text is None:
         return None
-    sizes = [int(part) for part in re.split(r"[,x]", text)] if re.fullmatch(r"\d+([,x]\d+){2,3}", text.strip()) else []
+    sizes = (
+        [int(part) for part in re.split(r"[,x]", text)]
+        if re.fullmatch(r"[0-9]{1,9}([,x][0-9]{1,9}){2,3}", text.strip())
+        else []
+    )
     if not sizes or min(sizes) < 1:
         raise DataError(
             f"--input {text!r} is not understood. Give batch, channels, height, width: --input 1,3,224,224."

@@ -12,12 +12,14 @@ from secateurs.cli import options as o
 from secateurs.cli.opening import open_images, open_model, open_source, writable
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
+from secateurs.errors import PlanError
 from secateurs.jobs.settings import Settings
 from secateurs.progress import Progress
 from secateurs.report import wording
 from secateurs.report.terminal import styled
 
 if TYPE_CHECKING:
+    from secateurs.budgets import Budget
     from secateurs.data import Data
     from secateurs.models import Loaded
     from secateurs.plan import Plan
@@ -80,8 +82,10 @@ def verb(
 
     writable(output)
     _check_mix(precision_mix, target, strategy, latency, data, elements)
-    parse_budgets(latency, memory, file_size, macs)
+    _require_one(parse_budgets(latency, memory, file_size, macs), ratio)
     opened = None if latency is None else open_target(target)
+    if opened is not None:
+        _require_usable(target, threads, store)
     if elements is not None:
         if opened is None:
             raise typer.BadParameter("--elements needs --latency: which layers are sparse is decided by measured time.")
@@ -128,6 +132,23 @@ def verb(
     dense_ms = next((one.dense_ms for one in (costs, space) if one is not None), None)
     found = summary(graph, made, dense_ms) | ({} if space is None else _elements(space, made)) | _floats(mixed, made)
     emit({**found, "plan": str(output)}, lambda console: _show(found, output, console), as_json=as_json)
+
+
+def _require_usable(target: str, threads: int, store: Path | None) -> None:
+    """Raises an error where nothing could be measured or kept."""
+    from secateurs.latency.store import Store
+    from secateurs.latency.targets import check_threads
+
+    check_threads(target, threads)
+    Store(store).require_writable()
+
+
+def _require_one(budgets: tuple[Budget, ...], ratio: float | None) -> None:
+    """Raises PlanError unless there are either budgets or a ratio, before anything takes time."""
+    if bool(budgets) == (ratio is not None):
+        raise PlanError("Give either budgets (--latency 60%, --memory, --file-size, --macs) or --ratio.")
+    if ratio is not None and not 0 < ratio <= 1:
+        raise PlanError(f"--ratio {ratio:g} must lie in (0, 1]: it is the share of units that stays.")
 
 
 def _require_known(strategy: str | None, criterion: str | None) -> None:

@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 
 from secateurs.cli import options as o
-from secateurs.cli.opening import check_same, open_images, open_model
+from secateurs.cli.opening import check_same, open_images, open_model, typed
 from secateurs.cli.options import chosen_for
 from secateurs.cli.progress import shown
-from secateurs.cli.running import BUDGET_MISSED, INTERRUPTED, complain, emit, guarded, talk
+from secateurs.cli.running import BUDGET_MISSED, INTERRUPTED, complain, emit, guarded, interruptible, talk
 from secateurs.errors import DataError
 from secateurs.jobs.settings import PRECISIONS, REPAIRS, SCHEDULES, Settings, defaults
 from secateurs.progress import silent
@@ -152,13 +152,16 @@ def _from_folder(
     """
     from secateurs.jobs.run_folder import RunFolder
 
-    held = RunFolder.resume(output).job
+    folder = RunFolder.resume(output)
+    held = folder.job
     options: dict[str, Any] = held.get("options", {})
     if "objectives" in held:
         raise DataError(f"The run in {output} is a front. Continue it with 'secateurs front --resume -o {output}'.")
     again = f"secateurs prune --resume -o {output}"
-    check_same(context, {**given, **chosen}, {**held, **options}, output, again)
-    return {name: options.get(name) for name in given}, {**defaults(Settings), **held}
+    corrected = {name: chosen[name] for name in folder.correctable & set(chosen) if typed(context, name)}
+    fixed = {name: value for name, value in chosen.items() if name not in corrected}
+    check_same(context, {**given, **fixed}, {**held, **options}, output, again)
+    return {name: options.get(name) for name in given}, {**defaults(Settings), **held, **corrected}
 
 
 def _run(
@@ -174,7 +177,7 @@ def _run(
     if not resume and not helps():
         check_free(output)
     try:
-        with nullcontext(silent) if helps() else shown(talk()) as progress:
+        with interruptible(), nullcontext(silent) if helps() else shown(talk()) as progress:
             source = Named(given["data"])
             loaded = open_model(
                 given["model"],

@@ -7,15 +7,17 @@ import errno
 import functools
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec
 
 import typer
 from rich.console import Console
 
-from secateurs.errors import SecateursError, plain, why
+from secateurs.errors import NO_EXIT, SecateursError, interrupted, plain, why
 from secateurs.report.terminal import terminal, wide
 
 P = ParamSpec("P")
@@ -23,6 +25,8 @@ BUDGET_MISSED, INTERRUPTED = 3, 130
 _DEBUG = "SECATEURS_DEBUG"
 
 _result_stream = sys.stdout
+_pressed: list[int] = []
+"""Ctrl-C since the verb began."""
 
 
 def talk() -> Console:
@@ -47,12 +51,15 @@ def guarded(verb: Callable[P, None]) -> Callable[P, None]:
         global _result_stream
         _result_stream = sys.stdout
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr), interruptible():
                 verb(*args, **kwargs)
         except (typer.Exit, typer.BadParameter):
             raise
         except BrokenPipeError:
             _stop_writing()
+            raise typer.Exit(1) from None
+        except SystemExit as error:
+            complain(f"Code of the network or of the data ended the program (sys.exit({error.code!r})). {NO_EXIT}")
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             complain("Interrupted.")
@@ -64,6 +71,32 @@ def guarded(verb: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(error.exit_code if isinstance(error, SecateursError) else 1) from None
 
     return run
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C stays Ctrl-C, also where a library makes another error of it, or swallows it and fails later."""
+
+    def press(number: int, frame: Any) -> None:
+        _pressed.append(number)
+        raise KeyboardInterrupt
+
+    mine = threading.current_thread() is threading.main_thread()
+    mine = mine and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if mine:
+        signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except (Exception, SystemExit) as error:
+        if _pressed or interrupted(error):
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _pressed.clear()
 
 
 def complain(message: str) -> None:

@@ -176,6 +176,7 @@ class Deployment:
     def _dense(self, found: Scored, written: ExportReport, said: Sequence[str]) -> DenseFound:
         """The record of the dense file; ``found``: on the test images; ``said``: notes on the network."""
         module, target = self.loaded.module, self.bench.target
+        self.folder.know(self.bench.dense)
         return DenseFound(
             model=self.loaded.name,
             weights=str(self.loaded.source.get("weights") or ""),
@@ -203,6 +204,7 @@ class Deployment:
         with self.folder.timed("measure"):
             with self.progress.task("export pruned"):
                 written = bench.export(small, deployed, plan)
+            self.folder.know(deployed)
             made: dict[str, Any] = {
                 "params": parameter_count(small) - elements_pruned(small, plan),
                 "file_bytes": written.size_bytes,

@@ -13,12 +13,13 @@ from typing import Any
 from torch import nn
 
 from secateurs.data import Data, given
-from secateurs.errors import PlanError
+from secateurs.errors import PlanError, checked
 from secateurs.jobs.run_folder import RunFolder
 from secateurs.jobs.settings import Settings, defaults
 from secateurs.jobs.stages import Job, Result
 from secateurs.jobs.training import Trainer
-from secateurs.latency.targets import open_target
+from secateurs.latency.store import Store
+from secateurs.latency.targets import check_threads, open_target
 from secateurs.models import Loaded, Preprocessing, own
 from secateurs.plan import Plan
 from secateurs.planning.elements.costs import check_elements
@@ -122,8 +123,11 @@ def prune(
             allow_chance=allow_chance,
             precision_mix=precision_mix,
         )
+    elif not isinstance(settings, Settings):
+        raise PlanError(f"settings= is a {type(settings).__name__}. Give a secateurs.jobs.settings.Settings.")
     elif any(one is not None for one in (latency, memory, file_size, macs, max_loss, min_accuracy, criterion)):
         raise PlanError("settings= holds everything, so a budget or criterion= beside it would do nothing. Give one.")
+    checked(str | Path | None, output, "prune(output=)", "Give the name of a folder")
     model = plain(model)
     with as_found(model, data):
         loaded = own(model, example, normalize)
@@ -152,6 +156,7 @@ def run(
         path = place.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="secateurs-run-")))
         if place.resume:
             settings = settings.resumed(RunFolder.resume(path).job)
+        Store(place.store, progress=progress).require_writable()
         settings = settings.settled(len(data.train))
         pixels = {"preprocessing": loaded.preprocessing.to_dict()}
         identity = {**settings.to_dict(), "source": dict(loaded.source) or pixels, "data": data.name}
@@ -207,6 +212,7 @@ def check_names(settings: Settings) -> None:
         TargetUnavailableError: the target cannot be used here.
     """
     target = open_target(settings.target)
+    check_threads(settings.target, settings.threads)
     if settings.elements is not None:
         check_elements(target, settings.elements, settings.batch)
     load("strategies", settings.strategy)

@@ -77,6 +77,8 @@ class FrontJob:
         """
         path = self.folder.files.front
         self.crew.check(self.settings.target)
+        if path.exists():
+            self.folder.require_sound(path)
         front = Front.load(path) if path.exists() else self._search()
         front = front.model_copy(update={"resume": self.resume_with or front.resume})  # the folder may have moved
         self._write(front)

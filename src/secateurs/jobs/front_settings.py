@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from secateurs.budgets import Budget
 from secateurs.errors import PlanError
-from secateurs.jobs.settings import as_json, read_settings
+from secateurs.jobs.settings import as_json, check_kinds, read_settings
 from secateurs.latency.targets import DEFAULT_TARGET
 from secateurs.search.legal import VALIDATED
 
@@ -47,6 +48,7 @@ class FrontSettings:
     allow_chance: bool = False
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         known = ("latency", "memory", "file_size", "macs")
         unknown = [name for name in self.objectives if name not in known]
         if unknown or not 1 <= len(set(self.objectives)) == len(self.objectives) <= 3:
@@ -108,7 +110,7 @@ class Pick:
         resource = name.strip().replace("-", "_")
         if text == "knee":
             return cls(text)
-        if name == "point" and value.isdecimal():
+        if name == "point" and re.fullmatch("[0-9]{1,9}", value):
             return cls(text, number=int(value))
         if resource in resources and value:
             return cls(text, budget=Budget.parse(value, resource))

@@ -8,85 +8,36 @@ not done.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-import shutil
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from secateurs.errors import DataError, SecateursError, why
-from secateurs.files import write_atomic
+from secateurs.errors import DataError, SecateursError, checked, interrupted, why
+from secateurs.files import (
+    PARTS,
+    RunFiles,
+    Seals,
+    append_line,
+    digest_of,
+    open_own,
+    read_json,
+    remove_ours,
+    write_atomic,
+)
+from secateurs.jobs.settings import as_event, as_then, unused
 
 SCHEMA = "secateurs.job/1"
+_DIGESTS = "digests"
+"""Key of job.json: SHA-256 of every finished file, by name."""
 _ADVICE = "Choose another folder with -o"
 V = TypeVar("V")
-
-
-class RunFiles:
-    """Where every file of a run lies; nothing else in the package names one.
-
-    What is below ``checkpoints`` and ``search`` is named by the training and by the strategy that keep it there; a file
-    whose name begins with a dot is gone when the run ends.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lock = path / ".lock"
-        self.job, self.events = path / "job.json", path / "events.jsonl"
-        self.plan, self.result, self.report = path / "plan.json", path / "result.json", path / "report.html"
-        self.carrier = path / "carrier.safetensors"  # the uncut network after training that came before the cut
-        self.repaired = path / "repaired.safetensors"  # the cut network after its repair
-        self.weights = path / "model.safetensors"  # the same after everything
-        self.checkpoints = path / "checkpoints"
-        self.trials = self.checkpoints / "values.sqlite3"  # networks tried to make values of groups comparable
-        self.search = path / "search"  # of a strategy: what it goes on from
-        self.evaluations = path / "evaluations.sqlite3"  # judged candidates
-        self.values = path / "values.sqlite3"  # what groups were measured to be worth
-        self.repairs = path / "repairs.sqlite3"  # accuracies of networks that were cut and repaired to find the fastest
-        self.front, self.front_page = path / "front.json", path / "front.html"
-
-    def dense(self, artifact: str) -> Path:
-        """The dense network as the target runs it; ``artifact``: ending of its files."""
-        return self.path / f"dense.{artifact}"
-
-    def deployed(self, artifact: str) -> Path:
-        """The pruned network as the target runs it."""
-        return self.path / f"model.{artifact}"
-
-    def candidate(self, artifact: str) -> Path:
-        """A network that is being measured."""
-        return self.path / f".candidate.{artifact}"
-
-    def models(self) -> list[Path]:
-        """The pruned network in every form that is there."""
-        return sorted(self.path.glob("model.*"))
-
-    def point(self, number: int) -> Path:
-        """Folder of the run that carries a point of this front on."""
-        return self.path / "points" / str(number)
-
-    def picked(self, wanted: str, epochs: int | None = None) -> Path:
-        """Folder of the run of a pick; ``epochs``: where they are others than the front was made with."""
-        name = wanted.replace("/", "_")
-        return self.path / "picked" / (name if epochs is None else f"{name}, epochs={epochs}")
-
-    @property
-    def scratch(self) -> tuple[Path, ...]:
-        """What is of no use when the run has ended."""
-        return self.checkpoints, self.repaired, self.carrier, self.search
-
-    @property
-    def worked(self) -> bool:
-        """Whether there is anything that a run's time goes into, so that a failed run can be continued."""
-        work = (self.plan, self.front, self.checkpoints, self.carrier)
-        return any(path.exists() for path in work) or _has_rows(self.evaluations) or _has_rows(self.repairs)
 
 
 def check_free(folder: Path) -> None:
@@ -100,7 +51,7 @@ def check_free(folder: Path) -> None:
     except OSError as error:
         raise DataError(f"Folder {folder} cannot be used ({error.strerror or error}). {_ADVICE}.") from error
     files = RunFiles(folder)
-    held = sorted(entry.name for entry in inside if entry != files.lock)
+    held = sorted(entry.name for entry in inside if entry != files.lock or not _is_lock(entry))
     if files.job.name in held:
         finished = files.result.name in held or files.front.name in held
         state = "a finished run" if finished else "a run that has not finished"
@@ -119,7 +70,8 @@ def check_free(folder: Path) -> None:
 def _resuming(folder: Path) -> str:
     """The command that continues the run in ``folder``, whichever verb started it."""
     try:
-        is_front = "objectives" in json.loads(RunFiles(folder).job.read_text(encoding="utf-8"))
+        with open_own(RunFiles(folder).job, os.O_RDONLY, "rb") as file:
+            is_front = "objectives" in read_json(file.read())
     except (OSError, ValueError, TypeError):
         is_front = False
     return f"secateurs {'front' if is_front else 'prune'} --resume -o {folder}"
@@ -134,7 +86,8 @@ class RunFolder:
     def __init__(self, path: Path, job: Mapping[str, Any]) -> None:
         self.path, self.files = path, RunFiles(path)
         self.job = dict(job)
-        self.made_here = False
+        self._seals = Seals(path, self.job.pop(_DIGESTS, {}))
+        self.made_here = self._corrected = False
         self.seconds: dict[str, float] = {}
         """By what they were spent on, over all sittings."""
         self._lock: IO[bytes] | None = None
@@ -157,7 +110,7 @@ class RunFolder:
             raise DataError(f"Folder {folder} cannot be used ({error.strerror or error}). {_ADVICE}.") from error
         run = cls(folder, job)
         run.made_here = fresh
-        run.write(run.files.job, json.dumps({"schema": SCHEMA, **run.job}, indent=1) + "\n")
+        run._write_job()
         return run
 
     @classmethod
@@ -174,32 +127,30 @@ class RunFolder:
             DataError: there is no run, or it was started with other settings.
         """
         folder = Path(path)
-        job_file = RunFiles(folder).job
-        try:
-            held = json.loads(job_file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise DataError(
-                f"Folder {folder} holds no run to resume ({job_file.name}: {why(error)}). Leave out --resume to start "
-                f"one."
-            ) from error
-        if not isinstance(held, dict) or held.pop("schema", None) != SCHEMA:
-            raise DataError(f"{job_file} was written by another version. {_ADVICE}.")
+        held = _read_job(folder)
+        run = cls(folder, held)
+        run._done = run._read_events()
         for name, wanted in ({} if job is None else json.loads(json.dumps(dict(job)))).items():
             had = held.get(name, (assumed or {}).get(name))
-            if had != (_as_then(wanted, had) if name == "source" else wanted):
+            if name in run.correctable and had != wanted:
+                run._correct(name, wanted)
+            elif had != (as_then(wanted, had) if name == "source" else wanted):
                 raise DataError(
                     f"Folder {folder} holds a run with {name} {had!r}, now it is {wanted!r}. Resume with "
                     f"the same settings ('{_resuming(folder)}' takes all of them from the folder), "
                     f"or choose another folder."
                 )
-        run = cls(folder, held)
-        run._done = run._read_events()
         run.seconds = run.done("seconds", dict[str, float]) or {}
         run._began -= run.seconds.get("total", 0.0)
         return run
 
     def __enter__(self) -> RunFolder:
         self._lock = self._take_lock()
+        if self._corrected:
+            self._write_job()
+        for entry in self.path.iterdir():  # what a killed sitting was writing
+            if self.files.is_draft(entry):
+                self.remove(entry)
         return self
 
     def __exit__(
@@ -210,14 +161,15 @@ class RunFolder:
             self._lock = None
             with contextlib.suppress(OSError):
                 self.files.lock.unlink()
-        if isinstance(error, SecateursError) and not self.files.worked:
+        if isinstance(error, SecateursError) and not interrupted(error) and not self.files.worked:
             self._discard()
 
     def _discard(self) -> None:
         """Leave no trace of a run that failed before anything but measurements was done: those are in the store, and
-        the same folder should serve the next try."""
-        for entry in list(self.path.iterdir()):
-            self.remove(entry)
+        the same folder should serve the next try. What the run did not make stays."""
+        for entry in (*self.path.iterdir(), *self.files.empty_rows()):
+            if self.files.owns(entry) or entry in self.files.empty_rows():
+                self.remove(entry)
         if self.made_here:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
@@ -228,9 +180,11 @@ class RunFolder:
         except ImportError:  # Windows: two processes in one folder are not kept apart
             return None
         try:
-            lock = open(self.files.lock, "wb")  # noqa: SIM115 - held until the run ends
+            lock = open_own(self.files.lock, os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise DataError(f"Folder {self.path} cannot be written ({error.strerror}). {_ADVICE}.") from error
+            raise DataError(
+                f"Folder {self.path} cannot be written ({self.files.lock.name}: {error.strerror or error}). {_ADVICE}."
+            ) from error
         try:
             fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -242,14 +196,44 @@ class RunFolder:
 
     def _read_events(self) -> dict[str, Any]:
         done: dict[str, Any] = {}
-        with contextlib.suppress(FileNotFoundError):
-            for line in self.files.events.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    event = json.loads(line)
-                    done[event["event"]] = event["data"]
-                except (json.JSONDecodeError, KeyError, TypeError):
-                    continue
+        try:
+            with open_own(self.files.events, os.O_RDONLY, "rb") as file:
+                lines = file.readlines()
+        except FileNotFoundError:
+            return done
+        except OSError as error:
+            raise self._unwritable(error) from error
+        for line in lines:
+            try:
+                event = read_json(line)
+                done[event["event"]] = event["data"]
+            except (ValueError, KeyError, TypeError):
+                continue
         return done
+
+    @property
+    def correctable(self) -> frozenset[str]:
+        """Settings that a resumed run may change, since nothing was made with them yet."""
+        return unused(self.job, self._done, trained=self.files.checkpoints.exists())
+
+    def _correct(self, name: str, wanted: Any) -> None:
+        self.job[name], self._corrected = wanted, True
+        self.forget("mode")
+
+    def _unwritable(self, error: OSError) -> DataError:
+        return DataError(
+            f"Cannot write {self.files.events} ({error.strerror or error}). Free space, then start again (with "
+            f"--resume, where the folder has a {self.files.plan.name})."
+        )
+
+    def has(self, event: str) -> bool:
+        """Whether an earlier sitting, or this one, finished that stage."""
+        return event in self._done
+
+    def forget(self, *events: str) -> None:
+        """Let these stages be done again."""
+        for event in events:
+            self._done.pop(event, None)
 
     def done(self, event: str, kind: type[V]) -> V | None:
         """What the last event of this name recorded, or None.
@@ -288,23 +272,10 @@ class RunFolder:
             DataError: the file cannot be written.
         """
         line = json.dumps({"time": round(time.time(), 3), "event": event, "data": as_event(value, kind)})
-        path = self.files.events
         try:
-            with open(path, "ab+") as file:
-                end = file.seek(0, os.SEEK_END)
-                if end:
-                    # A crash may have torn the last line; start on a fresh one.
-                    file.seek(end - 1)
-                    if file.read(1) != b"\n":
-                        file.write(b"\n")
-                file.write(line.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self.files.events, line.encode())
         except OSError as error:
-            raise DataError(
-                f"Cannot write {path} ({error.strerror or error}). Free space, then start again (with --resume, where "
-                f"the folder has a {self.files.plan.name})."
-            ) from error
+            raise self._unwritable(error) from error
         self._done[event] = json.loads(line)["data"]
         return self._as(kind, event, self._done[event])
 
@@ -320,45 +291,84 @@ class RunFolder:
             ) from error
 
     def write(self, path: Path, content: str | bytes) -> None:
-        """Write one of :attr:`files`, whole or not at all."""
-        write_atomic(path, content.encode() if isinstance(content, str) else content)
+        """Write one of :attr:`files`, whole or not at all; its digest is kept."""
+        data = content.encode() if isinstance(content, str) else content
+        write_atomic(path, data)
+        self._know({path: hashlib.sha256(data).hexdigest()})
+
+    def know(self, path: Path) -> None:
+        """Keep the digest of a file that another room wrote, and of what it wrote beside it (model.xml, model.bin)."""
+        beside = self.files.exported_beside(path)
+        self._know({one: digest_of(one) for one in sorted(beside)})
+
+    def _know(self, digests: Mapping[Path, str]) -> None:
+        if self._seals.add(digests):
+            self._write_job()
+
+    def _write_job(self) -> None:
+        known = {_DIGESTS: self._seals.digests} if self._seals.digests else {}
+        write_atomic(self.files.job, (json.dumps({"schema": SCHEMA, **self.job, **known}, indent=1) + "\n").encode())
+
+    def sound(self, path: Path) -> bool:
+        """Whether a file is there and as the run wrote it; one of an older version, which kept no digests, is if it is
+        there."""
+        return self._seals.sound(path)
+
+    def made(self, path: Path) -> bool:
+        """Whether the run made such a file; of a run of an older version, which kept no digests, whether it is there.
+        What somebody put there is not taken for the run's."""
+        return self._seals.knows(path) if self._seals.digests else path.is_file()
+
+    def require_sound(self, *paths: Path) -> None:
+        """Nothing, if these files are as the run wrote them.
+
+        Raises:
+            DataError: one is missing or was changed since.
+        """
+        for path in paths:
+            if not self.sound(path):
+                raise DataError(
+                    f"{path} is missing, or is not the file that the run wrote. Put that one back, or start the run "
+                    f"again in another folder."
+                )
 
     def remove(self, path: Path) -> None:
-        """Delete a file or folder of the run if it is there."""
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        """Delete a file of the run, or what it keeps in one of its folders, if it is there.
+
+        Links are not followed. Rows that were judged stay, and so does everything else that no run makes.
+        """
+        remove_ours(path, PARTS)
 
 
-def _as_then(source: Mapping[str, Any], had: Any) -> Mapping[str, Any]:
-    """Where a network is from, as the version that wrote ``had`` would have said it: nothing of one that is an object,
-    and ``pixel / 255`` where nobody told how pixels reach it."""
-    from secateurs.models.preprocessing import Preprocessing
+def _read_job(folder: Path) -> dict[str, Any]:
+    """What job.json holds.
 
-    if not had and set(source) == {"preprocessing"}:
-        return {}
-    if source.get("preprocessing") is None and had:
-        plain = json.loads(json.dumps(Preprocessing().to_dict()))
-        return {**source, "preprocessing": plain if had.get("preprocessing") == plain else None}
-    return source
+    Raises:
+        DataError: there is none, it is damaged, or another version wrote it.
+    """
+    job_file = RunFiles(folder).job
+    try:
+        with open_own(job_file, os.O_RDONLY, "rb") as file:
+            held = read_json(file.read())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"Folder {folder} holds no run to resume ({job_file.name}: {why(error)}). Leave out --resume to start one."
+        ) from error
+    if not isinstance(held, dict) or held.pop("schema", None) != SCHEMA:
+        raise DataError(f"{job_file} was written by another version. {_ADVICE}.")
+    kinds: dict[str, Any] = {
+        _DIGESTS: dict[str, str],
+        "options": dict[str, str | int | None],
+        "command": str,
+        "source": dict[str, Any],
+        "known": list[str],
+    }
+    for name, kind in kinds.items():
+        if name in held:
+            checked(kind, held[name], f"{job_file} is damaged: {name}", _ADVICE, DataError)
+    return held
 
 
-def as_event(value: V, kind: type[V]) -> Any:
-    """A value as JSON values. What a stage finds now and then, so that its default is None, is left out where it is
-    None."""
-    found = TypeAdapter(kind).dump_python(value)
-    if is_dataclass(value):
-        for one in fields(value):
-            if one.default is None and found[one.name] is None:
-                del found[one.name]
-    return found
-
-
-def _has_rows(path: Path) -> bool:
-    """Whether a file of evaluations holds any."""
-    if not path.exists():
-        return False
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as base:
-        return base.execute("SELECT 1 FROM evaluations LIMIT 1").fetchone() is not None
-    return True
+def _is_lock(entry: Path) -> bool:
+    """Whether it is what a sitting leaves that was killed: an empty file."""
+    return entry.is_file() and not entry.is_symlink() and entry.stat().st_size == 0

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter
 
 from secateurs.budgets import AccuracyBound, Budget, describe_budgets, parse_budgets
-from secateurs.errors import PlanError
+from secateurs.errors import PlanError, checked
 from secateurs.latency.targets import DEFAULT_TARGET
 from secateurs.latency.targets._base import QUANTISED
 from secateurs.latency.targets.opening import in_float
@@ -45,6 +49,28 @@ def read_settings(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Values for such a kind from what :func:`as_json` gave; other keys are ignored."""
     held = {**defaults(kind), **{item.name: raw[item.name] for item in fields(kind) if item.name in raw}}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
+
+
+_LARGEST = 2**63 - 1
+
+
+def check_kinds(settings: Any) -> None:
+    """Nothing, if every field of such a value is of the kind that it is declared with, and numbers are finite.
+
+    Raises:
+        PlanError: naming the first that is not.
+    """
+    for name, kind in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        given = tuple(value) if isinstance(value, list) else value
+        option = f"--{name.replace('_', '-')}"
+        checked(kind, given, f"Setting {name}", f"Give another value for {option} ({name}=).")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise PlanError(f"Setting {name} is {value}. Give a finite number for {option} ({name}=).")
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise PlanError(f"Setting {name} has {len(str(abs(value)))} digits. Give a smaller number for {option}.")
+    if not settings.seed >= 0:
+        raise PlanError(f"seed is {settings.seed}; it must be at least 0 and below 2^63. Give --seed 0.")
 
 
 @dataclass(frozen=True)
@@ -107,6 +133,9 @@ class Settings:
     dense_epochs: int | None = None
 
     def __post_init__(self) -> None:
+        check_kinds(self)
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise PlanError(f"lr is {self.lr}; it must be a number above 0. Give --lr 0.01, or leave it out.")
         if self.bound is not None:
             self._check_bound(self.bound)
         elif not self.budgets:
@@ -268,3 +297,42 @@ class Settings:
     def from_dict(cls, raw: Mapping[str, Any]) -> Settings:
         """Read what :meth:`to_dict` gave; other keys are ignored, and what an older version lacked has its default."""
         return cls(**read_settings(cls, raw))
+
+
+def unused(held: Mapping[str, Any], done: Collection[str], *, trained: bool) -> frozenset[str]:
+    """Settings of a run begun with ``held`` that nothing was made with yet.
+
+    ``done``: finished stages; ``trained``: whether there is a checkpoint of a training.
+    """
+    found: set[str] = set()
+    early = held.get("schedule", "once") != "once" or held.get("finalists", 1) != 1 or "objectives" in held
+    if not early and not trained and "finetune" not in done:
+        found |= {"lr", "precision", "train_batch", "dense_epochs"}
+        found |= set() if held.get("penalty") else {"epochs"}
+    if "repair" not in done and held.get("max_loss") is None and held.get("min_accuracy") is None and not early:
+        found |= {"repair"} if "plan" in done or not held.get("calibrate_values") else set()
+    return frozenset(found)
+
+
+def as_then(source: Mapping[str, Any], had: Any) -> Mapping[str, Any]:
+    """Where a network is from, as the version that wrote ``had`` would have said it: nothing of one that is an object,
+    and ``pixel / 255`` where nobody told how pixels reach it."""
+    from secateurs.models.preprocessing import Preprocessing
+
+    if not had and set(source) == {"preprocessing"}:
+        return {}
+    if source.get("preprocessing") is None and had:
+        plain = json.loads(json.dumps(Preprocessing().to_dict()))
+        return {**source, "preprocessing": plain if had.get("preprocessing") == plain else None}
+    return source
+
+
+def as_event(value: Any, kind: Any) -> Any:
+    """A value as JSON values. What a stage finds now and then, so that its default is None, is left out where it is
+    None."""
+    found = TypeAdapter(kind).dump_python(value)
+    if is_dataclass(value):
+        for one in fields(value):
+            if one.default is None and found[one.name] is None:
+                del found[one.name]
+    return found

@@ -76,6 +76,7 @@ class Job:
         """
         if self.folder.files.result.exists():
             return self._finished()
+        self._redo_what_is_damaged()
         for note in few_steps(self.settings, self.data):
             self.progress.say(note)
         folder, files, recovery = self.folder, self.folder.files, self._recovery()
@@ -104,8 +105,27 @@ class Job:
             folder.remove(path)
         return Result(small, plan, record, folder.path)
 
+    def _redo_what_is_damaged(self) -> None:
+        """A file between two stages that is missing or not as it was written is made again, and what followed from it:
+        from the same stored rows and checkpoints, so that it becomes the same."""
+        folder, files = self.folder, self.folder.files
+        needed = {
+            "dense": [files.dense(open_target(self.settings.target).artifact)],
+            "plan": [files.plan, *([files.carrier] if folder.made(files.carrier) else [])],
+            "repair": [files.repaired],
+        }
+        stages = ("plan", "repair", "finetune", "deploy", "validated")
+        for stage, paths in needed.items():
+            damaged = [path for path in paths if not folder.sound(path)]
+            if folder.has(stage) and damaged:
+                self.progress.say(f"{damaged[0]} is missing or is not what the run wrote; it is made again.")
+                for path in damaged:
+                    folder.remove(path)
+                folder.forget(stage, *(stages[stages.index(stage) :] if stage in stages else ()))
+
     def _finished(self) -> Result:
         files = self.folder.files
+        self.folder.require_sound(files.result, files.plan, files.weights)
         record, plan = Record.load(files.result), Plan.load(files.plan)
         small = apply(self.loaded.module, plan, self.example, check=False).eval()
         small.load_state_dict(load_file(files.weights))
@@ -166,7 +186,7 @@ class Job:
     def _carrier(self) -> nn.Module:
         """The network that is cut: dense, or what training before the cut made of it."""
         path = self.folder.files.carrier
-        if not path.exists():
+        if not self.folder.made(path):
             return self.loaded.module
         carrier = deep_copy(self.loaded.module, {})
         carrier.load_state_dict(load_file(path))

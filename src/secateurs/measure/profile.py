@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from secateurs.latency.targets import DEFAULT_TARGET, open_target
+from pydantic import Field
+
+from secateurs.errors import checked
+from secateurs.latency.targets import DEFAULT_TARGET, check_threads, open_target
 from secateurs.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -47,9 +50,15 @@ def profile(
     from secateurs.export.artifacts import variants
     from secateurs.latency import model
     from secateurs.latency.store import Store
+    from secateurs.structure import Graph
     from secateurs.structure.untouched import as_found
 
+    checked(Graph, graph, "profile(graph=)", "Give what sc.trace returned")
+    checked(Annotated[int, Field(ge=1)], batch, "profile(batch=)", "Give a number of samples")
+    checked(Annotated[int, Field(ge=0, lt=2**63)], seed, "profile(seed=)", "Give a whole number from 0 on")
+    checked(object if isinstance(store, Store) else str | Path | None, store, "profile(store=)", "Give a file")
     opened = open_target(target)
+    check_threads(target, threads)
     with as_found(graph.model):
         with progress.task("export for the latency model"):
             built = variants(opened.exporter, graph, batch)
