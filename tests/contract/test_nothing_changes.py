@@ -1,4 +1,4 @@
-"""After every public call the user's module, loaders, random states and PyTorch's settings are bit for bit as before."""
+"""After every public call module, loaders, random states and PyTorch's settings are bit for bit as before."""
 
 from __future__ import annotations
 
@@ -138,6 +138,8 @@ def unusual() -> Iterator[None]:
 
 
 EXAMPLE = (1, 3, 8, 8)
+
+
 def _prune(model: nn.Module, example: torch.Tensor, data: tuple[Any, Any], target: str) -> object:
     return sc.prune(
         model,
@@ -166,7 +168,10 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[nn.Module, torch.Tensor, tu
     "trace": (torch.inference_mode, lambda model, example, data, target: sc.trace(model, example)),
     "plan": (torch.no_grad, _plan),
     "apply": (torch.inference_mode, _apply),
-    "profile": (torch.inference_mode, lambda model, example, data, target: sc.profile(sc.trace(model, example), target)),
+    "profile": (
+        torch.inference_mode,
+        lambda model, example, data, target: sc.profile(sc.trace(model, example), target),
+    ),
     "prune": (torch.no_grad, _prune),
 }
 

@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from secateurs.data.decoding import Sizing
 from secateurs.errors import DataError, why
 
+_COMPARED = 8
+"""Items whose labels are compared with a data set's own list of them."""
+
 
 class DatasetSource:
     """Rows of a map-style data set of (input, label) pairs.
@@ -40,7 +43,7 @@ class DatasetSource:
                 items.append(self._input(self.dataset[int(row)][0]))
             except DataError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise DataError(
                     f"Item {int(row)} of the {self.name} data raised {why(error)}. Repair the data set."
                 ) from error
@@ -84,8 +87,9 @@ def wrap(given: Any, sizing: Sizing, name: str) -> DatasetSource | TensorSource:
     if isinstance(given, DataLoader) and not isinstance(given.dataset, IterableDataset):
         given = given.dataset
     if hasattr(given, "__getitem__") and hasattr(given, "__len__") and not is_batches(given):
-        if len(given) == 0:
+        if next(guarded((len(given) for _ in range(1)), name)) == 0:
             raise DataError(f"The {name} data is empty. Return data with images.")
+        _require_as_many(given, name)
         return DatasetSource(given, _labels_of(given, name), sizing, name)
     if isinstance(given, Iterable):
         read = _read_all(given, name)
@@ -107,6 +111,20 @@ def is_batches(given: Any) -> bool:
     return pair and _count(first[1]) is not None and _count(first[0]) == _count(first[1])
 
 
+def _require_as_many(given: Any, name: str) -> None:
+    """Nothing, if a list's first entry is no batch whose images and labels differ in number.
+
+    Raises:
+        DataError: it is one.
+    """
+    first = given[0] if isinstance(given, (list, tuple)) else None
+    if not isinstance(first, (list, tuple)) or len(first) != 2 or getattr(first[0], "ndim", 0) < 4:
+        return
+    inputs, labels = _count(first[0]), _count(first[1])
+    if labels is not None and inputs != labels:
+        raise DataError(f"Batch 0 of the {name} data has {inputs} inputs and {labels} labels. Yield as many of both.")
+
+
 def _count(values: Any) -> int | None:
     """How many there are in a list or along the first dimension; None for a single value."""
     if isinstance(values, (list, tuple)) or getattr(values, "ndim", 0) > 0:
@@ -119,13 +137,25 @@ def _labels_of(dataset: Any, name: str) -> np.ndarray:
     targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
     if targets is None and isinstance(dataset, torch.utils.data.TensorDataset):
         targets = dataset.tensors[1]
-    if targets is None or len(targets) != len(dataset):
+    if targets is None or len(targets) != len(dataset) or not _are_those(targets, dataset, name):
         targets = []
         for row, item in enumerate(guarded((dataset[row] for row in range(len(dataset))), name)):
             if not isinstance(item, (list, tuple)) or len(item) < 2:
                 raise DataError(f"Item {row} of the {name} data is no (input, label) pair. Return pairs.")
             targets.append(item[1])
     return _whole(targets, f"The {name} data")
+
+
+def _are_those(targets: Any, dataset: Any, name: str) -> bool:
+    """Whether a data set's own list has the labels that some of its items have: transforms may change them."""
+    for row in np.unique(np.linspace(0, len(dataset) - 1, _COMPARED).astype(int)).tolist():
+        [item] = guarded((dataset[one] for one in (row,)), name)
+        try:
+            if int(item[1]) != int(targets[row]):
+                return False
+        except (TypeError, ValueError, IndexError, RuntimeError):
+            return False
+    return True
 
 
 def _read_all(batches: Iterable[Any], name: str) -> TensorSource:
@@ -162,7 +192,7 @@ def guarded(batches: Iterable[Any], name: str) -> Iterator[Any]:
         yield from batches
     except DataError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"The {name} data raised {why(error)}. Make the loader run alone.") from error
 
 

@@ -71,7 +71,7 @@ def open_folder(folder: Path, sizing: Sizing, classes: Sequence[str]) -> Encoded
                 f"Class folder {entry} is not among the {len(index)} known classes ({', '.join(classes[:5])} ...). "
                 f"Rename it, or give a list with a name per line as ?classes=FILE."
             )
-        files = sorted(path for path in entry.rglob("*") if path.suffix.lower() in _ENDINGS)
+        files = sorted(path for path in entry.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file())
         paths += files
         labels += [index[entry.name]] * len(files)
     if not paths:

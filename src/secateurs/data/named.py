@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,7 +61,7 @@ class Named:
                 raise DataError(f"Data {self.text!r} has no option {key!r}. There are {', '.join([*_KNOWN, *_FREE])}.")
             if key in _KNOWN and value not in _KNOWN[key]:
                 raise DataError(f"Data {self.text!r}: option {key}={value!r} must be one of {', '.join(_KNOWN[key])}.")
-            if key == "pad" and not value.isdigit():
+            if key == "pad" and not re.fullmatch("[0-9]{1,4}", value):
                 raise DataError(f"Data {self.text!r}: option pad={value!r} must be a number of pixels.")
             options[key] = value
         return options

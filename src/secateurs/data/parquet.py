@@ -14,6 +14,10 @@ from secateurs.errors import DataError, why
 
 _IMAGE_COLUMNS = ("jpeg", "image", "img", "png", "bytes")
 _LABEL_COLUMNS = ("label", "labels", "target")
+_ROWS = 64
+_FOLD, _SLACK = 16, 128 << 20
+"""Images are compressed already: a file that unpacks to more than so many times its size, and this, holds few images
+many times over."""
 
 
 def open_parquet(path: Path, sizing: Sizing, *, image: str | None = None, label: str | None = None) -> EncodedImages:
@@ -39,10 +43,20 @@ def open_parquet(path: Path, sizing: Sizing, *, image: str | None = None, label:
             schema = pq.read_schema(file)
             image_column = _column(file, schema, image, _IMAGE_COLUMNS, "image")
             label_column = _column(file, schema, label, _LABEL_COLUMNS, "label")
-            table = pq.read_table(file, columns=[image_column, label_column])
-        starts.append(len(items))
-        labels.append(_labels(file, label_column, table[label_column]))
-        items.extend(_encoded(file, image_column, table[image_column]))
+            starts.append(len(items))
+            first, most = len(items), _FOLD * file.stat().st_size + _SLACK
+            with pq.ParquetFile(file) as opened:
+                for batch in opened.iter_batches(_ROWS, columns=[image_column, label_column]):
+                    here = len(items) - first
+                    labels.append(_labels(file, label_column, _chunked(batch.column(label_column)), here))
+                    encoded = _encoded(file, image_column, _chunked(batch.column(image_column)), here)
+                    items.extend(encoded)
+                    most -= sum(map(len, encoded))
+                    if most < 0:
+                        raise DataError(
+                            f"Parquet file {file} of {file.stat().st_size} bytes unpacks to more than {_FOLD} times "
+                            f"as much: it repeats its images. Give each image once."
+                        )
     if not items:
         raise DataError(f"Parquet file {path} has no rows. Give a file with images.")
 
@@ -71,7 +85,8 @@ def sample(path: Path, count: int, image: str | None = None) -> list[bytes]:
 
 def _files(path: Path) -> list[Path]:
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
+    files = [file for file in files if file.is_file()]  # a pipe would be waited for
+    if not files:
         raise DataError(f"Parquet file {path} does not exist. Check the path; the form is parquet:TRAIN,TEST.")
     return files
 
@@ -83,7 +98,7 @@ def _readable(file: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, NotImplementedError) as error:
         raise DataError(f"Parquet file {file} cannot be read ({why(error)}). Make or copy it again.") from error
 
 
@@ -104,7 +119,7 @@ def _column(file: Path, schema: Any, wanted: str | None, usual: tuple[str, ...],
     )
 
 
-def _labels(file: Path, name: str, column: Any) -> np.ndarray:
+def _labels(file: Path, name: str, column: Any, before: int = 0) -> np.ndarray:
     import pyarrow
 
     if not pyarrow.types.is_integer(column.type):
@@ -113,15 +128,15 @@ def _labels(file: Path, name: str, column: Any) -> np.ndarray:
             f"Store the class index, or name the right column with ?label=NAME."
         )
     if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        row = before + int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise DataError(f"Row {row} of {file} has no {name}. Remove the row or fill it in.")
     return column.to_numpy().astype(np.int64)
 
 
-def _encoded(file: Path, name: str, column: Any) -> list[bytes]:
+def _encoded(file: Path, name: str, column: Any, before: int = 0) -> list[bytes]:
     import pyarrow
 
-    if pyarrow.types.is_struct(column.type):
+    if pyarrow.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         column = pyarrow.chunked_array([chunk.field("bytes") for chunk in column.chunks], type=pyarrow.binary())
     if not (pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type)):
         raise DataError(
@@ -129,6 +144,6 @@ def _encoded(file: Path, name: str, column: Any) -> list[bytes]:
             f"Name the right column with ?image=NAME."
         )
     if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        row = before + int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise DataError(f"Row {row} of {file} has no {name}. Remove the row or fill it in.")
     return column.to_pylist()

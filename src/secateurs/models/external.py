@@ -44,7 +44,7 @@ def call_factory(factory: Callable[..., Any], options: Mapping[str, Any], text: 
     """
     try:
         return factory(**options)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(
             f"{text} raised {why(error)}. The factory is called with "
             f"{', '.join(f'{key}={value!r}' for key, value in options.items()) or 'no arguments'}; make it run alone."
@@ -128,7 +128,7 @@ def _import_file(path: Path, purpose: str) -> ModuleType:
         sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise DataError(f"{purpose} file {path} raised {why(error)}. Make it import alone.") from error
     return module
@@ -137,7 +137,7 @@ def _import_file(path: Path, purpose: str) -> ModuleType:
 def _import_module(name: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(
             f"{purpose} module {name!r} cannot be imported ({why(error)}). "
             f"Check the name before the colon; a file needs its .py ending."

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from secateurs.errors import DataError, why
+from secateurs.files import read_json
 from secateurs.models.built_in import BUILT_IN, PREPROCESSING, BuiltIn
 from secateurs.models.external import build_timm, build_torchvision, build_user, config_of
 from secateurs.models.preprocessing import IMAGENET, Preprocessing, as_preprocessing
@@ -250,8 +251,8 @@ def _parse_options(query: str, text: str) -> dict[str, Any]:
         if not equals or not key.isidentifier():
             raise DataError(f"Model {text!r}: {part!r} is not an option. Write NAME?option=value&option=value.")
         try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
+            options[key] = read_json(value)
+        except ValueError:
             options[key] = value
     return options
 
@@ -267,7 +268,7 @@ def _resolve_shape(
     if min(shape) < 1 and size is None and otherwise is not None:
         shape = _shape(otherwise(loaded.module))
     if size is not None:
-        sides = re.fullmatch(r"(\d+)(?:x(\d+))?", str(size))
+        sides = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", str(size))
         if sides is None:
             raise DataError(f"Model {text!r}: size {size!r} must be pixels, such as size=128 or size=128x256.")
         height = int(sides[1])
@@ -295,11 +296,22 @@ def _probe(loaded: Loaded, text: str) -> tuple[int, ...] | None:
     try:
         with torch.inference_mode():
             result = loaded.module(loaded.example())
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(
             f"Model {text!r} does not run on an input of shape {_form((1, *loaded.input_shape))}: {why(error)}. "
             f"Give the shape that it takes with --input, such as --input 1,3,224,224."
         ) from error
+    return shape_of(result, f"Model {text!r}")
+
+
+def shape_of(result: Any, what: str) -> tuple[int, ...] | None:
+    """Shape of an output without the batch, None where it is no single tensor.
+
+    Raises:
+        DataError: it is nothing that a network could be compared by.
+    """
+    if result is None or isinstance(result, (str, bytes, bool, int, float)):
+        raise DataError(f"{what} returned {type(result).__name__}, no tensor. Return the outputs from its forward.")
     return tuple(result.shape[1:]) if isinstance(result, torch.Tensor) else None
 
 

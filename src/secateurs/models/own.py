@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.errors import DataError
-from secateurs.models.loading import Loaded, carried
+from secateurs.errors import DataError, why
+from secateurs.models.loading import Loaded, carried, shape_of
 from secateurs.models.preprocessing import Preprocessing, as_preprocessing
 
 
@@ -48,7 +48,12 @@ def _outputs(model: nn.Module, image: torch.Tensor) -> tuple[int, ...] | None:
     try:
         with torch.no_grad():
             output = model(image)
+    except (Exception, SystemExit) as error:
+        raise DataError(
+            f"The network does not run on the example's first input, {tuple(image.shape)} of {image.dtype}: "
+            f"{why(error)}. Give an example that it takes."
+        ) from error
     finally:
         for module, mode in training:
             module.training = mode
-    return tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else None
+    return shape_of(output, "The network")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from secateurs.errors import DataError, why
-from secateurs.files import write_atomic
+from secateurs.files import digest_of, require_regular, write_atomic
 from secateurs.models.refused import description
 
 _LISTED = 5
+_SLACK = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def read_weights(path: str | Path) -> Weights:
         DataError: the file is missing, damaged, of another kind, or holds more than plain tensors.
     """
     path = Path(path)
+    require_regular(path, "Weights file")
     if not path.is_file():
         raise DataError(f"Weights file {path} does not exist. Check --weights; it takes a .safetensors or .pth file.")
     if path.suffix == ".safetensors":
@@ -53,7 +55,7 @@ def read_weights(path: str | Path) -> Weights:
             f"Weights file {path} has the ending {path.suffix or '(none)'}. "
             f"Give a .safetensors file, or a .pth/.pt file that holds a state dict."
         )
-    return Weights(tensors, str(path), hashlib.sha256(path.read_bytes()).hexdigest(), metadata)
+    return Weights(tensors, str(path), digest_of(path, follow=True), metadata)
 
 
 def load_into(module: nn.Module, weights: Weights, name: str) -> None:
@@ -101,6 +103,17 @@ def load_into(module: nn.Module, weights: Weights, name: str) -> None:
             f"The weights in {weights.path} hold NaN or infinite values: {_listed('tensors', bad)}. "
             f"Take a checkpoint from before the training diverged."
         )
+    large = [
+        key
+        for key, value in weights.tensors.items()
+        if value.is_floating_point() and value.dtype != own[key].dtype and not value.to(own[key].dtype).isfinite().all()
+    ]
+    if large:
+        kind = str(own[large[0]].dtype).removeprefix("torch.")
+        raise DataError(
+            f"The weights in {weights.path} do not fit into {kind}, which {name} computes in: "
+            f"{_listed('tensors', large)} would become infinite. Give weights that were trained in {kind}."
+        )
     module.load_state_dict(dict(weights.tensors), strict=False)
 
 
@@ -124,7 +137,45 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
+def _require_plain_archive(path: Path) -> None:
+    """Nothing, if a zip archive holds no more than it takes on the disk, as torch.save writes it.
+
+    Raises:
+        DataError: it would unpack to far more.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > 2 * path.stat().st_size + _SLACK:
+        raise DataError(
+            f"Weights file {path} unpacks to {unpacked / 1e6:.0f} MB from {path.stat().st_size / 1e6:.0f} MB; "
+            f"torch.save does not compress. Save model.state_dict() with safetensors.torch.save_file."
+        )
+
+
+def _require_dense(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Nothing, if every tensor holds its numbers, and no more than the file does.
+
+    Raises:
+        DataError: one is sparse, quantised, has no data, or repeats a few numbers to a large tensor.
+    """
+    size = path.stat().st_size
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = (
+                "sparse" if tensor.layout != torch.strided else "quantised" if tensor.is_quantized else "without data"
+            )
+            raise DataError(f"Weights file {path}: {name} is {kind}. Save the dense tensors of a network in float.")
+        if tensor.numel() * tensor.element_size() > size:
+            raise DataError(
+                f"Weights file {path}: {name} has {tensor.numel()} numbers, more than the file of {size} bytes holds. "
+                f"Save it with .contiguous()."
+            )
+
+
 def _read_pth(path: Path) -> dict[str, Tensor]:
+    _require_plain_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -143,6 +194,12 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
             f"Weights file {path} holds no state dict of tensors (found {found}). "
             f"Save model.state_dict() with safetensors.torch.save_file."
         )
+    odd = next((key for key in held if not isinstance(key, str)), None)
+    if odd is not None:
+        raise DataError(
+            f"Weights file {path} has the key {odd!r}, which is no name of a tensor. Save model.state_dict()."
+        )
+    _require_dense(path, held)
     prefix = "module."
     if all(key.startswith(prefix) for key in held):
         return {key[len(prefix) :]: value for key, value in held.items()}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from secateurs.budgets import RESOURCES, Budget, describe_budgets, parse_budgets
-from secateurs.errors import PlanError
+from secateurs.errors import PlanError, checked
 from secateurs.importance.scoring import Batches, Scorer, calibration_batches, default_criterion
 from secateurs.latency.targets._base import QUANTISED
 from secateurs.plan import Plan
@@ -96,6 +98,7 @@ def plan(
     """
     from secateurs.structure.holding import nothing_can_go, shortfall
 
+    _check_kinds(graph, costs, strategy, criterion, seed, keep, legal)
     budgets = parse_budgets(latency, memory, file_size, macs)
     if bool(budgets) == (keep is not None):
         raise PlanError(
@@ -151,6 +154,23 @@ def plan(
         if elements is None:
             return made
         return aligned(graph.model, made, (graph.args, graph.kwargs), progress=progress)
+
+
+def _check_kinds(
+    graph: object, costs: object, strategy: object, criterion: object, seed: object, keep: object, legal: object
+) -> None:
+    """Raises PlanError where an argument is of another kind."""
+    from secateurs.structure import Graph
+
+    checked(Graph, graph, "plan(graph=)", "Give what sc.trace returned")
+    checked(Annotated[int, Field(ge=0, lt=2**63)], seed, "plan(seed=)", "Give a whole number from 0 on")
+    checked(float | None, keep, "plan(keep=)", "Give the share of units that stays, such as 0.5")
+    checked(Legal | None, legal, "plan(legal=)", "Give a secateurs.Legal")
+    if isinstance(costs, str):
+        raise PlanError(f"plan(costs=) is {costs!r}. Give what sc.profile returned.")
+    for name, value in (("costs", costs), ("strategy", strategy), ("criterion", criterion)):
+        if isinstance(value, (int, float, dict, list)):
+            raise PlanError(f"plan({name}=) is a {type(value).__name__}. Give a name or an object of that kind.")
 
 
 def _opened(

@@ -57,10 +57,10 @@ def fastest_mode(
 ) -> Mode:
     """The mode in which training steps on ``inputs`` are fastest; anything but fp32 must be 1.15 times faster.
 
-    ``precision`` and ``layout`` fix one side. Steps run on a copy of
-    ``student``, and ``teacher`` in evaluation mode, so nothing changes, nor what is drawn at random later. A mode in which the network
-    does not run is not chosen. Where all ``steps`` (None: many) take less than a minute in the first mode, no other is
-    tried: that would take longer than it can save.
+    ``precision`` and ``layout`` fix one side. Steps run on a copy of ``student``, and ``teacher`` runs in evaluation
+    mode: nothing changes, nor what is drawn at random later. A mode in which the network does not run is not chosen.
+    Where all ``steps`` (None: many) take less than a minute in the first mode, no other is tried: that would take
+    longer than it can save.
     """
     precisions = ("fp32", "bf16") if precision == "auto" else (precision,)
     layouts = ("contiguous", "channels_last") if layout == "auto" and inputs.ndim == 4 else (layout,)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from secateurs.errors import StructureError, why
+from secateurs.errors import StructureError, checked, why
 from secateurs.structure.capture import Capture, captured
 from secateurs.structure.examples import require_plain, shapes_of, split_example
 from secateurs.structure.followed import followed
@@ -50,7 +50,13 @@ def trace(
     Raises:
         StructureError: the network cannot be run on the example or cannot be exported.
     """
-    return traced(model, example, tuple(barriers), tuple(keep), grid=grid, repeat=repeat)
+    patterns = _globs(barriers, "barriers"), _globs(keep, "keep")
+    return traced(model, example, *patterns, grid=grid, repeat=repeat)
+
+
+def _globs(given: Iterable[str], name: str) -> tuple[str, ...]:
+    found = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else given
+    return tuple(checked(tuple[str, ...], found, f"trace({name}=)", 'Give patterns such as ["layer1.*"]'))
 
 
 def traced(
@@ -109,7 +115,9 @@ def _evaluation(
 ) -> torch.export.ExportedProgram:
     with untouched(model), evaluating(model):
         try:
-            return captured(model, args, kwargs, how)
+            return _with_tensors(captured(model, args, kwargs, how))
+        except NoOutputError:
+            raise
         except Exception as error:
             failure = error
         with torch.no_grad():
@@ -123,6 +131,21 @@ def _evaluation(
         if "Unsupported input type" in str(failure):
             require_plain(args, kwargs)
         raise not_captured(model, failure) from failure
+
+
+class NoOutputError(StructureError):
+    """The network gives no tensor."""
+
+
+def _with_tensors(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program, where there is a tensor among its outputs."""
+    outputs = [spec.arg for spec in program.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
+    if not any(isinstance(one, torch.export.graph_signature.TensorArgument) for one in outputs):
+        raise NoOutputError(
+            "The network gives no tensor, so nothing tells whether a smaller one is right. Return the outputs from its "
+            "forward."
+        )
+    return program
 
 
 def _training(

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as hooks_of_all
 
+from secateurs.errors import NO_EXIT, StructureError
 from secateurs.structure.memory import Memory, RandomSource, random_states
 
 _EVERY_MODULE = tuple(name for name in vars(hooks_of_all) if name.startswith("_global") and name.endswith("_hooks"))
@@ -39,6 +40,10 @@ def untouched(model: nn.Module, *, parameters: bool = True, modules: bool = True
     memory = Memory(model, parameters=parameters, modules=modules)
     try:
         yield memory.sources
+    except SystemExit as error:
+        if error.code:
+            raise
+        raise StructureError(f"The network's code ended the program (sys.exit({error.code!r})). {NO_EXIT}") from error
     finally:
         memory.restore()
         for restore in settings:
