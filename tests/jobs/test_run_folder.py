@@ -19,6 +19,8 @@ import secateurs
 from secateurs import files
 from secateurs.errors import DataError, PlanError
 from secateurs.jobs.run_folder import RunFiles, RunFolder
+from secateurs.jobs.settings import Settings
+from secateurs.jobs.stages import Job
 from secateurs.plan import Measurement
 from secateurs.report.record import Point
 from secateurs.search.rows import FileRows
@@ -438,3 +440,32 @@ def test_folders_of_points_and_picks(tmp_path: Path) -> None:
     for name in ("model.onnx", "model.safetensors", "dense.onnx"):
         (tmp_path / name).touch()
     assert [path.name for path in files.models()] == ["model.onnx", "model.safetensors"]
+
+
+def test_what_is_damaged_between_stages_is_made_again(tmp_path: Path, fake_target: str) -> None:
+    names = ("dense", "plan", "repair", "finetune", "deploy")
+
+    def begun(where: str) -> RunFolder:
+        run = RunFolder.create(tmp_path / where, JOB)
+        for name in names:
+            run.record(name, {}, Figures)
+        for path in (run.files.dense("onnx"), run.files.plan, run.files.carrier, run.files.repaired):
+            run.write(path, path.name)
+        return RunFolder.resume(run.path)
+
+    def left(run: RunFolder) -> set[str]:
+        Job(None, None, Settings(latency="60%", target=fake_target), run, None)._redo_what_is_damaged()  # type: ignore[arg-type]
+        return {name for name in names if run.has(name)}
+
+    assert left(begun("whole")) == set(names)
+    for name, kept in (
+        ("dense.onnx", {"plan", "repair", "finetune", "deploy"}),
+        ("plan.json", {"dense"}),
+        ("carrier.safetensors", {"dense"}),
+        ("repaired.safetensors", {"dense", "plan"}),
+    ):
+        for content in (None, "foreign"):
+            run = begun(f"{name}{content}")
+            (run.path / name).unlink() if content is None else (run.path / name).write_text(content)
+            assert left(run) == kept, (name, content)
+            assert not (run.path / name).exists()

@@ -29,7 +29,7 @@ from secateurs.registry import load
 from secateurs.report import Record
 from secateurs.structure import apply
 from secateurs.structure.forms import plain
-from secateurs.structure.untouched import as_found, evaluating
+from secateurs.structure.untouched import as_found, evaluating, untouched
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,11 @@ def prune(
         raise PlanError("settings= holds everything, so a budget or criterion= beside it would do nothing. Give one.")
     checked(str | Path | None, output, "prune(output=)", "Give the name of a folder")
     model = plain(model)
-    with as_found(model, data):
-        loaded = own(model, example, normalize)
-        place = Place(None if output is None else Path(output), resume)
-        opened = given(data, loaded, seed=settings.seed, normalize=normalize, progress=progress)
+    place = Place(None if output is None else Path(output), resume)
+    with as_found(None, data):
+        with untouched(model):
+            loaded = own(model, example, normalize)
+            opened = given(data, loaded, seed=settings.seed, normalize=normalize, progress=progress)
         return run(loaded, opened, settings, place, example=example, progress=progress)
 
 

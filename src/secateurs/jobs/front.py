@@ -77,8 +77,9 @@ class FrontJob:
         """
         path = self.folder.files.front
         self.crew.check(self.settings.target)
-        if path.exists():
-            self.folder.require_sound(path)
+        if path.exists() and not self.folder.sound(path):
+            self.progress.say(f"{path} is not what the run wrote; it is made again from the evaluations that are kept.")
+            self.folder.remove(path)
         front = Front.load(path) if path.exists() else self._search()
         front = front.model_copy(update={"resume": self.resume_with or front.resume})  # the folder may have moved
         self._write(front)

@@ -12,6 +12,7 @@ import numpy as np
 
 from secateurs.cost import CostModel, CostTerm
 from secateurs.errors import TargetError, why
+from secateurs.files import read_json
 from secateurs.latency.asked import Known, Network
 from secateurs.latency.regression import Curve
 from secateurs.latency.sites import Site
@@ -241,7 +242,7 @@ class LatencyModel:
             TargetError: it is not such a text.
         """
         try:
-            raw = json.loads(text)
+            raw = read_json(text)
             if raw.pop("schema") != SCHEMA:
                 raise ValueError("another schema")
             error = raw["error"]
@@ -254,7 +255,7 @@ class LatencyModel:
             for name in ("groups", "dense_widths", "blocks"):
                 raw[name] = tuple(raw.get(name, ()))
             return cls(**raw)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TargetError(
                 f"This is not a latency model of this version ({why(error)}). Make it again with 'secateurs profile'."
             ) from error

@@ -37,6 +37,10 @@ FEW_THREADS = 8
 """So many are allowed anywhere, to see what more threads than processors do."""
 
 
+ORPHANED_S = 5.0
+"""So long what is worked on may go on when nobody is there any more."""
+
+
 def peak_bytes() -> int:
     """Largest resident memory of this process so far, 0 where the system does not tell."""
     # Linux counts what the parent held when it started us into ru_maxrss; VmHWM is ours alone.
@@ -86,21 +90,21 @@ def die_with_parent() -> None:
 
 
 def watched_lines(stream: IO[str], gone: Callable[[], None]) -> Iterator[str]:
-    """Lines of a stream up to a request to quit. A thread reads them, so that its end is seen while a request is worked
-    on: then nobody is left to answer, ``gone`` tidies up, and the process ends."""
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    """Lines of a stream up to its end. A thread reads them, so that the end is seen while a request is worked on: then
+    nobody is left to answer; where that goes on for a while, ``gone`` tidies up and the process ends."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def listen() -> None:
         for line in stream:
             lines.put(line)
-            if '"quit"' in line and json.loads(line).get("do") == "quit":
-                return
+        lines.put(None)
+        time.sleep(ORPHANED_S)
         gone()
         os._exit(1)
 
     threading.Thread(target=listen, daemon=True).start()
-    while True:
-        yield lines.get()
+    while (line := lines.get()) is not None:
+        yield line
 
 
 def set_limit(seconds: float) -> None:

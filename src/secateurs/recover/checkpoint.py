@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from secateurs.errors import PlanError, why
-from secateurs.files import write_atomic
+from secateurs.files import read_json, write_atomic
 
 SCHEMA = "secateurs.checkpoint/1"
 _FILE = "checkpoint.safetensors"
@@ -65,9 +65,9 @@ class Checkpoint:
                         f"Checkpoint {path} has schema {header.get('schema')!r}, not {SCHEMA!r}. "
                         f"Start without --resume."
                     )
-                found, state = json.loads(header["identity"]), json.loads(header["state"])
+                found, state = read_json(header["identity"]), read_json(header["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise PlanError(f"Checkpoint {path} is damaged ({why(error)}). Delete it to start anew.") from error
         wanted = json.loads(json.dumps(identity))
         for key in sorted(set(wanted) | set(found)):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateurs.budgets import ROUNDING
 from secateurs.errors import DataError, why
+from secateurs.files import read_json
 from secateurs.plan import differs_by_noise
 
 SCHEMA = "secateurs.result/1"
@@ -299,10 +300,10 @@ class Record(_Frozen):
             DataError: the file is missing, is not JSON, has another schema or lacks a field.
         """
         try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+            raw = read_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read ({why(error)}). Give the folder of a finished run.") from error
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise DataError(f"{path} is not JSON ({why(error)}). Run the job again with --resume.") from error
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from secateurs.errors import PlanError, why
-from secateurs.files import write_ahead
+from secateurs.files import read_json, write_ahead
 
 
 class MemoryRows:
@@ -37,6 +37,8 @@ class MemoryRows:
 class FileRows:
     """Rows in a SQLite file (WAL): a row is on disk when :meth:`put` returns, several processes may share the file.
 
+    A row that cannot be read counts as not there: it is judged again and then replaced.
+
     Args:
         path: created on first use where it does not exist.
 
@@ -46,6 +48,7 @@ class FileRows:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
+        self._damaged: set[str] = set()
 
     @cached_property
     def _base(self) -> sqlite3.Connection:
@@ -74,10 +77,14 @@ class FileRows:
             PlanError: the file cannot be read.
         """
         try:
-            found = self._base.execute("SELECT row FROM evaluations WHERE key = ?", (key,)).fetchone()
-            return None if found is None else json.loads(found[0])
-        except (sqlite3.Error, ValueError) as error:
+            query = "SELECT CAST(row AS BLOB) FROM evaluations WHERE key = ?"
+            found = self._base.execute(query, (key,)).fetchone()
+        except sqlite3.Error as error:
             raise self._refusal(error) from error
+        row = None if found is None else _row(found[0])
+        if found is not None and row is None:
+            self._damaged.add(key)
+        return row
 
     def put(self, key: str, row: Mapping[str, Any]) -> None:
         """Store ``row``; the first one stored under a key stays.
@@ -85,8 +92,10 @@ class FileRows:
         Raises:
             PlanError: the disk is full or the file cannot be written.
         """
+        clash = "REPLACE" if key in self._damaged else "IGNORE"
         try:
-            self._base.execute("INSERT OR IGNORE INTO evaluations (key, row) VALUES (?, ?)", (key, json.dumps(row)))
+            self._base.execute(f"INSERT OR {clash} INTO evaluations (key, row) VALUES (?, ?)", (key, json.dumps(row)))
+            self._damaged.discard(key)
         except sqlite3.Error as error:
             raise self._refusal(error) from error
 
@@ -97,10 +106,10 @@ class FileRows:
             PlanError: the file cannot be read.
         """
         try:
-            held = self._base.execute("SELECT row FROM evaluations ORDER BY number").fetchall()
-            return iter([json.loads(row) for (row,) in held])
-        except (sqlite3.Error, ValueError) as error:
+            held = self._base.execute("SELECT CAST(row AS BLOB) FROM evaluations ORDER BY number").fetchall()
+        except sqlite3.Error as error:
             raise self._refusal(error) from error
+        return iter([row for row in (_row(text) for (text,) in held) if row is not None])
 
     def __len__(self) -> int:
         try:
@@ -132,6 +141,15 @@ class FileRows:
     def close(self) -> None:
         """Close the file."""
         self._base.close()
+
+
+def _row(text: bytes) -> Mapping[str, Any] | None:
+    """A stored row, None where it is damaged."""
+    try:
+        found = read_json(text.decode())
+    except (ValueError, AttributeError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def kept_rows(path: Path | None) -> FileRows | None:

@@ -51,14 +51,16 @@ def untouched(model: nn.Module, *, parameters: bool = True, modules: bool = True
 
 
 @contextlib.contextmanager
-def as_found(model: nn.Module, *others: Any) -> Iterator[None]:
+def as_found(model: nn.Module | None, *others: Any) -> Iterator[None]:
     """What a public call that trains or differentiates is wrapped in: :func:`untouched`, whatever surrounds the call.
 
-    Gradients are on inside, also where the caller switched them off or is in inference mode. ``others``: loaders and
-    whatever else is read; the generators of random numbers that they hold are put back.
+    Gradients are on inside, also where the caller switched them off or is in inference mode. ``model``: None where it
+    is looked after inside; ``others``: loaders and whatever else is read; the generators of random numbers that they
+    hold are put back.
     """
     draws = random_states(others)
-    with torch.inference_mode(False), torch.enable_grad(), untouched(model):
+    kept = contextlib.nullcontext() if model is None else untouched(model)
+    with torch.inference_mode(False), torch.enable_grad(), kept:
         try:
             yield
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from secateurs.cost import quantity
 from secateurs.errors import InfeasibleBudgetError, PlanError, why
+from secateurs.files import read_json
 from secateurs.progress import Progress, silent
 from secateurs.search.problem import Candidate, Problem, Solution, Strategy
 
@@ -57,7 +57,7 @@ class FromFront(Strategy):
             raise PlanError(f"Strategy 'front' searches nothing, so it takes no {', '.join(sorted(options))}.")
         path = Path(FILE) if folder is None else folder / FILE
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_json(path.read_text(encoding="utf-8"))
             networks = tuple(
                 FrontNetwork(p["widths"], tuple(p["removed"]), float(p["error"]), int(p["number"]))
                 for p in raw["points"]
