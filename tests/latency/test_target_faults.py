@@ -172,13 +172,15 @@ def test_a_process_killed_from_outside_is_told(tmp_path: Path) -> None:
 
 
 ORPHANED = """
-import os, subprocess, sys
+import os, subprocess, sys, time
 process = subprocess.Popen([sys.executable, *sys.argv[1:3]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 process.stdout.readline()
 settings = '{"at": 1, "fault": "hang", "faults": 1, "lives": "%s"}' % sys.argv[3]
 process.stdin.write(b'{"do": "load", "key": "a", "file": "/x", "limit_s": 1, "settings": %s}\\n' % settings.encode())
 process.stdin.flush()
 print(process.pid, flush=True)
+while not os.path.exists(sys.argv[3]):
+    time.sleep(0.01)
 os.kill(os.getpid(), 9)
 """
 
