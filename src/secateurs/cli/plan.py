@@ -21,6 +21,7 @@ from secateurs.report.terminal import styled
 if TYPE_CHECKING:
     from secateurs.budgets import Budget
     from secateurs.data import Data
+    from secateurs.latency.targets import Target
     from secateurs.models import Loaded
     from secateurs.plan import Plan
     from secateurs.planning.channels import Channels
@@ -75,7 +76,7 @@ def verb(
     from secateurs.latency.targets import open_target
     from secateurs.measure.profile import profile
     from secateurs.planning.channels import Channels
-    from secateurs.planning.elements.costs import check_elements, measured_space
+    from secateurs.planning.elements.costs import measured_space
     from secateurs.planning.entry import plan
     from secateurs.search.legal import Legal, SearchOptions
     from secateurs.structure import trace
@@ -86,10 +87,7 @@ def verb(
     opened = None if latency is None else open_target(target)
     if opened is not None:
         _require_usable(target, threads, store)
-    if elements is not None:
-        if opened is None:
-            raise typer.BadParameter("--elements needs --latency: which layers are sparse is decided by measured time.")
-        check_elements(opened, elements, batch)
+    _require_elements(opened, elements, batch)
     _require_known(strategy, criterion)
     with shown(talk()) as progress:
         source, images = open_source(data), None
@@ -132,6 +130,17 @@ def verb(
     dense_ms = next((one.dense_ms for one in (costs, space) if one is not None), None)
     found = summary(graph, made, dense_ms) | ({} if space is None else _elements(space, made)) | _floats(mixed, made)
     emit({**found, "plan": str(output)}, lambda console: _show(found, output, console), as_json=as_json)
+
+
+def _require_elements(target: Target | None, elements: str | None, batch: int) -> None:
+    """Raises an error where kernel elements may go and cannot."""
+    from secateurs.planning.elements.costs import check_elements
+
+    if elements is None:
+        return
+    if target is None:
+        raise typer.BadParameter("--elements needs --latency: which layers are sparse is decided by measured time.")
+    check_elements(target, elements, batch)
 
 
 def _require_usable(target: str, threads: int, store: Path | None) -> None:

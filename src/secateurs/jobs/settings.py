@@ -165,18 +165,7 @@ class Settings:
             raise PlanError(f"Schedule {self.schedule!r} trains before it cuts, but --epochs is 0. Give at least 1.")
         if self.elements is None and not self.channels and not self.blocks:
             raise PlanError("Neither channels nor blocks may go. Allow one of them, or give --elements.")
-        if self.elements is not None and self.latency is None:
-            raise PlanError("Which layers are sparse is decided by measured time. Give --latency, or no --elements.")
-        if self.elements is not None and (self.schedule != "once" or self.calibrate_values):
-            raise PlanError(
-                "With kernel elements values are measured per layer and the cut comes once. Leave out --schedule and "
-                "--calibrate-values; --penalty lets elements decay before they go."
-            )
-        if self.penalty and (self.elements is None or self.epochs == 0):
-            raise PlanError(
-                "A penalty lets kernel elements decay while the network is trained. Give --elements and at least one "
-                "epoch, or leave --penalty out."
-            )
+        self._check_elements()
         if not 0 <= self.penalty < 1:
             raise PlanError(f"penalty is {self.penalty}; it is a share of the steps, at least 0 and below 1.")
         for name in ("features", "calibrate_values"):
@@ -194,6 +183,21 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise PlanError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+
+    def _check_elements(self) -> None:
+        """Nothing, if kernel elements go with the other settings."""
+        if self.elements is not None and self.latency is None:
+            raise PlanError("Which layers are sparse is decided by measured time. Give --latency, or no --elements.")
+        if self.elements is not None and (self.schedule != "once" or self.calibrate_values):
+            raise PlanError(
+                "With kernel elements values are measured per layer and the cut comes once. Leave out --schedule and "
+                "--calibrate-values; --penalty lets elements decay before they go."
+            )
+        if self.penalty and (self.elements is None or self.epochs == 0):
+            raise PlanError(
+                "A penalty lets kernel elements decay while the network is trained. Give --elements and at least one "
+                "epoch, or leave --penalty out."
+            )
 
     def _check_mix(self) -> None:
         """Nothing, if the other settings go with the mix of precisions."""
