@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import types
 from collections.abc import Iterator, Mapping
@@ -82,30 +83,50 @@ _HOLD_FUNCTIONS = (dict, collections.OrderedDict)
 
 
 def _reaching(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
-    """The function with copies in place of what it encloses of the original, or itself where that is nothing."""
-    held = function.__closure__ or ()
-    cells = [_cell(cell, memo) for cell in held]
-    if all(new is old for new, old in zip(cells, held, strict=True)):
+    """The function with copies in place of what it encloses of the original, or itself where that is nothing.
+
+    Functions that enclose each other, or themselves, and cells that several share stay so; ``memo`` gains them.
+    """
+    if id(function) in memo:
+        return memo[id(function)]  # type: ignore[no-any-return]
+    if not _encloses(function, memo, set()):
         return function
+    held = function.__closure__ or ()
+    cells = [memo.setdefault(id(cell), types.CellType()) for cell in held]
     code, name = function.__code__, function.__name__
     fresh = types.FunctionType(code, function.__globals__, name, function.__defaults__, tuple(cells))
     fresh.__kwdefaults__ = function.__kwdefaults__
     fresh.__dict__.update(function.__dict__)
+    memo[id(function)] = fresh
+    for cell, old in zip(cells, held, strict=True):
+        with contextlib.suppress(ValueError):  # not set yet
+            cell.cell_contents = _stands_for(old.cell_contents, memo)
     return fresh
 
 
-def _cell(cell: types.CellType, memo: dict[int, Any]) -> types.CellType:
-    try:
-        value = cell.cell_contents
-    except ValueError:  # not set yet
-        return cell
+def _stands_for(value: Any, memo: dict[int, Any]) -> Any:
+    """What a copied function encloses in place of this."""
     if isinstance(value, types.FunctionType):
-        fresh: Any = _reaching(value, memo)
-    elif isinstance(value, types.MethodType) and id(value.__self__) in memo:
-        fresh = types.MethodType(value.__func__, memo[id(value.__self__)])
-    else:
-        fresh = memo.get(id(value), value)
-    return cell if fresh is value else types.CellType(fresh)
+        return _reaching(value, memo)
+    if isinstance(value, types.MethodType) and id(value.__self__) in memo:
+        return types.MethodType(value.__func__, memo[id(value.__self__)])
+    return memo.get(id(value), value)
+
+
+def _encloses(function: types.FunctionType, memo: Mapping[int, Any], seen: set[int]) -> bool:
+    """Whether a function encloses something of which there is a copy, itself or through functions that it encloses."""
+    if id(function) in seen:
+        return False
+    seen.add(id(function))
+    for cell in function.__closure__ or ():
+        try:
+            value = cell.cell_contents
+        except ValueError:  # not set yet
+            continue
+        value = value.__self__ if isinstance(value, types.MethodType) else value
+        if id(value) in memo or (isinstance(value, types.FunctionType) and _encloses(value, memo, seen)):
+            return True
+    return False
 
 
 def _copies_itself(model: nn.Module) -> list[nn.Module]:
