@@ -97,8 +97,7 @@ def verb(
             _look(loaded, images, allow_chance, progress)
         with progress.task("trace"):
             graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
-        costs = space = None
-        legal = Legal(min_width=min_width, blocks=blocks, channels=channels)
+        costs, space, legal = None, None, Legal(min_width=min_width, blocks=blocks, channels=channels)
         given: dict[str, Any] = {"threads": threads, "seed": seed, "progress": progress}
         if opened is not None and elements is not None:
             kept = Store(store, progress=progress)
