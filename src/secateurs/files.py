@@ -114,7 +114,9 @@ def open_own(path: str | os.PathLike[str], flags: int, mode: str = "r+b") -> IO[
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
-    safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    safe = 0
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # as far as the system has them
+        safe |= getattr(os, name, 0)
     handle = os.open(path, flags | safe, 0o666)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):

@@ -10,6 +10,7 @@ import typer
 
 from secateurs.cli.options import input_shape
 from secateurs.errors import DataError
+from secateurs.files import require_regular
 from secateurs.plan import Plan
 from secateurs.progress import Progress
 
@@ -163,6 +164,7 @@ def writable(path: Path) -> Path:
     """
     if path.is_dir():
         raise DataError(f"-o {path} is a folder. Give the name of the file to write.")
+    require_regular(path, "-o")
     if not path.absolute().parent.is_dir():
         raise DataError(
             f"Folder {path.absolute().parent} does not exist. Make it first, or choose another place for -o."
