@@ -64,6 +64,8 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "exporters": {
         "onnx": "secateurs.export.onnx:export_onnx",
         "onnx:int8": "secateurs.export.quantised:export_onnx_int8",
+        "onnx:int8-signed": "secateurs.export.quantised:export_onnx_signed",
+        "onnx:fp16": "secateurs.export.half:export_onnx_half",
         "pt2": "secateurs.export.program:export_program",
         "pte": "secateurs.export.executorch:export_executorch",
         "xml": "secateurs.export.open_vino:export_openvino",
@@ -72,6 +74,8 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "variants": {
         "onnx": "secateurs.export.variants:onnx_variants",
         "onnx:int8": "secateurs.export.quantised_variants:quantised_variants",
+        "onnx:int8-signed": "secateurs.export.quantised_variants:SignedVariants",
+        "onnx:fp16": "secateurs.export.half:HalfVariants",
         "pt2": "secateurs.export.torch_variants:TorchVariants",
         "pte": "secateurs.export.executorch_variants:ExecutorchVariants",
     },

@@ -90,6 +90,44 @@ def test_weights_have_a_scale_per_channel_and_the_bits_that_the_processor_bears(
         assert held[name.replace("_quantized", "_scale")].shape == (len(array),)
 
 
+def test_the_form_that_tensorrt_reads_is_signed_and_around_zero(
+    network: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    path = tmp_path / "signed.onnx"
+    report = export_artifact("onnx:int8-signed", network, images[:1], path, quantising=Quantising([images]))
+    assert report.size_bytes == path.stat().st_size
+    model = onnx.load(path)
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    steps = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    for node in steps:
+        assert held[node.input[2]].dtype == np.int8
+        assert not held[node.input[2]].any()
+    made_by = {value: node for node in model.graph.node for value in node.output}
+    quantised_weights = {node.input[0] for node in steps} & {"stem.weight", "inner.weight", "outer.weight"}
+    assert len(quantised_weights) == 3
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            assert [made_by[value].op_type for value in node.input[:2]] == ["DequantizeLinear"] * 2
+            assert held[node.input[2]].dtype == np.float32, "biases stay float"
+        if node.op_type == "Relu":
+            assert made_by[node.input[0]].op_type in ("Conv", "Add"), "nothing between an operator and its activation"
+    expected = network(images[:1]).detach().numpy()
+    assert np.abs(run_onnx(path, [images[:1].numpy()])[0] - expected).max() < 0.08 * np.abs(expected).max()
+
+
+def test_half_precision_is_in_the_file_and_inputs_stay_single(
+    network: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    path = tmp_path / "half.onnx"
+    report = export_artifact("onnx:fp16", network, images[:1], path)
+    assert 0 < report.max_rel_error < 0.01
+    model = onnx.load(path)
+    assert {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1} == {
+        onnx.TensorProto.FLOAT16
+    }
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
 def test_the_float_model_is_left_as_it_was(network: nn.Module, images: Tensor) -> None:
     model = to_model(network, images[:1])
     before = model.SerializeToString()

@@ -48,6 +48,26 @@ def test_slicing_the_quantised_file_is_quantising_the_sliced_one(name: str) -> N
         onnx.checker.check_model(found, full_check=True)
 
 
+def test_the_form_that_tensorrt_reads_is_sliced_alike() -> None:
+    graph = trace(load("cifar-resnet20").module, torch.randn(1, 3, 32, 32))
+    int8, floats = variants("onnx:int8-signed", graph), OnnxVariants(graph)
+    widths, removed = draw(graph, np.random.default_rng(4), 0.3)
+    found = onnx.load_model_from_string(int8.build(widths, removed))
+    expected = quantised(onnx.load_model_from_string(floats.build(widths, removed)), int8._ranges, signed=True)
+    assert structure(found) == structure(expected)
+
+
+def test_half_precision_is_sliced_alike() -> None:
+    graph = trace(load("cifar-resnet20").module, torch.randn(1, 3, 32, 32))
+    built, floats = variants("onnx:fp16", graph), OnnxVariants(graph)
+    widths, removed = draw(graph, np.random.default_rng(4), 0.3)
+    found, float_file = (onnx.load_model_from_string(one.build(widths, removed)) for one in (built, floats))
+    held = {tensor.name: tuple(tensor.dims) for tensor in float_file.graph.initializer}
+    halves = {tensor.name: tuple(tensor.dims) for tensor in found.graph.initializer if tensor.data_type == 10}
+    assert len(halves) > 20
+    assert halves.items() <= held.items()
+
+
 def test_units_are_drawn_alike_in_weights_scales_and_biases() -> None:
     """A convolution without padding behind another: each kept filter has its own scale, and its own bias."""
     torch.manual_seed(0)

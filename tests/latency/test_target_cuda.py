@@ -127,7 +127,12 @@ def test_precisions() -> None:
         make_target("onnxruntime-cuda:tf32").settings(threads=1, batch=1, profile=False)["providers"][0][1]["use_tf32"]
         == "1"
     )
-    for text in ("torch-cuda:f64", "onnxruntime-cuda:fp16", "tensorrt:int3"):
+    int8, half = make_target("tensorrt:int8"), make_target("onnxruntime-cuda:fp16")
+    assert int8.settings(threads=1, batch=1, profile=False)["providers"][0][1]["trt_int8_enable"] == "1"
+    assert (int8.exporter, half.exporter) == ("onnx:int8-signed", "onnx:fp16")
+    assert make_target("ssh://gpu@host/tensorrt:int8").exporter == "onnx:int8-signed"
+    assert {make_target(name).exporter for name in (*NAMES[2:], "onnxruntime-cuda:tf32", "tensorrt:fp16")} == {"onnx"}
+    for text in ("torch-cuda:f64", "onnxruntime-cuda:bf16", "tensorrt:int3"):
         with pytest.raises(PlanError, match="no precision"):
             make_target(text)
 

@@ -38,7 +38,7 @@ def verb(
             "--to",
             "--format",
             metavar="onnx|openvino|executorch|torch",
-            help="Format [by the file's suffix]; with :int8 behind it, onnx and openvino are quantised by --data.",
+            help="Format [by the file's suffix]; with :int8 behind it, all but torch are quantised by --data.",
         ),
     ] = None,
     weights: Weights = None,
@@ -61,7 +61,7 @@ def verb(
     The file is compared with PyTorch before it appears under its name.
     """
     from secateurs.elements.rectangles import deployable
-    from secateurs.export.artifacts import export_artifact
+    from secateurs.export.artifacts import calibrated, export_artifact
     from secateurs.structure import apply
 
     artifact, precision = chosen_format(to, output)
@@ -71,7 +71,7 @@ def verb(
     with shown(talk()) as progress:
         given: dict[str, Any] = {"batch": batch, "seed": seed, "progress": progress}
         quantising = None
-        if precision:
+        if calibrated(precision):
             module, example, quantising = _calibrated(model, held, weights, shape, normalize, str(data), given)
         else:
             module, example = open_planned(model, held, weights, shape, normalize, data=data, **given)
@@ -84,6 +84,7 @@ def verb(
             open_batch = None if dynamic_batch else batch
             written = deployable(small, held, example)
             report = export_artifact(exporter, written, example, output, batch=open_batch, quantising=quantising)
+    before = "before it was quantised it " if quantising is not None else ""
     found = {
         "output": str(output),
         "format": artifact,
@@ -97,7 +98,7 @@ def verb(
     emit(
         found,
         lambda console: console.print(
-            f"{wording.size(report.size_bytes)} written to {output}; {'before it was quantised it ' * bool(precision)}"
+            f"{wording.size(report.size_bytes)} written to {output}; {before}"
             f"differs from PyTorch by at most {report.max_rel_error:.1e} of the largest output.{left}"
         ),
         as_json=as_json,
@@ -132,9 +133,13 @@ def _check_quantising(precision: str, data: str | None, *, dynamic_batch: bool) 
     Raises:
         DataError: it is not.
     """
-    if precision and data is None:
+    from secateurs.export.artifacts import calibrated
+
+    if not calibrated(precision):
+        return
+    if data is None:
         raise DataError(f"An {precision} file is calibrated with images. Give --data, as the network was pruned with.")
-    if precision and dynamic_batch:
+    if dynamic_batch:
         raise DataError(f"An {precision} file has a fixed batch size. Leave --dynamic-batch out, or give --batch.")
 
 

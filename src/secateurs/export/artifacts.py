@@ -32,9 +32,14 @@ def formats() -> list[str]:
 
 
 def precisions(artifact: str) -> list[str]:
-    """Precisions of quantised files that a format can be written in, beside float: behind a colon, ``onnx:int8``."""
+    """Precisions that a format can be written in, beside float: behind a colon, ``onnx:int8``."""
     names = (name.partition(":") for name in registry.names("exporters"))
     return [precision for name, _, precision in names if name == artifact and precision]
+
+
+def calibrated(precision: str) -> bool:
+    """Whether a file of this precision holds quantised numbers, whose ranges come from samples."""
+    return precision.startswith("int8")
 
 
 def export_artifact(
@@ -48,7 +53,7 @@ def export_artifact(
 ) -> ExportReport:
     """Write ``module`` in the format ``artifact`` (``onnx``, ``pt2``, ``pte`` or ``xml``), compared with PyTorch.
 
-    ``quantising``: what the file is quantised by, where the format is followed by a precision (``onnx:int8``).
+    ``quantising``: what the file is quantised by, where the format is followed by such a precision (``onnx:int8``).
 
     Raises:
         ExportError: unknown format, or the export fails or differs.

@@ -1,7 +1,9 @@
 """ONNX files in int8: every tensor's range from calibration samples, then operators between quantised values (QDQ).
 
 ONNX Runtime's own quantizer does the work. What is decided here is what it leaves open: unsigned activations, so that
-a ReLU is free; one scale per output channel of a weight; and weights of seven bits where the processor would saturate.
+a ReLU is free; one scale per output channel of a weight; weights of seven bits where the processor would saturate; and
+biases that take back what rounding the weights shifts.
+TensorRT wants another form of the same: signed numbers around zero everywhere.
 """
 
 from __future__ import annotations
@@ -23,12 +25,21 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateurs.errors import ExportError, why
+from secateurs.export.bias_correction import corrected
 from secateurs.export.onnx import ExportReport, export_onnx, with_batch
 from secateurs.export.onnx_layers import WEIGHTED, OnnxLayers, layers_of, quantised_among
 from secateurs.files import write_atomic
 
 LEAST, ENOUGH = 16, 256
 """Calibration samples: fewer than the first tell too little of a tensor's range; more than the second tell no more."""
+_SIGNED = {
+    "ActivationSymmetric": True,
+    "QuantizeBias": False,
+    "AddQDQPairToWeight": True,
+    "OpTypesToExcludeOutputQuantization": ["Conv", "ConvTranspose", "Gemm", "MatMul", "Add"],
+}
+"""What TensorRT reads: no zero points, float biases, weights that are quantised in the graph; and nothing between an
+operator and the activation behind it, which it fuses."""
 Ranges = Mapping[str, tuple[float, float]]
 """Least and greatest number of every float tensor of a file, by its name."""
 
@@ -55,6 +66,7 @@ def export_onnx_int8(
     *,
     batch: int | None = 1,
     quantising: Quantising | None = None,
+    signed: bool = False,
 ) -> ExportReport:
     """Write ``module`` to ``path`` as an ONNX file of int8 operators; the file appears whole or not at all.
 
@@ -66,6 +78,7 @@ def export_onnx_int8(
         path: file to write.
         batch: fixed batch size.
         quantising: calibration samples, and how weights are held.
+        signed: in the form that TensorRT reads.
 
     Raises:
         ExportError: as of :func:`secateurs.export.onnx.export_onnx`; no calibration samples; a tensor has no range; a
@@ -82,10 +95,16 @@ def export_onnx_int8(
         model = onnx.load(draft)
     layers = layers_of(model)
     _check_known(layers, quantising.in_float)
-    ranges = ranges_of(model, samples(quantising.calibration, batch, quantising.most))
+    calibration = quantising.calibration
+    if isinstance(calibration, Iterator):  # it is read twice
+        calibration = list(calibration)
+    ranges = ranges_of(model, samples(calibration, batch, quantising.most))
     _check_varying(model, ranges)
-    left = layers.nodes(quantising.in_float)
-    made = quantised(model, ranges, seven_bits=quantising.seven_bits, in_float=left)
+    given: dict[str, Any] = {"seven_bits": quantising.seven_bits, "signed": signed}
+    given["in_float"] = layers.nodes(quantising.in_float)
+    made = quantised(model, ranges, **given)
+    model = corrected(model, made, samples(calibration, batch, quantising.most))
+    made = quantised(model, ranges, **given)
     content = made.SerializeToString()
     write_atomic(path, content)
     done = quantised_among(layers, made)
@@ -95,6 +114,18 @@ def export_onnx_int8(
         int8_layers=tuple(layer for layer in layers.own if layer in done),
         float_layers=tuple(layer for layer in layers.own if layer not in done),
     )
+
+
+def export_onnx_signed(
+    module: nn.Module,
+    example: Any,
+    path: str | os.PathLike[str],
+    *,
+    batch: int | None = 1,
+    quantising: Quantising | None = None,
+) -> ExportReport:
+    """The same in the form that TensorRT reads: signed numbers around zero, biases in float."""
+    return export_onnx_int8(module, example, path, batch=batch, quantising=quantising, signed=True)
 
 
 def samples(batches: Iterable[Any], size: int, most: int = ENOUGH) -> Iterator[list[np.ndarray]]:
@@ -137,19 +168,11 @@ def ranges_of(model: onnx.ModelProto, given: Iterable[list[np.ndarray]], least: 
             raise ExportError(
                 f"The calibration samples cannot be run ({why(error)}). They must be what the network is called with."
             ) from error
-        if reader.count < least:
-            raise ExportError(
-                f"{reader.count} calibration samples tell too little of the ranges of the network's tensors: at least "
-                f"{least} are needed, {ENOUGH} are better. Give more data."
-            )
+        require_enough(reader.count, least)
         found = calibrator.compute_data()
     ranges = {name: tuple(float(np.asarray(end).min()) for end in data.range_value) for name, data in found.items()}
     for name, (low, high) in ranges.items():
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ExportError(
-                f"Tensor {name} is not finite on the calibration samples ({low:g} to {high:g}), so it has no range. "
-                f"Look for NaN or infinity in the network's weights."
-            )
+        require_finite(name, low, high)
     return {name: (low, high) for name, (low, high) in ranges.items()}
 
 
@@ -161,12 +184,7 @@ def _check_varying(model: onnx.ModelProto, ranges: Ranges) -> None:
     """
     layers = [node.output[0] for node in model.graph.node if node.op_type in WEIGHTED]
     for name in (*(value.name for value in model.graph.input), *layers):
-        low, high = ranges.get(name, (0.0, 1.0))
-        if low == high:
-            raise ExportError(
-                f"Tensor {name} is {low + 0.0:g} on all calibration samples, so nothing tells its range. Look for "
-                f"blank samples, or for a layer that gives the same whatever it is given."
-            )
+        require_varying(name, *ranges.get(name, (0.0, 1.0)))
 
 
 def _check_known(layers: OnnxLayers, names: Collection[str]) -> None:
@@ -183,12 +201,70 @@ def _check_known(layers: OnnxLayers, names: Collection[str]) -> None:
         )
 
 
+def require_enough(count: int, least: int = LEAST) -> None:
+    """Nothing, if so many calibration samples tell the ranges of tensors.
+
+    Raises:
+        ExportError: they are fewer than ``least``.
+    """
+    if count < least:
+        raise ExportError(
+            f"{count} calibration samples tell too little of the ranges of the network's tensors: at least "
+            f"{least} are needed, {ENOUGH} are better. Give more data."
+        )
+
+
+def require_finite(name: str, low: float, high: float) -> None:
+    """Nothing, if the tensor ``name`` lies between finite numbers.
+
+    Raises:
+        ExportError: it does not.
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ExportError(
+            f"Tensor {name} is not finite on the calibration samples ({low:g} to {high:g}), so it has no range. "
+            f"Look for NaN or infinity in the network's weights."
+        )
+
+
+def require_varying(name: str, low: float, high: float) -> None:
+    """Nothing, if the tensor ``name`` is not one number on all samples.
+
+    Raises:
+        ExportError: it is.
+    """
+    if low == high:
+        raise ExportError(
+            f"Tensor {name} is {low + 0.0:g} on all calibration samples, so nothing tells its range. Look for "
+            f"blank samples, or for a layer that gives the same whatever it is given."
+        )
+
+
+def require_finite_input(name: str, array: np.ndarray, first: int) -> None:
+    """Nothing, if an input's calibration samples, of which ``array`` begins with number ``first``, are finite.
+
+    Raises:
+        ExportError: they are not.
+    """
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ExportError(
+            f"Tensor {name} is not finite in calibration samples {first} to {first + len(array) - 1}, so it has no "
+            f"range. Look for NaN or infinity in the data."
+        )
+
+
 def quantised(
-    model: onnx.ModelProto, ranges: Ranges, *, seven_bits: bool = False, in_float: Collection[str] = ()
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    *,
+    seven_bits: bool = False,
+    signed: bool = False,
+    in_float: Collection[str] = (),
 ) -> onnx.ModelProto:
     """``model`` (which is left alone) in int8: weights per output channel, activations by ``ranges``.
 
-    ``in_float``: names of nodes that stay as they are.
+    ``signed``: activations are signed numbers around zero, in the form that TensorRT reads; ``in_float``: names of
+    nodes that stay as they are.
 
     Raises:
         ExportError: the quantizer refuses the file.
@@ -205,12 +281,12 @@ def quantised(
                 True,  # one scale per channel of a weight
                 seven_bits,
                 QuantType.QInt8,
-                QuantType.QUInt8,
+                QuantType.QInt8 if signed else QuantType.QUInt8,
                 calibrate.TensorsData(CalibrationMethod.MinMax, known),
                 [],
                 list(in_float),
                 list({*registry.QLinearOpsRegistry, *registry.QDQRegistry}),
-                {},
+                dict(_SIGNED) if signed else {},
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
@@ -243,11 +319,7 @@ class _Reader:
         if arrays is None:
             return None
         for name, array in zip(self._names, arrays, strict=True):
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ExportError(
-                    f"Tensor {name} is not finite in calibration samples {self.count} to "
-                    f"{self.count + len(array) - 1}, so it has no range. Look for NaN or infinity in the data."
-                )
+            require_finite_input(name, array, self.count)
         self.count += len(arrays[0])
         return dict(zip(self._names, arrays, strict=True))
 

@@ -23,6 +23,8 @@ from secateurs.export.variants import OnnxVariants, Origin
 
 _KEPT = 8
 """Quantised files at dense widths that are held, one for each set of removed blocks."""
+_STEPS = ("DequantizeLinear", "QuantizeLinear")
+"""What reads a weight: integers are dequantised; in TensorRT's form floats are quantised first."""
 _INTEGERS, _SCALE, _ZERO = "_quantized", "_scale", "_zero_point"
 
 
@@ -32,7 +34,12 @@ def quantised_variants(graph: Any, batch: int = 1) -> QuantisedVariants:
 
 
 class QuantisedVariants(OnnxVariants):
-    """Builds the int8 ONNX file of a traced network at any widths; arguments and errors as of its base class."""
+    """Builds the int8 ONNX file of a traced network at any widths; arguments and errors as of its base class.
+
+    ``signed``: in the form that TensorRT reads.
+    """
+
+    signed = False
 
     def __init__(self, graph: Any, batch: int = 1) -> None:
         super().__init__(graph, batch)
@@ -61,7 +68,7 @@ class QuantisedVariants(OnnxVariants):
         if removed in self._bases:
             self._bases.move_to_end(removed)
         else:
-            model = quantised(self._without(removed), self._ranges)
+            model = quantised(self._without(removed), self._ranges, signed=self.signed)
             del model.graph.value_info[:]
             self._bases[removed] = model, origins_of(model, self._origins)
             if len(self._bases) > _KEPT:
@@ -78,12 +85,18 @@ class QuantisedVariants(OnnxVariants):
         return model
 
 
+class SignedVariants(QuantisedVariants):
+    """The same in the form that TensorRT reads."""
+
+    signed = True
+
+
 def origins_of(model: onnx.ModelProto, floats: Mapping[str, Origin]) -> dict[str, Origin]:
     """Where the axes of a quantised file's tensors come from, by those of the float tensors.
 
     A weight's integers lie as the weight does; its scales and zero points, one per channel, along one of its axes.
     """
-    axis = {node.input[0]: _axis(node) for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    axis = {node.input[0]: _axis(node) for node in model.graph.node if node.op_type in _STEPS}
     found = dict(floats)
     for tensor in model.graph.initializer:
         integers = tensor.name

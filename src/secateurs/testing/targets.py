@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from secateurs import registry
 from secateurs.errors import TargetError, TargetUnavailableError
-from secateurs.export.artifacts import export_artifact, formats, variants
+from secateurs.export.artifacts import calibrated, export_artifact, formats, variants
 from secateurs.export.quantised import LEAST, Quantising
 from secateurs.latency.process import WORKER_FILE, Worker
 from secateurs.latency.sites import SiteMap
@@ -304,7 +304,7 @@ class TargetContract:
 def _exported(exporter: str, width: int) -> bytes:
     """The small network's file, made once."""
     example = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    given = Quantising(random_samples(example, LEAST)) if ":" in exporter else None
+    given = Quantising(random_samples(example, LEAST)) if calibrated(exporter.partition(":")[2]) else None
     with tempfile.TemporaryDirectory(prefix="secateurs-contract-") as folder:
         file = Path(folder) / f"network.{exporter.partition(':')[0]}"
         export_artifact(exporter, SmallNetwork(width).eval(), example, file, quantising=given)

@@ -17,6 +17,8 @@ from secateurs.latency.targets._cuda import device_facts, find_device
 class OnnxRuntimeCuda(Target):
     """ONNX Runtime's CUDA provider; inputs and outputs stay on the device. ``:tf32`` allows tensor cores.
 
+    ``onnxruntime-cuda:fp16`` runs files in half precision.
+
     Its profiler does not wait for the device, so the latency model is learnt from whole-network times.
     """
 
@@ -24,7 +26,7 @@ class OnnxRuntimeCuda(Target):
     timeout_s: float = field(default=600.0, kw_only=True)
     base_name: str = field(default="onnxruntime-cuda", init=False)
     provider: str = field(default="CUDAExecutionProvider", init=False)
-    precisions: tuple[str, ...] = field(default=("f32", "tf32"), init=False)
+    precisions: tuple[str, ...] = field(default=("f32", "tf32", "fp16"), init=False)
     name: str = field(init=False)
     artifact: str = field(default="onnx", init=False)
     profiles: bool = field(default=False, init=False)
@@ -33,6 +35,11 @@ class OnnxRuntimeCuda(Target):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", with_precision(self.base_name, self.precision, self.precisions))
+
+    @property
+    def exporter(self) -> str:
+        """What writes its files; in half precision they are of their own."""
+        return "onnx:fp16" if self.precision == "fp16" else "onnx"
 
     def available(self) -> str | None:
         """None, or why not: no ONNX Runtime, one without this provider, or no device."""
@@ -79,17 +86,23 @@ class OnnxRuntimeCuda(Target):
 class TensorRt(OnnxRuntimeCuda):
     """TensorRT through ONNX Runtime; every network is compiled to an engine first, which takes long.
 
-    ``tensorrt:fp16`` and ``:bf16`` let it choose half precision wherever that is faster.
+    ``tensorrt:fp16`` and ``:bf16`` let it choose half precision wherever that is faster; ``:int8`` runs quantised
+    files, whose other operators stay in float.
     """
 
     timeout_s: float = field(default=3600.0, kw_only=True)
     base_name: str = field(default="tensorrt", init=False)
     provider: str = field(default="TensorrtExecutionProvider", init=False)
-    precisions: tuple[str, ...] = field(default=("f32", "fp16", "bf16"), init=False)
+    precisions: tuple[str, ...] = field(default=("f32", "fp16", "bf16", "int8"), init=False)
+
+    @property
+    def exporter(self) -> str:
+        """What writes its files."""
+        return "onnx:int8-signed" if self.precision == "int8" else "onnx"
 
     def _options(self) -> dict[str, str]:
-        half = {"fp16": {"trt_fp16_enable": "1"}, "bf16": {"trt_bf16_enable": "1"}}
-        return {"device_id": "0", **half.get(self.precision, {})}
+        allowed = {} if self.precision == "f32" else {f"trt_{self.precision}_enable": "1"}
+        return {"device_id": "0", **allowed}
 
     def _others(self) -> list[list[Any]]:
         return [["CUDAExecutionProvider", {"device_id": "0"}], ["CPUExecutionProvider", {}]]

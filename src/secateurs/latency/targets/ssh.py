@@ -114,6 +114,11 @@ class SshTarget(Target):
         return [self.client, *_OPTIONS, *port, *user, "--", self.host, f'{self.python} -u -c "{program}"']
 
     @property
+    def exporter(self) -> str:
+        """The inner target's."""
+        return self.inner.exporter
+
+    @property
     def saturates(self) -> bool:
         """As the processor there is."""
         facts = _probe(self)
