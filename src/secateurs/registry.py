@@ -68,6 +68,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "onnx:fp16": "secateurs.export.half:export_onnx_half",
         "pt2": "secateurs.export.program:export_program",
         "pte": "secateurs.export.executorch:export_executorch",
+        "pte:int8": "secateurs.export.executorch_int8:export_executorch_int8",
         "xml": "secateurs.export.open_vino:export_openvino",
         "xml:int8": "secateurs.export.open_vino:export_openvino_int8",
     },
@@ -78,6 +79,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "onnx:fp16": "secateurs.export.half:HalfVariants",
         "pt2": "secateurs.export.torch_variants:TorchVariants",
         "pte": "secateurs.export.executorch_variants:ExecutorchVariants",
+        "pte:int8": "secateurs.export.executorch_int8:ExecutorchInt8Variants",
     },
 }
 

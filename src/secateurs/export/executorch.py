@@ -49,8 +49,10 @@ def require_executorch() -> None:
         )
 
 
-def lower(program: torch.export.ExportedProgram) -> Lowered:
+def lower(program: torch.export.ExportedProgram, named: torch.export.ExportedProgram | None = None) -> Lowered:
     """The exported program for ExecuTorch, with everything that XNNPACK knows handed to it.
+
+    ``named``: the program that operators are named after, where ``program`` was made of another one.
 
     Raises:
         ExportError: ExecuTorch is not installed or refuses the program.
@@ -66,7 +68,7 @@ def lower(program: torch.export.ExportedProgram) -> Lowered:
                 partitioner=[XnnpackPartitioner()],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
-            names = _names(edge.exported_program(), program)
+            names = _names(edge.exported_program(), program if named is None else named)
             finished = edge.to_executorch()
     except Exception as error:
         raise ExportError(

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from secateurs.errors import ExportError
-from secateurs.export.executorch import lower
+from secateurs.export.executorch import Lowered, lower
 from secateurs.export.program import to_program
 from secateurs.export.torch_variants import operators_of
 from secateurs.export.variants import DISSOLVED, kept_units
@@ -98,7 +99,7 @@ class ExecutorchVariants:
         self._graph, self.batch = graph, batch
         program = to_program(graph.model, (graph.args, graph.kwargs), batch=batch)
         self.operators = operators_of(program)
-        self._lowered = lower(program)
+        self._lowered = self._lower(program)
         self._parts = _Parts.of(self._lowered.content)
         self._meanings = self._recognised()
         self.dense_bytes: bytes = self.build(self.spec.dense_widths)
@@ -108,6 +109,9 @@ class ExecutorchVariants:
         """The network as numbers."""
         spec: NetworkSpec = self._graph.spec
         return spec
+
+    def _lower(self, program: torch.export.ExportedProgram) -> Lowered:
+        return lower(program)
 
     def _recognised(self) -> dict[int, Length | Place]:
         """What every integer that depends on widths is, by its position among the slots."""
@@ -119,7 +123,7 @@ class ExecutorchVariants:
         columns = [self._parts.numbers()]
         for units in kept:
             small = apply(self._graph.model, self._graph.plan(units), check=False)
-            narrow = lower(to_program(small, example, batch=self.batch))
+            narrow = self._lower(to_program(small, example, batch=self.batch))
             columns.append(_Parts.of(narrow.content).numbers())
         if len({len(column) for column in columns}) > 1:
             raise ExportError(
@@ -304,21 +308,35 @@ def _cut_weights(graphs: Sequence[Json], dense: Sequence[Json], named: Any) -> A
     buffers: list[bytes] = []
     entries: dict[str, Any] = {}
     for graph, before in zip(graphs, dense, strict=True):
-        sizes = {tensor["id_out"]: math.prod(tensor["dims"]) for tensor in map(tensor_of, before["xvalues"])}
-        for tensor in map(tensor_of, graph["xvalues"]):
-            index = tensor["constant_buffer_idx"]
-            if index == _NO_BUFFER:
-                continue
+        for index, dense_length, length in _constants(graph, before):
             source = before["constant_data"][index]
             entry = named.pte_data[source["named_key"]]
             whole = bytes(named.buffers[entry.buffer_index])
-            data = whole[: len(whole) // sizes[tensor["id_out"]] * math.prod(tensor["dims"])]
+            data = whole[: len(whole) // dense_length * length]
             key = hashlib.sha256(data + str(index).encode()).hexdigest()
             graph["constant_data"][index] = {**source, "named_key": key, "size": len(data)}
             if key not in entries:
                 entries[key] = type(entry)(len(buffers), entry.alignment, entry.tensor_layout)
                 buffers.append(data)
     return NamedDataStoreOutput(buffers, entries, {})
+
+
+def _constants(graph: Json, before: Json) -> Iterator[tuple[int, int, int]]:
+    """Every constant of an XNNPACK graph: its number, how many elements it has in ``before``, and how many here.
+
+    A weight of quantised numbers has its scales, one per channel, in a constant of their own.
+    """
+    sizes: dict[int, tuple[int, int]] = {}
+    for value in before["xvalues"]:
+        tensor, scales = tensor_of(value), value["xvalue_union"].get("quant_params", {})
+        sizes[tensor["id_out"]] = math.prod(tensor["dims"]), scales.get("num_scales", 0)
+    for value in graph["xvalues"]:
+        tensor, scales = tensor_of(value), value["xvalue_union"].get("quant_params", {})
+        elements, channels = sizes[tensor["id_out"]]
+        if tensor["constant_buffer_idx"] != _NO_BUFFER:
+            yield tensor["constant_buffer_idx"], elements, math.prod(tensor["dims"])
+        if scales.get("scale_buffer_idx", _NO_BUFFER) != _NO_BUFFER:
+            yield scales["scale_buffer_idx"], channels, scales["num_scales"]
 
 
 def _cut_outer_weights(program: Any) -> None:

@@ -124,7 +124,7 @@ def export_program(
     if batch is None:
         raise ExportError("A PyTorch program is exported with a fixed batch size. Leave out the open batch.")
     content = program_bytes(to_program(module, example, batch=batch))
-    error = _max_rel_error(module, example, batch, content, path.name)
+    error = max_rel_error(module, example, batch, content, path.name)
     if not error <= TOLERANCE:
         raise ExportError(
             f"The exported {path.name} differs from the module by {error:.2g} of the largest output "
@@ -137,7 +137,8 @@ def export_program(
     return ExportReport(max_rel_error=error, size_bytes=len(content))
 
 
-def _max_rel_error(module: nn.Module, example: Any, batch: int, content: bytes, name: str) -> float:
+def max_rel_error(module: nn.Module, example: Any, batch: int, content: bytes, name: str) -> float:
+    """Largest difference between the module's outputs and those of the program ``content``, by the largest output."""
     module, args, kwargs = exportable(module, *with_batch(as_arguments(example), batch))
     args, kwargs = redrawn((args, kwargs))
     given = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))  # which the network may change

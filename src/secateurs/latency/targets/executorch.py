@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateurs.latency.process import QUIET, Worker, local_command
-from secateurs.latency.targets._base import Operation, Target, lower_half, processor_facts
+from secateurs.latency.targets._base import Operation, Target, lower_half, processor_facts, with_precision
 
 _WEIGHTED = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected")
 """Convolutions of one element run as fully connected layers."""
@@ -39,15 +39,19 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class ExecutorchXnnpack(Target):
-    """ExecuTorch with everything that XNNPACK knows handed to XNNPACK, float32."""
+    """ExecuTorch with everything that XNNPACK knows handed to XNNPACK; ``:int8`` runs quantised files."""
 
+    precision: str = "f32"
+    precisions: tuple[str, ...] = field(default=("f32", "int8"), init=False)
     timeout_s: float = field(default=300.0, kw_only=True)
-    name: str = field(default="executorch-xnnpack", init=False)
+    name: str = field(init=False)
     artifact: str = field(default="pte", init=False)
-    precision: str = field(default="f32", init=False)
     profiles: bool = field(default=True, init=False)
     engine: str = field(default="execu_torch", init=False)
     package: str = field(default="executorch", init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", with_precision("executorch-xnnpack", self.precision, self.precisions))
 
     def available(self) -> str | None:
         """None, or why not."""
