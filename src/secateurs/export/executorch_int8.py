@@ -63,14 +63,19 @@ def export_executorch_int8(
         quantising: calibration samples; weights have eight bits whatever it says.
 
     Raises:
-        ExportError: no or too few calibration samples, or a tensor without a range, which is named; the network cannot
-            be exported, quantised or lowered; the file computes something else.
+        ExportError: no or too few calibration samples, or a tensor without a range, which is named; layers are to stay
+            in float, which is not possible here; the network cannot be exported, quantised or lowered; the file computes something else.
     """
     path = Path(path)
     if quantising is None:
         raise ExportError("An int8 file needs calibration samples, from which ranges are read. Give data.")
     if batch is None:
         raise ExportError("An ExecuTorch program is exported with a fixed batch size. Leave out the open batch.")
+    if quantising.in_float:
+        raise ExportError(
+            f"The plan leaves {', '.join(sorted(quantising.in_float))} in float, which ExecuTorch's int8 programs cannot "
+            f"follow. Choose an int8 target of ONNX Runtime or OpenVINO, or a plan without precisions."
+        )
     program = to_program(module, example, batch=batch)
     error = max_rel_error(module, example, batch, program_bytes(program), path.name)
     if not error <= TOLERANCE:
