@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from secateurs.cost import CostModel, CostTerm
 from secateurs.errors import PlanError
 from secateurs.importance.scoring import Scorer
+from secateurs.latency.targets import make_target
 from secateurs.measure.mixed import MixedFiles
 from secateurs.network import NetworkSpec
 from secateurs.planning.channels import Channels
-from secateurs.planning.mixed import MixedSpace, exchange_rate, mix_of
+from secateurs.planning.mixed import MixedSpace, check_mixes, exchange_rate, mix_of
 from secateurs.planning.planner import Planner
 from secateurs.progress import silent
 from secateurs.search.legal import find_strategy
@@ -162,3 +163,9 @@ def test_values_that_pass_between_choosable_layers_are_kept(space: MixedSpace) -
     models = Model(space.mix.int8), Model(space.mix.in_float)
     mix = mix_of(space.graph.spec, ("inner", "head"), space.files, *models)  # type: ignore[arg-type]
     assert {(one.source, one.reader) for one in mix.passed} == {("stem", "inner"), ("inner", "outer"), (None, "head")}
+
+
+def test_files_that_cannot_hold_both_are_refused_before_anything_is_measured() -> None:
+    with pytest.raises(PlanError, match="hold no layers in float"):
+        check_mixes(make_target("executorch-xnnpack:int8"))
+    check_mixes(make_target("onnxruntime-cpu:int8"))

@@ -23,6 +23,7 @@ from secateurs.latency.targets import check_threads, open_target
 from secateurs.models import Loaded, Preprocessing, own
 from secateurs.plan import Plan
 from secateurs.planning.elements.costs import check_elements
+from secateurs.planning.mixed import check_mixes
 from secateurs.progress import Progress, silent
 from secateurs.recover import parallel
 from secateurs.registry import load
@@ -216,6 +217,8 @@ def check_names(settings: Settings) -> None:
     check_threads(settings.target, settings.threads)
     if settings.elements is not None:
         check_elements(target, settings.elements, settings.batch)
+    if settings.precision_mix != Settings.precision_mix:
+        check_mixes(target)
     load("strategies", settings.strategy)
     if settings.criterion is not None:
         load("criteria", settings.criterion)

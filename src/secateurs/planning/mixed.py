@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from secateurs.data import Data
     from secateurs.latency.model import LatencyModel
     from secateurs.latency.store import Store
+    from secateurs.latency.targets import Target
     from secateurs.network import NetworkSpec
     from secateurs.search.legal import Legal
     from secateurs.search.problem import Rows, Strategy
@@ -191,6 +192,19 @@ def exchange_rate(graph: Graph, scores: Mapping[str, np.ndarray], answers: Answe
     return float(np.median(found)) if found else 1.0
 
 
+def check_mixes(target: Target) -> None:
+    """Nothing, if the target's files can hold layers in float beside quantised ones.
+
+    Raises:
+        PlanError: they cannot.
+    """
+    if not target.mixes:
+        raise PlanError(
+            f"Files of target {target.name} hold no layers in float beside quantised ones. Give an int8 target of ONNX "
+            f"Runtime or OpenVINO, or leave --precision-mix out."
+        )
+
+
 def mixed_space(
     channels: Channels,
     target: str,
@@ -213,7 +227,7 @@ def mixed_space(
         progress: where to report.
 
     Raises:
-        PlanError: there is no latency model, or no layer has both forms.
+        PlanError: there is no latency model, no layer has both forms, or the target's files cannot hold both.
         TargetError: the runtime failed, or the machine is too disturbed to measure.
         ExportError: the network cannot be exported or quantised.
     """
@@ -223,6 +237,7 @@ def mixed_space(
         )
     graph, batch, calibration = channels.graph, channels.batch, calibration_batches(images)
     opened = open_target(target)
+    check_mixes(opened)
     with progress.task("export for precisions"):
         files = MixedFiles.of(graph, calibration, batch=batch, seven_bits=opened.saturates)
         layers = _choosable(graph, files)

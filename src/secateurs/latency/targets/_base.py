@@ -17,6 +17,7 @@ from secateurs.latency.process import Worker
 
 QUANTISED = ("int8",)
 """Precisions that are in the file; others a runtime computes in by itself."""
+_MIXED_FILES = ("onnx", "xml")
 _NO_OVERFLOW = {"avx512_vnni", "avx_vnni", "avx_vnni_int8"}
 
 
@@ -63,6 +64,11 @@ class Target(Protocol):
     def saturates(self) -> bool:
         """Whether sums of two products of 8-bit numbers overflow there, so that weights are held in seven bits."""
         return False
+
+    @property
+    def mixes(self) -> bool:
+        """Whether its files can hold layers in float beside quantised ones."""
+        return self.precision in QUANTISED and self.artifact in _MIXED_FILES
 
     def available(self) -> str | None:
         """None, or the reason why this target cannot be used here."""
