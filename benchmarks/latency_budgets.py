@@ -64,10 +64,10 @@ class Cell:
         """The pruned network."""
         return apply(self.module, self.planner.plan(choice), self.bench.example, check=False)
 
-    def quickly(self, choice: Choice) -> Measurement:
+    def quickly(self, choice: Choice) -> Attempt[Choice]:
         """Measured as in the closed loop; known candidates are not measured again."""
         name = f"{self.planner.graph.spec.fingerprint}/{choice.key}"
-        return self.bench.measure(self.small(choice), self.store, name)
+        return Attempt(choice, self.bench.measure(self.small(choice), self.store, name))
 
     def thoroughly(self, choice: Choice) -> dict[str, Measurement]:
         """Measured for the row, from a fresh export."""

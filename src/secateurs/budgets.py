@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from secateurs.errors import PlanError
 
@@ -49,6 +50,44 @@ RESOURCES: dict[str, Resource] = {
 ``file_size`` of the deployed file; ``macs``, multiply-adds at batch 1."""
 
 
+@dataclass(frozen=True)
+class Limited:
+    """What one limit is about. ``resource``: a key of :data:`RESOURCES`; ``target``: of which the figures are, "" where
+    a run has one target only. As text it names the limit: ``latency``, ``latency@openvino-cpu``."""
+
+    resource: str
+    target: str = ""
+
+    @classmethod
+    def of(cls, name: str) -> Limited:
+        """Read what ``str`` gave."""
+        resource, _, target = name.partition("@")
+        return cls(resource, target)
+
+    @property
+    def timed(self) -> bool:
+        """Whether it is the latency."""
+        return self.resource == "latency"
+
+    @property
+    def words(self) -> str:
+        """``file size``, ``latency on openvino-cpu``."""
+        return self.resource.replace("_", " ") + (f" on {self.target}" if self.target else "")
+
+    @property
+    def title(self) -> str:
+        """The same at the beginning of a sentence."""
+        return self.words[:1].upper() + self.words[1:]
+
+    @property
+    def option(self) -> str:
+        """``--file-size``, ``--latency of openvino-cpu``."""
+        return RESOURCES[self.resource].option + (f" of {self.target}" if self.target else "")
+
+    def __str__(self) -> str:
+        return f"{self.resource}@{self.target}" if self.target else self.resource
+
+
 OF_FLOAT = "-of-float"
 """Behind a share or a factor: of what the dense network takes in float numbers."""
 
@@ -59,13 +98,25 @@ class Budget:
 
     ``kind``: the resource's unit (``"ms"``, ``"bytes"``, ``"macs"``), ``"ratio"`` (0 < value < 1, fraction of dense
     *kept*) or ``"speedup"`` (value > 1); ``resource``: a key of :data:`RESOURCES`; ``of_float``: a share or a factor is
-    of the dense network in float numbers, whatever precision the target runs.
+    of the dense network in float numbers, whatever precision the target runs; ``target``: where it holds, "" where a
+    run has one target only.
     """
 
     kind: str
     value: float
     resource: str = "latency"
     of_float: bool = False
+    target: str = ""
+
+    @property
+    def limited(self) -> Limited:
+        """What it limits."""
+        return Limited(self.resource, self.target)
+
+    @property
+    def name(self) -> str:
+        """The limit's name: ``latency``, ``latency@openvino-cpu``."""
+        return str(self.limited)
 
     @classmethod
     def parse(cls, text: str | float | Budget, resource: str = "latency") -> Budget:
@@ -135,25 +186,64 @@ class Budget:
 
 
 def parse_budgets(
-    latency: str | float | Budget | None = None,
+    latency: str | float | Budget | Sequence[str | float | Budget] | None = None,
     memory: str | float | Budget | None = None,
     file_size: str | float | Budget | None = None,
     macs: str | float | Budget | None = None,
+    targets: Sequence[str] = (),
 ) -> tuple[Budget, ...]:
     """The budgets that are given, latency first: the order in which they count as the main one.
 
+    ``targets``: of a run with several, on which ``latency`` then has one budget each, in the same order.
+
     Raises:
-        PlanError: one of them is not understood.
+        PlanError: one of them is not understood, or latencies and targets do not pair.
     """
-    given = {"latency": latency, "memory": memory, "file_size": file_size, "macs": macs}
-    return tuple(Budget.parse(text, name) for name, text in given.items() if text is not None)
+    latencies = several(latency)
+    check_pairs(targets, latencies)
+    found = [Budget.parse(one) for one in latencies]
+    if len(targets) > 1:
+        found = [replace(one, target=target) for one, target in zip(found, targets, strict=True)]
+    given = {"memory": memory, "file_size": file_size, "macs": macs}
+    return (*found, *(Budget.parse(text, name) for name, text in given.items() if text is not None))
+
+
+def several(value: Any) -> tuple[Any, ...]:
+    """What may be given not at all, once, or as a list, as a tuple."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def check_pairs(targets: Sequence[str], latencies: Sequence[object]) -> None:
+    """Nothing, if every one of several targets has one latency, and no target is named twice.
+
+    Raises:
+        PlanError: they do not pair.
+    """
+    twice = next((one for one in targets if targets.count(one) > 1), None)
+    if twice is not None:
+        raise PlanError(f"Target {twice} is given twice. Give every target once, with the latency that holds on it.")
+    if max(len(targets), len(latencies)) > 1 and len(targets) != len(latencies):
+        raise PlanError(
+            f"Targets and latencies pair in the order given, one --latency for every --target, but there "
+            f"{'is' if len(targets) == 1 else 'are'} {_listed(targets, 'target', 'targets')} and "
+            f"{_listed(latencies, 'latency', 'latencies')}. Give one --latency behind every --target."
+        )
+
+
+def _listed(values: Sequence[object], one: str, more: str) -> str:
+    """``1 target (onnxruntime-cpu)``, ``no latency``."""
+    if not values:
+        return f"no {one}"
+    return f"{len(values)} {one if len(values) == 1 else more} ({', '.join(map(str, values))})"
 
 
 def describe_budgets(budgets: Sequence[Budget]) -> str:
     """``60%`` for latency alone, else ``latency 60%, file size 10MB``."""
     if len(budgets) == 1 and budgets[0].resource == "latency":
         return str(budgets[0])
-    return ", ".join(f"{RESOURCES[budget.resource].words} {budget}" for budget in budgets)
+    return ", ".join(f"{budget.limited.words} {budget}" for budget in budgets)
 
 
 @dataclass(frozen=True)

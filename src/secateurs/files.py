@@ -25,7 +25,7 @@ from secateurs.errors import DataError, PlanError
 
 _MARK = ".in-use"
 _DRAFT = re.compile(r"\.(.+?)\.\d+(\.[0-9a-f]+)?\.tmp")
-_EXPORTED = re.compile(r"(dense|model|\.candidate)\.(onnx|pt2|pte|xml|bin)")
+_EXPORTED = re.compile(r"(dense|model|\.candidate)(\.[\w.-]+)?\.(onnx|pt2|pte|xml|bin)")
 PARTS = (".safetensors", ".json", ".zip", ".pt", ".tmp")
 """Endings of what training and strategies keep below their folders; rows (.sqlite3) are never removed."""
 _SETTLED_S = 60.0
@@ -276,13 +276,14 @@ class RunFiles:
         self.repairs = path / "repairs.sqlite3"  # accuracies of networks that were cut and repaired to find the fastest
         self.front, self.front_page = path / "front.json", path / "front.html"
 
-    def dense(self, artifact: str) -> Path:
-        """The dense network as the target runs it; ``artifact``: ending of its files."""
-        return self.path / f"dense.{artifact}"
+    def dense(self, artifact: str, place: str = "") -> Path:
+        """The dense network as the target runs it; ``artifact``: ending of its files; ``place``: which of several
+        targets, "" for the first."""
+        return self.path / ".".join(filter(None, ("dense", place, artifact)))
 
-    def deployed(self, artifact: str) -> Path:
+    def deployed(self, artifact: str, place: str = "") -> Path:
         """The pruned network as the target runs it."""
-        return self.path / f"model.{artifact}"
+        return self.path / ".".join(filter(None, ("model", place, artifact)))
 
     def candidate(self, artifact: str) -> Path:
         """A network that is being measured."""

@@ -66,7 +66,9 @@ def stages(folder: Path, *ratios: float, **more: Any) -> Deployment:
     settings = Settings(latency="60%", allow_chance=True)
     opened = RunFolder.create(folder, settings.to_dict())
     loaded = replace(training_job.network(), **more)
-    return Deployment(loaded, training_job.images(), settings, opened, Told(folder, iter(ratios)), silent)  # type: ignore[arg-type]
+    return Deployment(
+        loaded, training_job.images(), settings, opened, Told(folder, iter(ratios)), silent, settings.aims[0]
+    )  # type: ignore[arg-type]
 
 
 def deployed(deployment: Deployment) -> tuple[DeployFound, nn.Module]:

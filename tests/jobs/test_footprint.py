@@ -12,11 +12,12 @@ import training_job
 
 import secateurs as sc
 from secateurs.errors import PlanError, TargetError
-from secateurs.jobs.footprint import dense_figures, memory_seen, smallest
+from secateurs.jobs.footprint import check_binding, dense_figures, memory_seen, smallest
 from secateurs.jobs.settings import Settings
 from secateurs.latency.store import Store
 from secateurs.latency.targets import make_target
 from secateurs.measure.bench import Bench
+from secateurs.measure.targeted import Targeted
 from secateurs.plan import Measurement
 from secateurs.search.legal import Legal
 from secateurs.testing.latency import network
@@ -37,7 +38,12 @@ class Told:
 
 
 def figures(bench: Told, known: dict[str, float] | None = None, **budgets: str) -> dict[str, float]:
-    return dense_figures(Settings(**budgets), SPEC, bench, known or {})  # type: ignore[arg-type]
+    known = dict(known or {})
+    size = known.pop("file_size", 0.0)
+    targeted = Targeted("", Settings(**budgets).budgets, bench, size)  # type: ignore[arg-type]
+    found = dense_figures(targeted, SPEC, known)
+    check_binding(targeted.budgets, targeted.ratios(found), found)
+    return found
 
 
 @pytest.mark.parametrize(

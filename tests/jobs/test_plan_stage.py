@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import training_job
@@ -20,7 +19,7 @@ import secateurs as sc
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.export.onnx import export_onnx
 from secateurs.jobs import plan_stage
-from secateurs.jobs.plan_stage import PlanFound, PlanStage, model_error, points
+from secateurs.jobs.plan_stage import PlanFound, PlanStage
 from secateurs.jobs.run_folder import RunFolder
 from secateurs.jobs.settings import Settings
 from secateurs.jobs.training import Trainer
@@ -28,13 +27,12 @@ from secateurs.latency import model
 from secateurs.latency.store import Store
 from secateurs.latency.targets import open_target
 from secateurs.measure.bench import Bench
+from secateurs.measure.targeted import Targeted
 from secateurs.plan import Measurement, Plan
 from secateurs.planning.closed_loop import Attempt
-from secateurs.planning.planner import Choice
 from secateurs.progress import silent
 from secateurs.recover.schedules._base import Prepared
 from secateurs.recover.schedules.once import OnceSchedule
-from secateurs.search.problem import Solution
 
 NETWORK = training_job.network()
 
@@ -67,9 +65,10 @@ def stage(folder: Path, target: str, **chosen: Any) -> PlanStage:
     example, files = network.example(), opened.files
     bench = Bench(runtime, files.dense(runtime.artifact), files.candidate(runtime.artifact), example)
     bench.dense.write_bytes(exported())
+    targeted = Targeted("", settings.budgets, bench, float(len(exported())))
     trainer = Trainer(network.module, example, data, settings, files.checkpoints)
     store = Store(folder.parent / "store.sqlite3")
-    return PlanStage(network, data, settings, opened, example, bench, store, trainer, float(len(exported())), silent)
+    return PlanStage(network, data, settings, opened, example, (targeted,), store, trainer, silent)
 
 
 def test_what_it_finds_is_of_the_plan_that_it_writes(fake_target: str, tmp_path: Path) -> None:
@@ -154,26 +153,6 @@ def test_a_repair_by_least_squares_refines_the_plan(
     assert seen == ["refined"]
 
 
-def test_points_of_the_report(fake_target: str, tmp_path: Path) -> None:
-    costs = stage(tmp_path / "run", fake_target, latency="60%").costs
-    assert isinstance(costs, sc.LatencyModel)
-
-    def attempt(predicted: float, ratio: float) -> Attempt[Choice]:
-        solution = Solution(np.array([1]), frozenset(), 0.0, {}, None, 0.0)
-        return Attempt(Choice(solution, {"latency": predicted}), Measurement(1.0, 0.0, 9, ratio, ratio))
-
-    attempts = [attempt(0.6, 0.7), attempt(0.5, 0.55)]
-    found = points(costs, 10.0, attempts, attempts[1])
-    held_out = [point for point in found if point.kind == "held-out"]
-    assert [(point.predicted_ms, point.measured_ms) for point in held_out] == list(costs.error.pairs)
-    assert [(p.kind, p.predicted_ms, p.measured_ms) for p in found[len(held_out) :]] == [
-        ("candidate", 6.0, 7.0),
-        ("final", 5.0, 5.5),
-    ]
-    told = model_error(costs)
-    assert (told.mean_abs, told.p95, told.networks) == (costs.error.mean_abs, costs.error.p95, costs.error.count)
-
-
 class Solver:
     """A planner of which only the answers matter: ``reached``: what its least network takes when measured."""
 
@@ -216,7 +195,8 @@ class Closing(PlanStage):
 def closing(folder: Path, **ratios: float) -> Closing:
     settings = Settings(latency="60%")
     opened, nothing = RunFolder.create(folder, settings.to_dict()), None
-    made = Closing(NETWORK, training_job.images(), settings, opened, nothing, nothing, nothing, nothing, 0.0, silent)  # type: ignore[arg-type]
+    targeted = Targeted("", settings.budgets, nothing, 0.0)  # type: ignore[arg-type]
+    made = Closing(NETWORK, training_job.images(), settings, opened, nothing, (targeted,), nothing, nothing, silent)  # type: ignore[arg-type]
     object.__setattr__(made, "ratios", ratios)
     return made
 
@@ -263,7 +243,8 @@ def test_what_was_not_pruned_through_and_a_poor_model_are_told(
 ) -> None:
     made = closing(tmp_path / "run")
     vars(made)["graph"] = SimpleNamespace(barriers=[f"operator {n}" for n in range(barriers)])
-    notes = made._notes(SimpleNamespace(error=SimpleNamespace(mean_abs=error)))  # type: ignore[arg-type]
+    vars(made)["models"] = {"": SimpleNamespace(error=SimpleNamespace(mean_abs=error))}
+    notes = made._notes()
     assert len(notes) == lines
     assert sum(note.startswith("Not pruned through: operator") for note in notes) == min(barriers, 10)
     assert any("3 more operators" in note for note in notes) == (barriers == 13)

@@ -14,9 +14,10 @@ from secateurs.errors import TargetError
 from secateurs.jobs.comparison import Validated, WithinFound, packed
 from secateurs.jobs.deployment import DenseFound, DeployFound, ValidationFound, check_budgets
 from secateurs.jobs.plan_stage import PlanFound
-from secateurs.jobs.record import Findings, _side, make_record, slower_than_float
+from secateurs.jobs.record import Findings, FurtherFound, _side, make_record, slower_than_float
 from secateurs.jobs.recovery import DenseTunedFound, EquallyTuned, FinetuneFound, RepairFound
 from secateurs.jobs.settings import Settings
+from secateurs.measure.targeted import Modelled
 from secateurs.plan import Fingerprint, Measurement, Plan
 from secateurs.report import wording
 from secateurs.report.record import FileRecord, LayersRecord, ModelError, Point, Record, Side, ValidationStep
@@ -122,6 +123,53 @@ def test_every_figure_reaches_its_column() -> None:
     assert [(group.name, group.units, group.kept) for group in made.groups] == [("a:out", 4, 2)]
     assert made.notes == ("first", "second", "third", "fourth", "fifth")
     assert made.settings == SETTINGS.to_dict()
+    assert Record.model_validate(json.loads(made.to_json())) == made
+
+
+def test_the_only_target_has_a_row_too() -> None:
+    made = record()
+    (row,) = made.targets
+    assert (row.name, row.fingerprint, row.precision) == (SETTINGS.target, made.target.fingerprint, "fp32")
+    assert (row.budget, row.budget_ms, row.met, row.predicted_ms) == ("60%", 6.0, True, made.predicted_ms)
+    assert (row.dense, row.pruned.latency_ms, row.pruned.accuracy) == (made.dense, 5.8, 0.75)
+    assert (row.file, row.latency_model, row.files) == ("model.onnx", made.latency_model, made.files)
+    assert [budget.target for budget in made.budgets] == ["", ""]
+
+
+def test_every_target_has_a_row_and_its_budget() -> None:
+    """Slower than its budget on the second one: the run as a whole missed it."""
+    settings = Settings(
+        latency=("60%", "3ms"), target=("onnxruntime-cpu", "openvino-cpu"), macs="50%", epochs=2, train_batch=16, seed=3
+    )
+    values = found(
+        planned={
+            "modelled": (
+                Modelled(predicted_ms=2.9, points=(), latency_model=ModelError(mean_abs=0.03, p95=0.05, spearman=0.9)),
+            )
+        }
+    )
+    dense = replace(
+        values.dense, target={"target": "openvino-cpu", "device": "there"}, dense_bytes=900, notes=("first", "sixth")
+    )
+    pruned = Measurement(3.2, 0.2, 40, ratio=0.8, ratio_upper=0.81)
+    deployed = replace(values.deployed, file_bytes=450, dense=Measurement(4.0, 0.01, 40), pruned=pruned)
+    further = (FurtherFound(settings.aims[1], dense, deployed),)
+    made = make_record(settings, replace(values, further=further), PLAN, SECONDS, "")
+    first, second = made.targets
+    assert (first.met, second.met, second.file) == (True, False, "model.openvino-cpu.onnx")
+    assert (second.budget_ms, second.predicted_ms, second.speedup, second.fingerprint) == (3.0, 2.9, 4 / 3.2, "there")
+    assert (second.dense.file_bytes, second.pruned.file_bytes, second.pruned.macs) == (900, 450, made.pruned.macs)
+    assert [(one.resource, one.target) for one in made.budgets] == [
+        ("latency", "onnxruntime-cpu"),
+        ("latency", "openvino-cpu"),
+        ("macs", ""),
+    ]
+    assert not made.pruned_within_budget
+    assert made.notes[:2] == ("first", "sixth")
+    assert any("The latency on openvino-cpu budget is missed" in note for note in made.notes)
+    assert any("Latencies of the pruned file on openvino-cpu spread by 20%" in note for note in made.notes)
+    assert "of the budget of 3.00 ms (3ms)" in wording.verdict(made)
+    assert wording.target_rows(made)[1][4] == "106.7 % of 3ms, missed"
     assert Record.model_validate(json.loads(made.to_json())) == made
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from secateurs.errors import InfeasibleBudgetError, TargetError
 from secateurs.plan import Measurement
-from secateurs.planning.closed_loop import Goal, Limits, close, goal_for
+from secateurs.planning.closed_loop import Attempt, Goal, Limits, close, goal_for
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ def planner(step: float = 0.004, fastest: float = 0.3) -> Callable[[Limits], Net
     return solve
 
 
-def machine(truth: Callable[[float], float], width: float = 0.004) -> Callable[[Net], Measurement]:
-    def measure(net: Net) -> Measurement:
+def machine(truth: Callable[[float], float], width: float = 0.004) -> Callable[[Net], Attempt[Net]]:
+    def measure(net: Net) -> Attempt[Net]:
         value = truth(net.latency)
-        return Measurement(value * 10, 0.02, 100, value, value * (1 + width))
+        return Attempt(net, Measurement(value * 10, 0.02, 100, value, value * (1 + width)))
 
     return measure
 
 
-def sizes(file_error: float, memory_error: float) -> tuple[Callable[[Limits], Net], Callable[[Net], Measurement]]:
+def sizes(file_error: float, memory_error: float) -> tuple[Callable[[Limits], Net], Callable[[Net], Attempt[Net]]]:
     """A planner whose one knob drives every cost, and a machine on which file and memory differ from the models."""
 
     def solve(limits: Limits) -> Net:
@@ -57,9 +57,9 @@ def sizes(file_error: float, memory_error: float) -> tuple[Callable[[Limits], Ne
             raise InfeasibleBudgetError("too little")
         return Net(share, tuple((name, share) for name in limits if name != "latency"))
 
-    def measure(net: Net) -> Measurement:
+    def measure(net: Net) -> Attempt[Net]:
         share = net.latency
-        return Measurement(
+        measured = Measurement(
             share * 10,
             0.02,
             100,
@@ -68,6 +68,7 @@ def sizes(file_error: float, memory_error: float) -> tuple[Callable[[Limits], Ne
             memory_bytes=round(1e6 * share * memory_error),
             file_bytes=round(1e6 * share * file_error),
         )
+        return Attempt(net, measured)
 
     return solve, measure
 
@@ -165,3 +166,71 @@ def test_the_missed_budget_is_the_one_that_is_named() -> None:
     with pytest.raises(InfeasibleBudgetError, match=r"dense file size .* took 40\.0%") as caught:
         close(goals, solve, sizes(1.0, 1.0)[1])
     assert caught.value.details["constraint"] == "file_size"
+
+
+FIRST, SECOND = "latency@one", "latency@two"
+
+
+@dataclass(frozen=True)
+class Twice:
+    """A network on two targets: the second one has a fixed cost, so that its latency falls more slowly."""
+
+    share: float
+
+    @property
+    def key(self) -> str:
+        return f"{self.share:.6f}"
+
+    @property
+    def predicted(self) -> dict[str, float]:
+        return {FIRST: self.share, SECOND: 0.4 + 0.6 * self.share}
+
+
+def two_targets(errors: dict[str, float]) -> tuple[Callable[[Limits], Twice], Callable[[Twice], Attempt[Twice]]]:
+    """The widest network within both limits by the models, and two machines on which the models err."""
+
+    def solve(limits: Limits) -> Twice:
+        share = min(limits[FIRST], (limits[SECOND] - 0.4) / 0.6)
+        if share < 0.1:
+            raise InfeasibleBudgetError("too little")
+        return Twice(share)
+
+    def measure(net: Twice) -> Attempt[Twice]:
+        ratios = {name.partition("@")[2]: net.predicted[name] * error for name, error in errors.items()}
+        on = {name: Measurement(10 * ratio, 0.0, 9, ratio, 1.002 * ratio) for name, ratio in ratios.items()}
+        return Attempt(net, on["one"], on)
+
+    return solve, measure
+
+
+@pytest.mark.parametrize(("limits", "binding"), [((0.5, 0.9), "one"), ((0.9, 0.6), "two"), ((0.5, 0.7), None)])
+@pytest.mark.parametrize("errors", [(1.0, 1.0), (1.15, 0.9), (0.85, 1.2)])
+def test_every_target_has_its_own_ratio(
+    limits: tuple[float, float], binding: str | None, errors: tuple[float, float]
+) -> None:
+    goals = [goal_for(name, limit, 10.0) for name, limit in zip((FIRST, SECOND), limits, strict=True)]
+    accepted, _ = close(goals, *two_targets(dict(zip((FIRST, SECOND), errors, strict=True))))
+    assert all(accepted.on[goal.limited.target].ratio_upper <= goal.limit for goal in goals)
+    used = {goal.limited.target for goal in goals if goal.used(accepted)}
+    assert used
+    assert binding is None or binding in used
+    assert accepted.measured == accepted.on["one"]
+
+
+def test_a_slack_target_changes_nothing() -> None:
+    solve, measure = two_targets({FIRST: 1.1, SECOND: 0.95})
+
+    def alone(limits: Limits) -> Twice:
+        return solve({**limits, SECOND: 1.0})
+
+    both, _ = close([goal_for(FIRST, 0.5, 1.0), goal_for(SECOND, 0.97, 1.0)], solve, measure)
+    one, _ = close([goal_for(FIRST, 0.5, 1.0)], alone, measure)
+    assert both.choice == one.choice
+
+
+def test_a_target_that_is_missed_is_named() -> None:
+    _, measure = two_targets({FIRST: 1.0, SECOND: 2.0})
+    stuck = [goal_for(FIRST, 0.9, 1.0), goal_for(SECOND, 0.6, 1.0)]
+    with pytest.raises(InfeasibleBudgetError, match=r"latency on two .*Raise --latency of two") as caught:
+        close(stuck, lambda limits: Twice(0.5), measure)
+    assert caught.value.details["constraint"] == SECOND

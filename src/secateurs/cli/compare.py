@@ -15,6 +15,7 @@ from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
 from secateurs.errors import DataError
 from secateurs.jobs.settings import Settings
+from secateurs.latency.targets import DEFAULT_TARGET
 from secateurs.report import wording
 from secateurs.report.terminal import styled
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def verb(
     model: Annotated[str, typer.Argument(metavar="MODEL|PLAN", help=MODEL_OR_PLAN_HELP, show_default=False)],
     plans: Annotated[list[Path], typer.Argument(metavar="PLAN...", help="Plan files.")],
-    target: Target = Settings.target,
+    target: Target = DEFAULT_TARGET,
     weights: Weights = None,
     data: SizedBy = None,
     shape: Input = None,

@@ -28,6 +28,7 @@ from secateurs.cli.options import (
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
 from secateurs.jobs.settings import Settings
+from secateurs.latency.targets import DEFAULT_TARGET
 from secateurs.report import wording
 from secateurs.report.profile_figure import check, save
 from secateurs.report.terminal import styled
@@ -42,7 +43,7 @@ SHOWN = 12
 @guarded
 def verb(
     model: Model,
-    target: Target = Settings.target,
+    target: Target = DEFAULT_TARGET,
     weights: Weights = None,
     data: SizedBy = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the latency model as JSON.")] = None,

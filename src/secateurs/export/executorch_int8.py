@@ -64,7 +64,8 @@ def export_executorch_int8(
 
     Raises:
         ExportError: no or too few calibration samples, or a tensor without a range, which is named; layers are to stay
-            in float, which is not possible here; the network cannot be exported, quantised or lowered; the file computes something else.
+            in float, which is not possible here; the network cannot be exported, quantised or lowered; the file
+            computes something else.
     """
     path = Path(path)
     if quantising is None:
@@ -73,8 +74,8 @@ def export_executorch_int8(
         raise ExportError("An ExecuTorch program is exported with a fixed batch size. Leave out the open batch.")
     if quantising.in_float:
         raise ExportError(
-            f"The plan leaves {', '.join(sorted(quantising.in_float))} in float, which ExecuTorch's int8 programs cannot "
-            f"follow. Choose an int8 target of ONNX Runtime or OpenVINO, or a plan without precisions."
+            f"The plan leaves {', '.join(sorted(quantising.in_float))} in float, which ExecuTorch's int8 programs "
+            f"cannot follow. Choose an int8 target of ONNX Runtime or OpenVINO, or a plan without precisions."
         )
     program = to_program(module, example, batch=batch)
     error = max_rel_error(module, example, batch, program_bytes(program), path.name)

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import nn
 
 from secateurs.budgets import RESOURCES, Budget
-from secateurs.data import Data, Scored, check_trained
+from secateurs.data import Data, check_trained
 from secateurs.export.onnx import ExportReport
 from secateurs.files import Scratch
 from secateurs.jobs.comparison import (
@@ -24,7 +24,7 @@ from secateurs.jobs.comparison import (
 )
 from secateurs.jobs.plan_stage import PlanFound
 from secateurs.jobs.run_folder import RunFolder
-from secateurs.jobs.settings import Settings
+from secateurs.jobs.settings import Aim, Settings
 from secateurs.latency.targets import open_target
 from secateurs.latency.targets._base import Target
 from secateurs.latency.targets.opening import in_float as in_float_target
@@ -137,7 +137,7 @@ class _Four:
 
 @dataclass(frozen=True)
 class Deployment:
-    """The first stage and the last."""
+    """The first stage and the last, on one target of the run."""
 
     loaded: Loaded
     data: Data
@@ -145,36 +145,48 @@ class Deployment:
     folder: RunFolder
     bench: Bench
     progress: Progress
+    aim: Aim
 
     def dense(self) -> DenseFound:
         """The dense network's accuracy, size and file. First, because it also proves data, weights and export.
 
         Where the quantised file is slower than the float one, what is found is the float one's.
         """
-        bench, module = self.bench, self.loaded.module
-        found = on_test_images(module, self.data, self.progress)
+        found = on_test_images(self.loaded.module, self.data, self.progress)
         said = check_trained(self.loaded, self.data, found, allow=self.settings.allow_chance)
         for note in (*said, *self.data.notes):
             self.progress.say(note)
-        with self.folder.timed("measure"), self.progress.task("export dense"):
+        return self._placed(found.top1, packed(found.correct), found.images, said)
+
+    def dense_too(self, first: DenseFound) -> DenseFound:
+        """The same on a further target, when the first one's is known; which test images are right is not."""
+        accuracy = first.dense_accuracy if first.float_accuracy is None else first.float_accuracy
+        return self._placed(accuracy, "", first.test_images, ())
+
+    def _placed(self, accuracy: float, correct: str, images: int, said: Sequence[str]) -> DenseFound:
+        """The dense network's file. ``accuracy``, ``correct``: on so many test images; ``said``: notes."""
+        bench, module = self.bench, self.loaded.module
+        with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
             written = bench.export(module, bench.dense)
         if not bench.quantises:
-            return self._dense(found, written, said)
+            return self._dense(accuracy, correct, images, written, said)
         with self.folder.timed("measure"):
             in_float = bench.measure_in_float(module)
-        slow = slower_in(bench.target.precision, in_float)
+        slow = slower_in(bench.target.precision, in_float, self.aim.name)
         if slow:
             self.progress.say(slow)
-            bench = replace(bench, target=open_target(in_float_target(self.settings.target)))
-            with self.folder.timed("measure"), self.progress.task("export dense"):
+            bench = replace(bench, target=open_target(in_float_target(self.aim.target)))
+            with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
                 written = bench.export(module, bench.dense)
-            return replace(self, bench=bench)._dense(found, written, (*said, slow))
+            return replace(self, bench=bench)._dense(accuracy, correct, images, written, (*said, slow))
         deployed = deployed_on_test_images(bench, bench.dense, self.data, self.progress)
-        made = self._dense(deployed, written, said)
-        return replace(made, float_accuracy=found.top1, float_ratio=in_float.ratio)
+        made = self._dense(deployed.top1, packed(deployed.correct), deployed.images, written, said)
+        return replace(made, float_accuracy=accuracy, float_ratio=in_float.ratio)
 
-    def _dense(self, found: Scored, written: ExportReport, said: Sequence[str]) -> DenseFound:
-        """The record of the dense file; ``found``: on the test images; ``said``: notes on the network."""
+    def _dense(
+        self, accuracy: float, correct: str, images: int, written: ExportReport, said: Sequence[str]
+    ) -> DenseFound:
+        """The record of the dense file; ``accuracy``, ``correct``: its own."""
         module, target = self.loaded.module, self.bench.target
         self.folder.know(self.bench.dense)
         return DenseFound(
@@ -186,9 +198,9 @@ class Deployment:
             classes="all" if self.data.classes is None else "present",
             target={key: str(value) for key, value in target.fingerprint(self.settings.threads).items()},
             precision=target.precision,
-            dense_accuracy=found.top1,
-            dense_correct=packed(found.correct),
-            test_images=found.images,
+            dense_accuracy=accuracy,
+            dense_correct=correct,
+            test_images=images,
             dense_params=parameter_count(module),
             dense_bytes=written.size_bytes,
             notes=(*said, *self.data.notes, *(() if self.loaded.source.get("weights") else self.loaded.notes)),
@@ -199,10 +211,11 @@ class Deployment:
     ) -> DeployFound:
         """The files to deploy, and their measurement beside dense. ``accuracy``: of the network before its export."""
         bench = self.bench
-        deployed = self.folder.files.deployed(bench.target.artifact)
-        self.folder.write(self.folder.files.weights, save(tensors(small)))
+        deployed = self.folder.files.deployed(bench.target.artifact, self.aim.place)
+        if not self.aim.place:
+            self.folder.write(self.folder.files.weights, save(tensors(small)))
         with self.folder.timed("measure"):
-            with self.progress.task("export pruned"):
+            with self.progress.task(self.aim.stage("export pruned")):
                 written = bench.export(small, deployed, plan)
             self.folder.know(deployed)
             made: dict[str, Any] = {
@@ -234,9 +247,11 @@ class Deployment:
         """The final measurement, again where the machine was so busy that it is not clearly within the budget."""
         for _ in range(_TRIES):
             found = measure()
-            if all(budget.met for budget in check_budgets(self.settings.budgets, dense, planned, found)):
+            if all(budget.met for budget in check_budgets(self.aim.budgets, dense, planned, found)):
                 break
-            self.progress.say("The final measurement is not clearly within the budget; measuring again.")
+            self.progress.say(
+                f"{self.aim.stage('The final measurement')} is not clearly within the budget; measuring again."
+            )
         return found
 
     def _float_files(self, folder: Path, small: nn.Module, plan: Plan) -> dict[str, Path]:
@@ -280,14 +295,16 @@ def _in_float(deployed: DeployFound) -> float:
     return found[0] if found else 1.0
 
 
-def slower_in(precision: str, in_float: Measurement) -> str:
-    """What to say where the float file, measured beside the quantised one, is surely the faster of the two."""
+def slower_in(precision: str, in_float: Measurement, target: str = "") -> str:
+    """What to say where the float file, measured beside the quantised one, is surely the faster of the two; ``target``:
+    which of several that is."""
     assert in_float.ratio is not None
     if (in_float.ratio_upper or in_float.ratio) >= 1:
         return ""
     return (
-        f"In {precision} the dense network takes {1 / in_float.ratio:.2f} times as long as in float on this target, so "
-        f"{precision} is not used: everything that follows is measured in float."
+        f"In {precision} the dense network takes {1 / in_float.ratio:.2f} times as long as in float on "
+        f"{target or 'this target'}, so {precision} is not used: everything that follows is measured in float"
+        f"{' there' if target else ''}."
     )
 
 
@@ -295,10 +312,11 @@ def _check(
     budget: Budget, dense: float | None, pruned: float | None, upper: float | None, float_ratio: float
 ) -> BudgetRecord:
     if dense is None or pruned is None or upper is None:
-        raise untold(budget.resource)
+        raise untold(budget.name)
     return BudgetRecord(
         resource=budget.resource,
         text=str(budget),
+        target=budget.target,
         unit=RESOURCES[budget.resource].unit,
         limit=budget.limit(dense, float_ratio),
         dense=dense,

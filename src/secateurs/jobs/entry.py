@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from secateurs.budgets import several
 from secateurs.data import Data, given
 from secateurs.errors import PlanError, checked
 from secateurs.jobs.run_folder import RunFolder
@@ -19,7 +20,7 @@ from secateurs.jobs.settings import Settings, defaults
 from secateurs.jobs.stages import Job, Result
 from secateurs.jobs.training import Trainer
 from secateurs.latency.store import Store
-from secateurs.latency.targets import check_threads, open_target
+from secateurs.latency.targets import check_threads, open_targets
 from secateurs.models import Loaded, Preprocessing, own
 from secateurs.plan import Plan
 from secateurs.planning.elements.costs import check_elements
@@ -54,13 +55,13 @@ def prune(
     example: Any,
     *,
     data: str | Data | tuple[Any, Any],
-    latency: str | float | None = None,
+    latency: str | float | Sequence[str | float] | None = None,
     memory: str | float | None = None,
     file_size: str | float | None = None,
     macs: str | float | None = None,
     max_loss: float | None = None,
     min_accuracy: str | float | None = None,
-    target: str = Settings.target,
+    target: str | Sequence[str] = Settings.target,
     strategy: str = Settings.strategy,
     criterion: str | None = Settings.criterion,
     epochs: int | None = Settings.epochs,
@@ -87,7 +88,9 @@ def prune(
         max_loss: instead of ``latency``: the fastest network that is looked for may lose so many points of accuracy on
             the validation images when it is cut and repaired.
         min_accuracy: the same as what must stay: ``"88%"`` or ``0.88``.
-        target: runtime on a device.
+        target: runtime on a device. Several, such as ``["onnxruntime-cpu", "ssh://pi/onnxruntime-cpu"]``, take as many
+            latencies, ``["60%", "80ms"]``, in the same order: one network holds every one of them, each measured on its
+            own device. The first one's file is deployed, and the other budgets hold on it.
         strategy: search.
         criterion: scores of units; None takes the strategy's own or the default.
         epochs: of fine-tuning; 0 for none, None for one, or more where the images are few.
@@ -109,13 +112,13 @@ def prune(
     """
     if settings is None:
         settings = Settings(
-            latency=_text(latency),
+            latency=_one_or_several(tuple(_spelled(one) for one in several(latency))),
             memory=_text(memory),
             file_size=_text(file_size),
             macs=_text(macs),
             max_loss=max_loss,
             min_accuracy=None if min_accuracy is None else str(min_accuracy),
-            target=target,
+            target=_one_or_several(several(target)) or "",
             strategy=strategy,
             criterion=criterion,
             epochs=epochs,
@@ -198,7 +201,16 @@ def _assisted(trainer: Trainer) -> Result:
 
 
 def _text(budget: str | float | None) -> str | None:
+    return None if budget is None else _spelled(budget)
+
+
+def _spelled(budget: str | float) -> str:
     return f"{float(budget) * 100!r}%" if isinstance(budget, (int, float)) else budget
+
+
+def _one_or_several(values: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """As settings have it: the value itself where it is the only one, None where there is none."""
+    return values if len(values) > 1 else next(iter(values), None)
 
 
 def helps() -> bool:
@@ -207,18 +219,19 @@ def helps() -> bool:
 
 
 def check_names(settings: Settings) -> None:
-    """Nothing, if target, strategy and criterion exist and can be used here.
+    """Nothing, if targets, strategy and criterion exist and can be used here.
 
     Raises:
-        PlanError: unknown name.
-        TargetUnavailableError: the target cannot be used here.
+        PlanError: unknown name, or two targets are the same device.
+        TargetUnavailableError: a target cannot be used here.
     """
-    target = open_target(settings.target)
-    check_threads(settings.target, settings.threads)
+    targets = open_targets(settings.targets, settings.threads)
+    for target in targets:
+        check_threads(target, settings.threads)
     if settings.elements is not None:
-        check_elements(target, settings.elements, settings.batch)
+        check_elements(targets[0], settings.elements, settings.batch)
     if settings.precision_mix != Settings.precision_mix:
-        check_mixes(target)
+        check_mixes(targets[0])
     load("strategies", settings.strategy)
     if settings.criterion is not None:
         load("criteria", settings.criterion)

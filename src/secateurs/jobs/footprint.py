@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from torch import nn
 
-from secateurs.budgets import RESOURCES
+from secateurs.budgets import RESOURCES, Budget
 from secateurs.errors import PlanError
-from secateurs.jobs.settings import Settings
 from secateurs.latency.store import Store
 from secateurs.measure.bench import Bench
+from secateurs.measure.targeted import Targeted
 from secateurs.network import NetworkSpec
 from secateurs.planning.closed_loop import untold
 from secateurs.report import wording
@@ -18,34 +20,47 @@ from secateurs.search.legal import Legal
 from secateurs.structure import Graph, apply
 
 
-def dense_figures(
-    settings: Settings, spec: NetworkSpec, bench: Bench, known: dict[str, float], float_ratio: float = 1.0
-) -> dict[str, float]:
-    """What the dense network takes of every limited resource, in its unit.
+def dense_figures(targeted: Targeted, spec: NetworkSpec, known: Mapping[str, float]) -> dict[str, float]:
+    """What the dense network takes of everything that is limited on a target, by the limits' names, in their units.
 
-    ``known``: what need not be measured; ``float_ratio``: latency of the dense network in float / in the target's
-    precision.
+    ``known``: by resource, what need not be measured.
 
     Raises:
-        PlanError: a budget is not below it.
         TargetError: the target does not tell a limited resource.
     """
-    budgets = {budget.resource: budget for budget in settings.budgets}
-    found = {**known, "macs": float(spec.macs(spec.dense_widths))}
+    budgets = {budget.resource: budget for budget in targeted.budgets}
+    found = {**known, "file_size": targeted.dense_bytes, "macs": float(spec.macs(spec.dense_widths))}
     # A latency in ms is about now: the latency model's dense figure may be from another day.
     if "memory" in budgets or ("latency" in budgets and budgets["latency"].absolute):
-        now = bench.measure_dense()
+        now = targeted.bench.measure_dense()
         found |= {"latency": now.latency_ms, "memory": float(now.memory_bytes or 0)}
-    for name, budget in budgets.items():
-        what, dense = RESOURCES[name], found[name]
-        if dense <= 0:
+    for name in budgets:
+        if found[name] <= 0:
             raise untold(name)
-        if budget.ratio(dense, float_ratio) >= 1:
-            raise PlanError(
-                f"{what.words.capitalize()} budget {budget} is not below what the dense network takes, "
-                f"{wording.amount(dense, what.unit)}: there is nothing to prune. Give a lower {what.option}."
-            )
-    return {name: found[name] for name in budgets}
+    return {budget.name: found[budget.resource] for budget in targeted.budgets}
+
+
+def check_binding(budgets: Sequence[Budget], limits: Mapping[str, float], dense: Mapping[str, float]) -> None:
+    """Nothing, if there is something to prune: every budget is below what the dense network takes, or of the latencies
+    on several targets one is.
+
+    Args:
+        budgets: all of a run.
+        limits: by their names, as ratios to dense.
+        dense: what the dense network takes, in the resources' units.
+
+    Raises:
+        PlanError: the dense network is within a budget.
+    """
+    timed = [limits[one.name] for one in budgets if one.resource == "latency"]
+    for budget in budgets:
+        if limits[budget.name] < 1 or (budget.resource == "latency" and min(timed) < 1):
+            continue
+        raise PlanError(
+            f"{budget.limited.title} budget {budget} is not below what the dense network takes, "
+            f"{wording.amount(dense[budget.name], RESOURCES[budget.resource].unit)}: there is nothing to prune. Give a "
+            f"lower {budget.limited.option}."
+        )
 
 
 def memory_seen(module: nn.Module, graph: Graph, legal: Legal, bench: Bench, store: Store, dense: float) -> list[Seen]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from safetensors.torch import save
@@ -15,17 +15,17 @@ from secateurs.errors import InfeasibleBudgetError
 from secateurs.importance.scoring import Scorer, calibration_batches
 from secateurs.jobs.comparison import RepairedAccuracies, WithinFound
 from secateurs.jobs.finalists import chosen_by_training
-from secateurs.jobs.footprint import dense_figures, memory_seen
+from secateurs.jobs.footprint import check_binding, dense_figures, memory_seen
 from secateurs.jobs.run_folder import RunFolder
 from secateurs.jobs.settings import Settings
 from secateurs.jobs.training import Trainer, prepare
 from secateurs.latency.model import LatencyModel
 from secateurs.latency.store import Store
 from secateurs.measure.bench import Bench
-from secateurs.measure.profile import profile
 from secateurs.measure.sensitivity import with_measured_sample
+from secateurs.measure.targeted import Modelled, Targeted, unsure
 from secateurs.models import Loaded
-from secateurs.plan import Measurement, Plan
+from secateurs.plan import Plan
 from secateurs.planning.channels import Channels
 from secateurs.planning.closed_loop import Attempt, Goal, Limits, close, goal_for
 from secateurs.planning.elements.costs import measured_space
@@ -37,7 +37,7 @@ from secateurs.planning.out_of_reach import out_of_reach
 from secateurs.planning.planner import Choice, Planner
 from secateurs.planning.space import Space
 from secateurs.progress import Progress
-from secateurs.provenance import MadeFrom, name_of, target_label
+from secateurs.provenance import MadeFrom, name_of
 from secateurs.recover.checkpoint import tensors
 from secateurs.recover.features import spread
 from secateurs.recover.schedules import schedule as find_schedule
@@ -58,7 +58,7 @@ class PlanFound:
     ``picked``: what a person picked in words, None where budgets decide; ``gap``: as the strategy proved it, None where
     it proves none; ``search``: details of a search that judged candidates, as JSON values, {} for others; ``rounds``:
     plans that were measured; ``latency_model``: None where latency was not limited; ``within``: None where no accuracy
-    was asked for.
+    was asked for; ``modelled``: of every target but the first, None where there is none.
     """
 
     picked: str | None
@@ -75,24 +75,22 @@ class PlanFound:
     structure_check_rel_error: float
     plan_notes: tuple[str, ...]
     within: WithinFound | None = None
+    modelled: tuple[Modelled, ...] | None = None
 
 
 @dataclass(frozen=True)
 class PlanStage:
-    """What a plan is made from. ``dense_bytes``: of the dense network's file; ``float_ratio``: its latency in float /
-    in the target's precision."""
+    """What a plan is made from. ``targets``: the one to deploy on first."""
 
     loaded: Loaded
     data: Data
     settings: Settings
     folder: RunFolder
     example: Any
-    bench: Bench
+    targets: tuple[Targeted, ...]
     store: Store
     trainer: Trainer
-    dense_bytes: float
     progress: Progress
-    float_ratio: float = 1.0
 
     def run(self) -> PlanFound:
         """Writes plan.json, and the trained network that it cuts where training came before.
@@ -135,7 +133,7 @@ class PlanStage:
             )
         self.folder.write(self.folder.files.plan, plan.to_json())
         found = self.costs
-        costs = found if isinstance(found, LatencyModel) else None
+        first, *others = (self._modelled(one, planner, attempts, accepted) for one in self.targets)
         return PlanFound(
             picked=planner.picked,
             strategy=planner.search.name,
@@ -144,20 +142,32 @@ class PlanStage:
             gap=solution.gap,
             search=searched,
             rounds=len(attempts),
-            points=() if costs is None else points(costs, planner.dense_costs["latency"], attempts, accepted),
-            latency_model=None if costs is None else model_error(costs),
+            points=() if first is None else first.points,
+            latency_model=None if first is None else first.latency_model,
             dense_macs=spec.macs(spec.dense_widths),
             macs=macs_left(self.graph, apply(self.loaded.module, plan, self.example, check=False), plan),
             structure_check_rel_error=error,
             plan_notes=(
                 *plan.provenance.get("warnings", ()),
-                *self._notes(costs),
+                *self._notes(),
                 *([found.note(plan)] if isinstance(found, ElementSpace) else []),
                 *([] if self.mixed is None else [self.mixed.note(plan)]),
                 *notes,
             ),
             within=None if within is None or least is None else self._within(within, least),
+            modelled=tuple(one for one in others if one is not None) or None,
         )
+
+    def _modelled(
+        self, targeted: Targeted, planner: Planner, attempts: Sequence[Attempt[Choice]], accepted: Attempt[Choice]
+    ) -> Modelled | None:
+        """What the latency model of a target says of the plan; None where there is none."""
+        if targeted.name not in self.models:
+            return None
+        goal = Goal(1.0, targeted.latency)
+        seen = [(attempt.choice.predicted[goal.resource], goal.ratio(attempt)) for attempt in attempts]
+        final = next(number for number, attempt in enumerate(attempts) if attempt is accepted)
+        return Modelled.of(self.models[targeted.name], planner.dense_costs[goal.resource], seen, final)
 
     def _checked(self, plan: Plan) -> tuple[Plan, float]:
         """The plan with its kernel elements as they stay, and the error of the cut."""
@@ -175,24 +185,31 @@ class PlanStage:
         with self.folder.timed("trace"), self.progress.task("trace"):
             return trace(self.loaded.module, self.example, barriers=self.settings.barrier, keep=self.settings.keep)
 
+    @property
+    def bench(self) -> Bench:
+        """Measures on the first target."""
+        return self.targets[0].bench
+
     @cached_property
-    def costs(self) -> LatencyModel | ElementSpace | None:
-        """The latency model, where latency is limited; where kernel elements may go too, all that can be chosen."""
-        settings = self.settings
-        if not settings.needs_latency:
-            return None
-        common: dict[str, Any] = {
-            "threads": settings.threads,
-            "batch": settings.batch,
-            "store": self.store,
-            "seed": settings.seed,
-            "progress": self.progress,
-        }
+    def models(self) -> dict[str, LatencyModel]:
+        """Latency models by the targets' names, where latency is limited and kernel elements stay."""
+        if self.settings.elements is not None or not self.settings.needs_latency:
+            return {}
         graph = self.graph
         with self.folder.timed("profile"):
-            if settings.elements is not None:
-                return measured_space(graph, self.bench.target, settings.elements, settings.legal, **common)
-            return profile(graph, self.bench.target, **common)
+            return {one.name: one.model(graph, self.store) for one in self.targets}
+
+    @cached_property
+    def costs(self) -> LatencyModel | ElementSpace | None:
+        """The first target's latency model, where latency is limited; where kernel elements may go too, all that can be
+        chosen."""
+        settings, bench, graph = self.settings, self.bench, self.graph
+        if settings.elements is None:
+            return self.models.get(self.targets[0].name)
+        common: dict[str, Any] = {"threads": bench.threads, "batch": bench.batch, "seed": bench.seed}
+        common |= {"store": self.store, "progress": self.progress}
+        with self.folder.timed("profile"):
+            return measured_space(graph, bench.target, settings.elements, settings.legal, **common)
 
     @cached_property
     def mixed(self) -> MixedSpace | None:
@@ -203,26 +220,33 @@ class PlanStage:
         channels = Channels(self.graph, costs, settings.legal, self.dense, settings.batch)
         given: dict[str, Any] = {"threads": settings.threads, "seed": settings.seed, "progress": self.progress}
         with self.folder.timed("profile"):
-            return mixed_space(channels, settings.target, self.data, store=self.store, **given)
+            return mixed_space(channels, settings.targets[0], self.data, store=self.store, **given)
 
     @cached_property
     def dense(self) -> dict[str, float]:
-        """What the dense network takes of every limited resource."""
-        known, found = {"file_size": self.dense_bytes}, self.costs
-        if found is not None:
-            known["latency"] = found.dense_ms
-        with self.folder.timed("measure"):
-            figures = dense_figures(self.settings, self.graph.spec, self.bench, known, self.float_ratio)
-        return figures if self.settings.bound is None else {"latency": known["latency"], **figures}
+        """What the dense network takes of everything that is limited, by the limits' names."""
+        found: dict[str, float] = {}
+        for one in self.targets:
+            costs = self.models.get(one.name, self.costs)
+            known = {} if costs is None else {"latency": costs.dense_ms}
+            with self.folder.timed("measure"):
+                found |= dense_figures(one, self.graph.spec, known)
+            found |= {} if self.settings.bound is None else known
+        check_binding(self.settings.budgets, self._ratios(found), found)
+        return {name: found[name] for name in ([] if self.settings.bound is None else ["latency"]) + [*self._budgets]}
+
+    def _ratios(self, dense: Mapping[str, float]) -> Limits:
+        return {name: ratio for one in self.targets for name, ratio in one.ratios(dense).items()}
 
     @cached_property
     def _budgets(self) -> dict[str, Budget]:
-        return {budget.resource: budget for budget in self.settings.budgets}
+        return {budget.name: budget for budget in self.settings.budgets}
 
     @cached_property
     def _limits(self) -> Limits:
         """The budgets as ratios to dense, which they are from here on."""
-        return {name: budget.ratio(self.dense[name], self.float_ratio) for name, budget in self._budgets.items()}
+        found = self._ratios(self.dense)
+        return {name: found[name] for name in self._budgets}
 
     @cached_property
     def _goals(self) -> dict[str, Goal]:
@@ -239,7 +263,8 @@ class PlanStage:
         if isinstance(costs, ElementSpace):
             space = costs
         else:
-            space = self.mixed or Channels(self.graph, costs, settings.legal, dense, settings.batch, seen)
+            channels = Channels(self.graph, costs, settings.legal, dense, settings.batch, seen, self.models)
+            space = self.mixed or channels
         return Planner(
             space,
             Scorer(
@@ -253,7 +278,7 @@ class PlanStage:
             ),
             search if self.mixed is None else self.mixed.search(search),
             resources=tuple(dense),
-            target=target_label(bench.target.fingerprint(settings.threads)),
+            target="; ".join(one.label for one in self.targets),
             images=self.data,
             rows=FileRows(self.folder.files.evaluations),
             made_from=MadeFrom(dict(self.loaded.source), self.data.name),
@@ -272,7 +297,8 @@ class PlanStage:
         scope = "" if self.settings.elements is None else f"/{self.settings.elements}"
         name = f"{planner.graph.spec.fingerprint}/{choice.key}{scope}"
         with self.folder.timed("measure"):
-            return Attempt(choice, self.bench.measure(small, self.store, name, plan))
+            on = {one.name: one.bench.measure(small, self.store, name, plan) for one in self.targets}
+        return Attempt(choice, next(iter(on.values())), on)
 
     def _close(self, planner: Planner) -> tuple[Attempt[Choice], list[Attempt[Choice]]]:
         """The accepted plan and every plan that was measured."""
@@ -282,16 +308,13 @@ class PlanStage:
             with self.folder.timed("search"):
                 return planner.solve(limits)
 
-        def measure(choice: Choice) -> Measurement:
-            return self._measure(planner, choice).measured
-
         if planner.picked:
             attempt = self._measure(planner, planner.pick())
             return attempt, [attempt]
         with self.folder.timed("search"):
             self.progress.say(planner.reachable())
         try:
-            return close(list(goals.values()), solve, measure, progress=self.progress)
+            return close(list(goals.values()), solve, partial(self._measure, planner), progress=self.progress)
         except InfeasibleBudgetError as error:
             if error.details.get("conflict"):
                 raise
@@ -301,7 +324,9 @@ class PlanStage:
                 return attempt, [attempt]
             if goal.met(attempt):
                 raise
-            raise out_of_reach(error, goal, attempt, str(self._budgets[goal.resource]), planner.target) from error
+            labels = {one.name: one.label for one in self.targets if one.name}
+            where = labels.get(goal.limited.target, planner.target)
+            raise out_of_reach(error, goal, attempt, str(self._budgets[goal.resource]), where) from error
 
     @cached_property
     def _accuracies(self) -> RepairedAccuracies:
@@ -364,36 +389,9 @@ class PlanStage:
             self.folder,
         )
 
-    def _notes(self, costs: LatencyModel | None) -> list[str]:
+    def _notes(self) -> list[str]:
         barriers = self.graph.barriers
         notes = [f"Not pruned through: {barrier}" for barrier in barriers[:10]]
         if len(barriers) > 10:
             notes.append(f"{len(barriers) - 10} more operators are not pruned through; see 'secateurs doctor'.")
-        if costs is not None and costs.error.mean_abs > 0.05:
-            notes.append(
-                f"The latency model is off by {costs.error.mean_abs:.1%} on average, so the choice may not be the "
-                f"best; the budget is measured and holds. Profile again on a quieter machine."
-            )
-        return notes
-
-
-def model_error(costs: LatencyModel) -> ModelError:
-    """The latency model's error as the record names it."""
-    error = costs.error
-    return ModelError(mean_abs=error.mean_abs, p95=error.p95, spearman=error.spearman, networks=error.count)
-
-
-def points(
-    costs: LatencyModel, dense_ms: float, attempts: Sequence[Attempt[Choice]], accepted: Attempt[Choice]
-) -> tuple[Point, ...]:
-    """Predicted against measured ms: the model's own held-out networks, and the plans of the closed loop.
-
-    ``dense_ms``: the model's figure of the dense network.
-    """
-    found = [Point(kind="held-out", predicted_ms=one, measured_ms=other) for one, other in costs.error.pairs]
-    for attempt in attempts:
-        assert attempt.measured.ratio is not None
-        kind = "final" if attempt is accepted else "candidate"
-        predicted = attempt.choice.predicted["latency"] * dense_ms
-        found.append(Point(kind=kind, predicted_ms=predicted, measured_ms=attempt.measured.ratio * dense_ms))
-    return tuple(found)
+        return [*notes, *unsure(self.models)]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from secateurs.budgets import RESOURCES, ROUNDING
+from secateurs.budgets import ROUNDING, Limited
 from secateurs.jobs.comparison import difference, standard_error, unpacked
 from secateurs.jobs.deployment import DenseFound, DeployFound, ValidationFound, check_budgets
 from secateurs.jobs.plan_stage import PlanFound
 from secateurs.jobs.recovery import DenseTunedFound, FinetuneFound, RepairFound
-from secateurs.jobs.settings import Settings
+from secateurs.jobs.run_folder import RunFiles
+from secateurs.jobs.settings import Aim, Settings
+from secateurs.latency.targets.opening import make_target
 from secateurs.plan import Measurement, Plan
 from secateurs.provenance import versions
 from secateurs.report.record import (
@@ -28,13 +31,24 @@ from secateurs.report.record import (
     Seconds,
     Side,
     TargetRecord,
+    TargetRow,
     Validation,
 )
 
 
 @dataclass(frozen=True)
+class FurtherFound:
+    """What the stages found on a target behind the first one."""
+
+    aim: Aim
+    dense: DenseFound
+    deployed: DeployFound
+
+
+@dataclass(frozen=True)
 class Findings:
-    """What every stage of a run found; ``validated``: None where no accuracy was asked for."""
+    """What every stage of a run found; ``validated``: None where no accuracy was asked for; ``further``: on every
+    target but the first."""
 
     dense: DenseFound
     planned: PlanFound
@@ -43,11 +57,17 @@ class Findings:
     dense_tuned: DenseTunedFound
     deployed: DeployFound
     validated: ValidationFound | None = None
+    further: tuple[FurtherFound, ...] = ()
 
     @property
     def stages(self) -> tuple[Any, ...]:
-        """The values in the order of the stages."""
-        return tuple(value for one in fields(self) if (value := getattr(self, one.name)) is not None)
+        """The values in the order of the stages, on the first target."""
+        values = (getattr(self, one.name) for one in fields(self) if one.name != "further")
+        return tuple(value for value in values if value is not None)
+
+    def accuracy(self, deployed: DeployFound) -> float:
+        """On the test images, of what is deployed somewhere: a quantised file's own, or the network's."""
+        return self.tuned.accuracy if deployed.accuracy is None else deployed.accuracy
 
     @property
     def right(self) -> np.ndarray:
@@ -61,23 +81,23 @@ def make_record(settings: Settings, found: Findings, plan: Plan, seconds: Mappin
     A column that a stage's value has under its name is taken over as it is; the others are put together here.
     """
     dense, planned, repaired, deployed = found.dense, found.planned, found.repaired, found.deployed
-    budgets = check_budgets(settings.budgets, dense, planned, deployed)
+    rows, budgets = _rows(settings, found)
     before, after = deployed.dense, deployed.pruned
-    accuracy = found.tuned.accuracy if deployed.accuracy is None else deployed.accuracy
     made = {
         "seed": settings.seed,
         "versions": versions(),
         "target": target_record(dense.target, settings.threads, dense.precision),
+        "targets": tuple(rows),
         "budget": planned.picked or settings.asked,
         "budgets": budgets,
-        "budget_ms": next((one.limit for one in budgets if one.resource == "latency"), None),
+        "budget_ms": rows[0].budget_ms,
         "budget_used": budgets[0].used if budgets else None,
         "max_loss": settings.max_loss,
         "min_accuracy": None if settings.bound is None else settings.bound.min_accuracy,
         "validation": (validation := _validation(found)),
         "dense": _side(before, dense.dense_accuracy, planned.dense_macs, dense.dense_params, dense.dense_bytes),
         "pruned": PrunedSide(
-            **_side(after, accuracy, planned.macs, deployed.params, deployed.file_bytes).model_dump(),
+            **_side(after, found.accuracy(deployed), planned.macs, deployed.params, deployed.file_bytes).model_dump(),
             accuracy_cut=repaired.accuracy_cut,
             accuracy_recalibrated=repaired.accuracy_recalibrated,
             repaired_by=repaired.repaired_by,
@@ -100,6 +120,47 @@ def make_record(settings: Settings, found: Findings, plan: Plan, seconds: Mappin
         "created": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
     return Record(**{**_taken_over(found), **made})
+
+
+def _rows(settings: Settings, found: Findings) -> tuple[list[TargetRow], tuple[BudgetRecord, ...]]:
+    """A row for every target, and every budget in the order in which they count."""
+    planned, budgets, made = found.planned, dict[str, BudgetRecord](), []
+    places = (FurtherFound(settings.aims[0], found.dense, found.deployed), *found.further)
+    said = [(planned.predicted_ms, planned.latency_model)]
+    said += [(one.predicted_ms, one.latency_model) for one in planned.modelled or ()]
+    for place, (predicted_ms, model) in zip(places, said, strict=True):
+        checked = check_budgets(place.aim.budgets, place.dense, planned, place.deployed)
+        budgets |= {f"{one.resource}@{one.target}": one for one in checked}
+        row = _row(settings, found, place, next((one for one in checked if one.resource == "latency"), None))
+        made.append(row.model_copy(update={"predicted_ms": predicted_ms, "latency_model": model}))
+    order = [f"{one.resource}@{one.target}" for one in settings.budgets]
+    return made, tuple(budgets[name] for name in order if name in budgets)
+
+
+def _row(settings: Settings, found: Findings, place: FurtherFound, budget: BudgetRecord | None) -> TargetRow:
+    """One target, without what the model says; ``budget``: of its latency."""
+    dense, deployed, planned = place.dense, place.deployed, found.planned
+    before, after = deployed.dense, deployed.pruned
+    about = target_record(dense.target, settings.threads, dense.precision)
+    artifact = make_target(place.aim.target).artifact
+    return TargetRow(
+        name=place.aim.target,
+        fingerprint=about.fingerprint,
+        threads=about.threads,
+        precision=about.precision,
+        file=RunFiles(Path()).deployed(artifact, place.aim.place).name,
+        budget="" if budget is None else budget.text,
+        budget_ms=None if budget is None else budget.limit,
+        predicted_ms=None,
+        dense=_side(before, dense.dense_accuracy, planned.dense_macs, dense.dense_params, dense.dense_bytes),
+        pruned=_side(after, found.accuracy(deployed), planned.macs, deployed.params, deployed.file_bytes),
+        speedup=before.latency_ms / after.latency_ms,
+        latency_ratio=after.ratio or 1.0,
+        latency_ratio_upper=after.ratio_upper or 1.0,
+        met=None if budget is None else budget.met,
+        export_max_rel_error=deployed.export_max_rel_error,
+        files=deployed.files,
+    )
 
 
 def _taken_over(found: Findings) -> dict[str, Any]:
@@ -216,12 +277,14 @@ def target_record(fingerprint: Mapping[str, str], threads: int, precision: str) 
     )
 
 
-def slower_than_float(files: Sequence[FileRecord]) -> list[str]:
-    """What to say where a quantised file is no faster than the float one of the same network; ``files``: all four."""
+def slower_than_float(files: Sequence[FileRecord], target: str = "") -> list[str]:
+    """What to say where a quantised file is no faster than the float one of the same network; ``files``: all four, on
+    ``target`` where that is not the first."""
     ratios = {(one.network, one.precision): one.ratio for one in files}
+    where = f"on {target}" if target else "here"
     return [
         f"The {one.network} network in {one.precision} takes {one.ratio / ratios[one.network, 'f32']:.2f} times as "
-        f"long as in float here, so quantising buys nothing: give the target without :{one.precision}."
+        f"long as in float {where}, so quantising buys nothing: give the target without :{one.precision}."
         for one in files
         if one.precision != "f32" and one.ratio >= ratios[one.network, "f32"]
     ]
@@ -238,14 +301,16 @@ def _notes(found: Findings, budgets: Sequence[BudgetRecord]) -> tuple[str, ...]:
     """What was not done or needs attention."""
     notes = [
         *found.dense.notes,
+        *(note for one in found.further for note in one.dense.notes if note not in found.dense.notes),
         *found.planned.plan_notes,
         *found.repaired.repair_notes,
         *found.tuned.tune_notes,
         *found.dense_tuned.dense_notes,
         *slower_than_float(found.deployed.files),
+        *(note for one in found.further for note in slower_than_float(one.deployed.files, one.aim.target)),
     ]
     for budget in budgets:
-        what = RESOURCES[budget.resource]
+        what = Limited(budget.resource, budget.target)
         if not budget.met:
             notes.append(
                 f"The {what.words} budget is missed in the final measurement, {budget.used:.1%} of it at the median: "
@@ -257,10 +322,11 @@ def _notes(found: Findings, budgets: Sequence[BudgetRecord]) -> tuple[str, ...]:
             f"Only {max(budget.used for budget in budgets):.1%} of the budget is used: no legal plan that was found "
             f"lies closer to it."
         )
-    for name, measured in (("dense", found.deployed.dense), ("pruned", found.deployed.pruned)):
-        if measured.spread > 0.1:
-            notes.append(
-                f"Latencies of the {name} file spread by {measured.spread:.0%} (interquartile range over "
-                f"median): the machine is busy. Ratios are taken turn by turn and are steadier than that."
-            )
+    for where, deployed in (("", found.deployed), *((f" on {one.aim.target}", one.deployed) for one in found.further)):
+        for name, measured in (("dense", deployed.dense), ("pruned", deployed.pruned)):
+            if measured.spread > 0.1:
+                notes.append(
+                    f"Latencies of the {name} file{where} spread by {measured.spread:.0%} (interquartile range over "
+                    f"median): the machine is busy. Ratios are taken turn by turn and are steadier than that."
+                )
     return tuple(notes)

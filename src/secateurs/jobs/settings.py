@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
-from secateurs.budgets import AccuracyBound, Budget, describe_budgets, parse_budgets
+from secateurs.budgets import AccuracyBound, Budget, describe_budgets, parse_budgets, several
 from secateurs.errors import PlanError, checked
 from secateurs.latency.targets import DEFAULT_TARGET
 from secateurs.latency.targets._base import QUANTISED
@@ -74,6 +75,24 @@ def check_kinds(settings: Any) -> None:
 
 
 @dataclass(frozen=True)
+class Aim:
+    """What a run asks of one of its targets.
+
+    ``target``: as it was asked for; ``name``: how limits on it are called, "" where there is no other target;
+    ``place``: what sets its files apart, "" of the first target, whose file is the one to deploy.
+    """
+
+    target: str
+    budgets: tuple[Budget, ...]
+    name: str = ""
+    place: str = ""
+
+    def stage(self, name: str) -> str:
+        """What a stage of this target is called in the run's folder."""
+        return f"{name} on {self.target}" if self.place else name
+
+
+@dataclass(frozen=True)
 class Settings:
     """Settings of one run.
 
@@ -81,6 +100,8 @@ class Settings:
     ``300M``); ``max_loss`` (points) or ``min_accuracy`` (``88%``): instead of ``latency``, how much validation accuracy
     must stay after the repair: the fastest network that does is looked for;
     ``criterion``: None takes the strategy's own or the default;
+    ``target``: one, or several, each with a ``latency`` of its own in the same order: the first one's file is deployed,
+    the other budgets hold on it, and threads and batch are the same on all;
     ``threads``/``batch``: of the measured runtime; ``repair``: of the cut weights, one of :data:`REPAIRS`; ``epochs``:
     of fine-tuning (0: none), ``lr``: its peak rate (None: the recipe's choice), ``train_batch`` and ``precision``
     (``auto``, ``fp32``, ``bf16``): also of fine-tuning, epochs and batch by the number of images where they are None;
@@ -97,13 +118,13 @@ class Settings:
     with (None: as long as the pruned one where that is cheap, 0: not at all).
     """
 
-    latency: str | None = None
+    latency: str | tuple[str, ...] | None = None
     memory: str | None = None
     file_size: str | None = None
     macs: str | None = None
     max_loss: float | None = None
     min_accuracy: str | None = None
-    target: str = DEFAULT_TARGET
+    target: str | tuple[str, ...] = DEFAULT_TARGET
     strategy: str = DEFAULT_STRATEGY
     criterion: str | None = None
     threads: int = 1
@@ -185,7 +206,12 @@ class Settings:
                 raise PlanError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
 
     def _check_elements(self) -> None:
-        """Nothing, if kernel elements go with the other settings."""
+        """Nothing, if the other settings go with kernel elements, where these are pruned."""
+        if self.elements is not None and len(self.targets) > 1:
+            raise PlanError(
+                f"Which layers are sparse is decided by the time on one target, but there are {len(self.targets)}. "
+                f"Give one --target, or no --elements."
+            )
         if self.elements is not None and self.latency is None:
             raise PlanError("Which layers are sparse is decided by measured time. Give --latency, or no --elements.")
         if self.elements is not None and (self.schedule != "once" or self.calibrate_values):
@@ -205,9 +231,14 @@ class Settings:
             raise PlanError(f"precision_mix {self.precision_mix!r} is unknown. Known: {', '.join(PRECISION_MIXES)}.")
         if self.precision_mix == "off":
             return
-        if in_float(self.target) == self.target:
+        if len(self.targets) > 1:
             raise PlanError(
-                f"Target {self.target} runs float files, so there are no precisions to mix. Give a target such as "
+                f"Which layers stay in float is decided by the time on one target, but there are {len(self.targets)}. "
+                f"Give one --target, or leave --precision-mix out."
+            )
+        if in_float(self.targets[0]) == self.targets[0]:
+            raise PlanError(
+                f"Target {self.targets[0]} runs float files, so there are no precisions to mix. Give a target such as "
                 f"{DEFAULT_TARGET}:{QUANTISED[0]}, or leave --precision-mix out."
             )
         check_mixing(self.strategy)
@@ -229,6 +260,11 @@ class Settings:
     def _check_bound(self, bound: AccuracyBound) -> None:
         """Nothing, if the other settings go with a bound on accuracy."""
         option = "--min-accuracy" if bound.max_loss is None else "--max-loss"
+        if len(self.targets) > 1:
+            raise PlanError(
+                f"{option} asks how fast a network can be on one target, but there are {len(self.targets)}. Give one "
+                f"--target, or a --latency for each."
+            )
         if self.latency is not None:
             raise PlanError(
                 f"{option} asks how fast a network can be, and --latency {self.latency} says it. Give one of them."
@@ -267,7 +303,26 @@ class Settings:
     @cached_property
     def budgets(self) -> tuple[Budget, ...]:
         """The budgets, the main one first."""
-        return parse_budgets(self.latency, self.memory, self.file_size, self.macs)
+        return parse_budgets(self.latency, self.memory, self.file_size, self.macs, self.targets)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Every target, the one to deploy on first."""
+        return several(self.target)
+
+    @cached_property
+    def aims(self) -> tuple[Aim, ...]:
+        """What is asked of every target; budgets that name none hold on the first."""
+        first, *others = self.targets
+        if not others:
+            return (Aim(first, self.budgets),)
+        found = [Aim(first, tuple(one for one in self.budgets if one.target in ("", first)), first)]
+        for number, target in enumerate(others, 2):
+            place = re.sub(r"[^\w.-]+", ".", target).strip(".")
+            taken = {one.place for one in found}
+            budgets = tuple(one for one in self.budgets if one.target == target)
+            found.append(Aim(target, budgets, target, f"{place}.{number}" if place in taken else place))
+        return tuple(found)
 
     @cached_property
     def bound(self) -> AccuracyBound | None:

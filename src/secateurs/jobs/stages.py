@@ -2,14 +2,15 @@
 
 Stages, each recorded in the run folder when it ends, as a frozen value: dense → plan (trace, latency model, search and
 closed loop) → repair → fine-tune → deploy (export and final measurement; where an accuracy was asked for also whether
-it is held), then result.json and report.html, which are made from these values. A resumed run takes finished stages
-from the folder; once plan.json is there it never plans again.
+it is held), then result.json and report.html, which are made from these values. Of several targets each has a dense and
+a deploy stage of its own. A resumed run takes finished stages from the folder; once plan.json is there it never plans
+again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,16 @@ from secateurs.importance.scoring import calibration_batches
 from secateurs.jobs.comparison import RepairedAccuracies, on_test_images, packed
 from secateurs.jobs.deployment import DenseFound, DeployFound, Deployment, ValidationFound
 from secateurs.jobs.plan_stage import PlanFound, PlanStage
-from secateurs.jobs.record import Findings, make_record
+from secateurs.jobs.record import Findings, FurtherFound, make_record
 from secateurs.jobs.recovery import DenseTunedFound, FinetuneFound, Recovery, RepairFound, few_steps
 from secateurs.jobs.run_folder import RunFolder
-from secateurs.jobs.settings import Settings
+from secateurs.jobs.settings import Aim, Settings
 from secateurs.jobs.training import Trainer, training_mode
 from secateurs.latency.store import Store
 from secateurs.latency.targets import open_target
 from secateurs.latency.targets.opening import in_float, make_target
 from secateurs.measure.bench import Bench
+from secateurs.measure.targeted import Targeted
 from secateurs.models import Loaded
 from secateurs.plan import Plan
 from secateurs.progress import Progress, silent
@@ -80,10 +82,9 @@ class Job:
         for note in few_steps(self.settings, self.data):
             self.progress.say(note)
         folder, files, recovery = self.folder, self.folder.files, self._recovery()
-        dense = folder.stage("dense", DenseFound, self._deployment(self._bench(self.settings.target)).dense)
-        bench = self._bench(used_target(self.settings.target, dense))
-        deployment = self._deployment(bench)
-        planned = folder.stage("plan", PlanFound, lambda: self._plan_stage(dense, bench).run())
+        (deployment, dense), *beside = placed = self._placed()
+        targets = tuple(self._targeted(one.aim, found) for one, found in placed)
+        planned = folder.stage("plan", PlanFound, lambda: self._plan_stage(targets).run())
         plan = Plan.load(files.plan)
         # Under the penalty elements go while the network is trained.
         begin = plan.model_copy(update={"elements": {}}) if self.settings.penalty else plan
@@ -93,11 +94,15 @@ class Job:
         dense, tuned = self._told_image_by_image(dense, small, tuned)
         spent = folder.seconds.get("finetune", 0.0)
         dense_tuned = folder.stage("dense_tuned", DenseTunedFound, lambda: recovery.dense_tuned(planned, spent))
-        deployed = folder.stage(
-            "deploy", DeployFound, lambda: deployment.deploy(small, plan, dense, planned, tuned.accuracy)
-        )
+
+        def deploy(target: Deployment, dense: DenseFound) -> DeployFound:
+            work = partial(target.deploy, small, plan, dense, planned, tuned.accuracy)
+            return folder.stage(target.aim.stage("deploy"), DeployFound, work)
+
+        deployed = deploy(deployment, dense)
+        further = tuple(FurtherFound(one.aim, found, deploy(one, found)) for one, found in beside)
         validated = None if planned.within is None else self._validated(deployment, plan, small)
-        found = Findings(dense, planned, repaired, tuned, dense_tuned, deployed, validated)
+        found = Findings(dense, planned, repaired, tuned, dense_tuned, deployed, validated, further)
         record = make_record(self.settings, found, plan, folder.seconds, self.command)
         folder.write(files.report, render(record))
         folder.write(files.result, record.to_json())
@@ -108,13 +113,13 @@ class Job:
     def _redo_what_is_damaged(self) -> None:
         """A file between two stages that is missing or not as it was written is made again, and what followed from it:
         from the same stored rows and checkpoints, so that it becomes the same."""
-        folder, files = self.folder, self.folder.files
+        folder, files, aims = self.folder, self.folder.files, self.settings.aims
         needed = {
-            "dense": [files.dense(open_target(self.settings.target).artifact)],
+            **{aim.stage("dense"): [files.dense(open_target(aim.target).artifact, aim.place)] for aim in aims},
             "plan": [files.plan, *([files.carrier] if folder.made(files.carrier) else [])],
             "repair": [files.repaired],
         }
-        stages = ("plan", "repair", "finetune", "deploy", "validated")
+        stages = ("plan", "repair", "finetune", *(aim.stage("deploy") for aim in aims), "validated")
         for stage, paths in needed.items():
             damaged = [path for path in paths if not folder.sound(path)]
             if folder.has(stage) and damaged:
@@ -156,31 +161,46 @@ class Job:
             tuned = replace(tuned, correct=right, tuned_epochs=len(tuned.history))
         return dense, tuned
 
-    def _bench(self, name: str) -> Bench:
-        settings, target = self.settings, open_target(name)
-        dense, candidate = (name(target.artifact) for name in (self.folder.files.dense, self.folder.files.candidate))
-        given = (self.example, settings.threads, settings.batch, settings.seed, self.progress)
-        return Bench(target, dense, candidate, *given, calibration=calibration_batches(self.data))
+    def _placed(self) -> list[tuple[Deployment, DenseFound]]:
+        """How to deploy on every target, and what was found of the dense network there."""
+        first, *others = self.settings.aims
+        dense = self.folder.stage("dense", DenseFound, self._deployment(first).dense)
+        made = [(self._deployment(first, dense), dense)]
+        for aim in others:
+            work = partial(self._deployment(aim).dense_too, dense)
+            found = self.folder.stage(aim.stage("dense"), DenseFound, work)
+            made.append((self._deployment(aim, found), found))
+        return made
 
-    def _deployment(self, bench: Bench) -> Deployment:
-        return Deployment(self.loaded, self.data, self.settings, self.folder, bench, self.progress)
+    def _targeted(self, aim: Aim, dense: DenseFound) -> Targeted:
+        return Targeted(aim.name, aim.budgets, self._bench(aim, dense), float(dense.dense_bytes), dense.in_float)
+
+    def _bench(self, aim: Aim, dense: DenseFound | None = None) -> Bench:
+        """What measures on a target; ``dense``: what was found there, None before."""
+        settings, files = self.settings, self.folder.files
+        target = open_target(aim.target if dense is None else used_target(aim.target, dense))
+        dense_file, candidate = files.dense(target.artifact, aim.place), files.candidate(target.artifact)
+        given = (self.example, settings.threads, settings.batch, settings.seed, self.progress)
+        return Bench(target, dense_file, candidate, *given, calibration=calibration_batches(self.data))
+
+    def _deployment(self, aim: Aim, dense: DenseFound | None = None) -> Deployment:
+        bench = self._bench(aim, dense)
+        return Deployment(self.loaded, self.data, self.settings, self.folder, bench, self.progress, aim)
 
     def _recovery(self) -> Recovery:
         return Recovery(self.trainer, self.data, self.settings, self.folder, self.progress)
 
-    def _plan_stage(self, dense: DenseFound, bench: Bench) -> PlanStage:
+    def _plan_stage(self, targets: tuple[Targeted, ...]) -> PlanStage:
         return PlanStage(
             self.loaded,
             self.data,
             self.settings,
             self.folder,
             self.example,
-            bench,
+            targets,
             Store(self.store, progress=self.progress),
             self.trainer,
-            float(dense.dense_bytes),
             self.progress,
-            dense.in_float,
         )
 
     def _carrier(self) -> nn.Module:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from secateurs.budgets import Limited
 from secateurs.errors import PlanError
 from secateurs.search.legal import Legal
 
@@ -29,7 +30,7 @@ class Channels:
 
     ``costs``: the latency model (None where latency is not limited); ``dense``: what the dense network was measured to
     take of the resources, where known; ``batch``: that memory is counted for; ``seen``: what it was for some networks,
-    dense first.
+    dense first; ``on``: latency models of several targets by their names.
     """
 
     graph: Graph
@@ -38,6 +39,7 @@ class Channels:
     dense: Mapping[str, float] = field(default_factory=dict)
     batch: int = 1
     seen: Sequence[Seen] = ()
+    on: Mapping[str, LatencyModel] = field(default_factory=dict)
     widths_only: bool = True
 
     @property
@@ -59,9 +61,11 @@ class Channels:
             return size_model(self.spec, self.dense.get("file_size"))
         if resource == "memory":
             return memory_model(self.spec, self.batch, self.seen)
-        if self.costs is None:
+        target = Limited.of(resource).target
+        costs = self.on.get(target) if target else self.costs
+        if costs is None:
             raise PlanError("A latency budget needs a latency model: costs = secateurs.profile(graph, target=...).")
-        return self.costs.cost_model()
+        return costs.cost_model()
 
     def options(self, models: Sequence[CostModel]) -> tuple[np.ndarray, ...]:
         """The right ends of the steps of the cost models, among the legal widths."""

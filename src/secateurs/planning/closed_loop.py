@@ -10,17 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from secateurs.budgets import RESOURCES
+from secateurs.budgets import RESOURCES, Limited
 from secateurs.errors import InfeasibleBudgetError, TargetError
 from secateurs.plan import Measurement
 from secateurs.progress import Progress, silent
 
 Limits = dict[str, float]
-"""By resource, what the search's model may say at most, as a ratio to dense."""
+"""By the name of a limit (see :class:`secateurs.budgets.Limited`), what the search's model may say at most, as a ratio
+to dense."""
 
 
 class Measurable(Protocol):
-    """A candidate network. ``key``: equal for equal networks; ``predicted``: by resource, model / dense model."""
+    """A candidate network. ``key``: equal for equal networks; ``predicted``: by the name of a limit, model / dense
+    model."""
 
     @property
     def key(self) -> str: ...
@@ -34,18 +36,19 @@ C = TypeVar("C", bound=Measurable)
 
 @dataclass(frozen=True)
 class Attempt(Generic[C]):
-    """One measured candidate."""
+    """One measured candidate. ``measured``: on the run's first target; ``on``: by name on every one of several."""
 
     choice: C
     measured: Measurement
+    on: Mapping[str, Measurement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Goal:
     """When a measured candidate is within one budget.
 
-    ``limit``: budget as a ratio to dense; ``resource``: a key of ``plan.RESOURCES``; ``dense``: what the dense network
-    takes, in the resource's unit; ``use_at_least``: share of the limit that must be used by one goal at least;
+    ``limit``: budget as a ratio to dense; ``resource``: the limit's name; ``dense``: what the dense network takes, in
+    the resource's unit; ``use_at_least``: share of the limit that must be used by one goal at least;
     ``margin``: how far below the limit the upper bound must lie, so that a later measurement agrees; ``aim``: where in
     the window to aim.
     """
@@ -58,9 +61,19 @@ class Goal:
     aim: float = 0.975
 
     @property
+    def limited(self) -> Limited:
+        """What is limited, and on which target."""
+        return Limited.of(self.resource)
+
+    @property
     def exact(self) -> bool:
         """Whether the model is the truth: nothing to measure, nothing to correct."""
         return self.resource == "macs"
+
+    def seen(self, attempt: Attempt[C]) -> Measurement:
+        """The candidate on the target that this budget is for."""
+        target = self.limited.target
+        return attempt.on[target] if target else attempt.measured
 
     def ratio(self, attempt: Attempt[C]) -> float:
         """What the candidate takes, as a ratio to dense.
@@ -70,20 +83,20 @@ class Goal:
         """
         if self.exact:
             return attempt.choice.predicted[self.resource]
-        measured = attempt.measured
+        measured = self.seen(attempt)
         figures = {
             "latency": measured.ratio,
             "memory": measured.memory_bytes and measured.memory_bytes / self.dense,
             "file_size": measured.file_bytes and measured.file_bytes / self.dense,
         }
-        found = figures[self.resource]
+        found = figures[self.limited.resource]
         if found is None:
             raise untold(self.resource)
         return found
 
     def upper(self, attempt: Attempt[C]) -> float:
         """Upper end of that ratio's 95 % interval, where it has one."""
-        upper = attempt.measured.ratio_upper if self.resource == "latency" else None
+        upper = self.seen(attempt).ratio_upper if self.limited.timed else None
         return self.ratio(attempt) if upper is None else upper
 
     def met(self, attempt: Attempt[C]) -> bool:
@@ -95,9 +108,9 @@ class Goal:
         return self.ratio(attempt) >= self.limit * (self.use_at_least + self.margin)
 
 
-def untold(resource: str) -> TargetError:
-    """The error for a budget on what the target cannot measure."""
-    what = RESOURCES[resource]
+def untold(name: str) -> TargetError:
+    """The error for a budget on what the target cannot measure; ``name``: the limit's."""
+    what = RESOURCES[Limited.of(name).resource]
     return TargetError(
         f"This target does not tell the {what.words} of a network. Leave out {what.option}, or choose another target."
     )
@@ -108,8 +121,9 @@ _WINDOWS = {"latency": (0.004, 0.975), "memory": (0.01, 0.97), "file_size": (0.0
 
 
 def goal_for(resource: str, limit: float, dense: float) -> Goal:
-    """The goal for a budget; ``limit``: as a ratio to ``dense``, which is in the resource's unit."""
-    margin, aim = _WINDOWS[resource]
+    """The goal for a budget; ``resource``: the limit's name; ``limit``: as a ratio to ``dense``, which is in the
+    resource's unit."""
+    margin, aim = _WINDOWS[Limited.of(resource).resource]
     return Goal(limit, resource, dense, margin=margin, aim=aim)
 
 
@@ -197,7 +211,7 @@ class Loop(Generic[C]):
 def close(
     goals: Sequence[Goal],
     solve: Callable[[Limits], C],
-    measure: Callable[[C], Measurement],
+    measure: Callable[[C], Attempt[C]],
     *,
     rounds: int = 10,
     progress: Progress = silent,
@@ -227,7 +241,7 @@ def close(
                 raise
             break
         seen = search.known(choice)
-        attempt = seen or Attempt(choice, measure(choice))
+        attempt = seen or measure(choice)
         if seen is None:
             search.attempts.append(attempt)
             progress.say(describe(search, attempt))
@@ -246,7 +260,7 @@ def close(
 def _missed(search: Loop[C]) -> InfeasibleBudgetError:
     nearest = min(search.attempts, key=lambda attempt: search.share(attempt))
     goal = max((track.goal for track in search.tracks), key=lambda goal: goal.upper(nearest) / goal.limit)
-    what = RESOURCES[goal.resource]
+    what = goal.limited
     return InfeasibleBudgetError(
         f"None of {len(search.attempts)} plans met the budget of {goal.limit:.1%} of the dense {what.words} when "
         f"measured; the nearest took {goal.ratio(nearest):.1%} (at most {goal.upper(nearest):.1%}). "
@@ -259,7 +273,7 @@ def describe(search: Loop[C], attempt: Attempt[C]) -> str:
     """One line about a round."""
     parts, several = [], len(search.tracks) > 1
     for goal in (track.goal for track in search.tracks):
-        name = f"{RESOURCES[goal.resource].words} " if several else ""
+        name = f"{goal.limited.words} " if several else ""
         figures = f"{name}predicted {attempt.choice.predicted[goal.resource]:.1%} of dense"
         if not goal.exact:
             figures += f", measured {goal.ratio(attempt):.1%} (at most {goal.upper(attempt):.1%})"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from secateurs.budgets import RESOURCES, Budget, describe_budgets, parse_budgets
+from secateurs.budgets import Budget, describe_budgets, parse_budgets, several
 from secateurs.errors import PlanError, checked
 from secateurs.importance.scoring import Batches, Scorer, calibration_batches, default_criterion
 from secateurs.latency.targets._base import QUANTISED
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 def plan(
     graph: Graph,
-    costs: LatencyModel | None = None,
+    costs: LatencyModel | Sequence[LatencyModel] | None = None,
     *,
-    latency: str | float | Budget | None = None,
+    latency: str | float | Budget | Sequence[str | float | Budget] | None = None,
     memory: str | float | Budget | None = None,
     file_size: str | float | Budget | None = None,
     macs: str | float | Budget | None = None,
@@ -64,7 +64,8 @@ def plan(
 
     Args:
         graph: the traced network.
-        costs: its latency model (:func:`secateurs.profile`); needed for ``latency``.
+        costs: its latency model (:func:`secateurs.profile`); needed for ``latency``. Several, one for every target that
+            the network is to run on, take as many latencies in the same order, and the plan is within all of them.
         latency: a budget: ``"60%"`` of dense, ``"3.2ms"`` or ``"2x"``.
         memory: a budget of the peak memory that the network adds to the runtime's process: ``"20MB"``, ``"60%"``.
         file_size: a budget of the deployed file: ``"10MB"``, ``"60%"``.
@@ -98,8 +99,10 @@ def plan(
     """
     from secateurs.structure.holding import nothing_can_go, shortfall
 
-    _check_kinds(graph, costs, strategy, criterion, seed, keep, legal)
-    budgets = parse_budgets(latency, memory, file_size, macs)
+    for one in several(costs) or (None,):
+        _check_kinds(graph, one, strategy, criterion, seed, keep, legal)
+    models: dict[str, LatencyModel] = _by_name(several(costs))
+    budgets = parse_budgets(latency, memory, file_size, macs, tuple(models))
     if bool(budgets) == (keep is not None):
         raise PlanError(
             "Give either budgets (latency='60%', memory=, file_size=, macs=) or keep= (the share of units that stays)."
@@ -109,7 +112,7 @@ def plan(
         data, images = calibration_batches(opened), images or opened
     elif normalize is not None:
         raise PlanError("normalize= is for a source's text as data=, but there are ready batches. Leave it out.")
-    if any(budget.of_float for budget in budgets) and costs is not None and costs.target["precision"] in QUANTISED:
+    if any(budget.of_float for budget in budgets) and any(m.target["precision"] in QUANTISED for m in models.values()):
         raise PlanError(
             "A latency model of int8 files does not tell what the dense network takes in float. Give latency= as a "
             "share of dense int8 or in ms; sc.prune measures both."
@@ -125,24 +128,26 @@ def plan(
         made = _uniform_plan(graph, keep, found, provenance("uniform", wanted, seed, {"keep": keep}), legal or Legal())
         return _remarked(made, shortfall(graph, 1 - keep, made.widths()), progress)
     options, allowed = options or SearchOptions(), legal or Legal()
-    target = "" if costs is None else target_label(costs.target)
-    space: Space = precisions or elements or Channels(graph, costs, batch=1 if costs is None else costs.batch)
+    first = next(iter(models.values()), None)
+    target = "; ".join(target_label(model.target) for model in models.values())
+    batch = 1 if first is None else first.batch
+    space: Space = precisions or elements or Channels(graph, first, batch=batch, on=models)
     search = find_strategy(strategy or DEFAULT_STRATEGY, options)
     planner = Planner(
         space.allowing(allowed),
         Scorer(graph, criterion, data, loss, seed, classes, kept_rows(options.values), progress=progress),
         search if precisions is None else precisions.search(search),
-        resources=tuple(budget.resource for budget in budgets),
+        resources=tuple(budget.name for budget in budgets),
         target=target if elements is None else elements.target,
         images=images,
         rows=kept_rows(options.evaluations),
         progress=progress,
     )
-    limits = {budget.resource: budget.ratio(planner.dense_costs[budget.resource]) for budget in budgets}
+    limits = {budget.name: budget.ratio(planner.dense_costs[budget.name]) for budget in budgets}
     if min(limits.values()) >= 1:
         raise PlanError(
             f"The budget ({describe_budgets(budgets)}) is not below what the dense network takes by the models: there "
-            f"is nothing to prune. Give a lower {RESOURCES[budgets[0].resource].option}."
+            f"is nothing to prune. Give a lower {budgets[0].limited.option}."
         )
     from secateurs.planning.elements.refinement import aligned
     from secateurs.structure.untouched import as_found
@@ -171,6 +176,25 @@ def _check_kinds(
     for name, value in (("costs", costs), ("strategy", strategy), ("criterion", criterion)):
         if isinstance(value, (int, float, dict, list)):
             raise PlanError(f"plan({name}=) is a {type(value).__name__}. Give a name or an object of that kind.")
+
+
+def _by_name(models: Sequence[LatencyModel]) -> dict[str, LatencyModel]:
+    """Latency models by the shortest names of their targets that tell them apart.
+
+    Raises:
+        PlanError: two are of the same target, or they are of other batch sizes.
+    """
+    if len({model.batch for model in models}) > 1:
+        sizes = ", ".join(str(model.batch) for model in models)
+        raise PlanError(f"The latency models are of batch sizes {sizes}. Profile all of them with the same batch=.")
+    hosts = [f" at {model.target['host']}" if "host" in model.target else "" for model in models]
+    short = [str(model.target["target"]) for model in models]
+    longer = [name + host for name, host in zip(short, hosts, strict=True)]
+    longest = [target_label(model.target) + host for model, host in zip(models, hosts, strict=True)]
+    names = next((names for names in (short, longer, longest) if len(set(names)) == len(names)), None)
+    if names is None:
+        raise PlanError(f"Two latency models are of the same target ({', '.join(longest)}). Give one for each target.")
+    return dict(zip(names, models, strict=True))
 
 
 def _opened(

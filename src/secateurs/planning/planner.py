@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from secateurs.budgets import RESOURCES
+from secateurs.budgets import Limited
 from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.importance.context import find_criterion
 from secateurs.importance.scoring import LEAST_SHARE, Scorer
@@ -34,7 +34,7 @@ HELD = 0.5
 
 @dataclass(frozen=True)
 class Choice:
-    """A network that a search returned. ``predicted``: by resource, the model's figure / the dense model's figure."""
+    """A network that a search returned. ``predicted``: by the name of a limit, the model's figure / the dense one's."""
 
     solution: Solution
     predicted: Mapping[str, float]
@@ -50,9 +50,10 @@ class Planner:
     """Everything but the budgets' limits: solves for any limits without scoring again.
 
     ``space``: what can be chosen and what it costs; ``scorer``: what units are worth; ``search``: the strategy;
-    ``resources``: what is limited, the main one first; ``target``: shown in messages, such as
-    ``"onnxruntime-cpu, 1 thread"``; ``images``: on which values are measured and candidates judged, where that is done,
-    and ``rows``: where such figures are kept; ``made_from``: what the plan says of model and data.
+    ``resources``: names of what is limited (:class:`secateurs.budgets.Limited`), the main one first; ``target``: shown
+    in messages, such as ``"onnxruntime-cpu, 1 thread"``; ``images``: on which values are measured and candidates
+    judged, where that is done, and ``rows``: where such figures are kept; ``made_from``: what the plan says of model
+    and data.
 
     Raises:
         PlanError: the strategy takes another criterion only.
@@ -150,12 +151,16 @@ class Planner:
             space.options(list(self.models.values())),
             space.values(self.scores, self.images, self.rows, self.progress),
             tuple(
-                Constraint(name, model, self.dense_costs[name], "" if name == "macs" else self.target)
+                Constraint(name, model, self.dense_costs[name], self._where(name))
                 for name, model in self.models.items()
             ),
             removable=frozenset(range(len(spec.blocks))) if self.legal.blocks else frozenset(),
             evaluator=self._evaluator() if self._judges else None,
         )
+
+    def _where(self, name: str) -> str:
+        """The target that a limit's figures are of, unless its name says it already."""
+        return "" if name == "macs" or Limited.of(name).target else self.target
 
     @property
     def _judges(self) -> bool:
@@ -197,7 +202,7 @@ class Planner:
     def reachable(self) -> str:
         """:attr:`reach` in one sentence."""
         parts = [
-            f"{RESOURCES[one['constraint']].words} {one['ratio']:.1%} of dense "
+            f"{Limited.of(one['constraint']).words} {one['ratio']:.1%} of dense "
             f"(most of it for {', '.join(name for name, _ in one['costliest'])})"
             for one in self.reach
         ]
@@ -286,7 +291,7 @@ class Planner:
         facts = {
             "target": self.target,
             "budget": budget,
-            "predicted_ms": predicted.get("latency"),
+            "predicted_ms": next((ms for limit, ms in predicted.items() if Limited.of(limit).timed), None),
             "predicted": predicted,
             "gap": solution.gap,
             **({"search": dict(solution.details["summary"])} if "summary" in solution.details else {}),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
 from secateurs.report import wording
-from secateurs.report.record import Record
+from secateurs.report.record import Record, TargetRow
 from secateurs.report.terminal import styled
 
 
@@ -23,12 +25,22 @@ def table(record: Record) -> Table:
     return result
 
 
-def files(record: Record) -> Table:
+def files(row: TargetRow | Record) -> Table:
     """The four files of a quantised target, as a rich table."""
+    return _plain(wording.FILE_COLUMNS, wording.file_rows(row.files))
+
+
+def targets(record: Record) -> Table:
+    """The network on every target, as a rich table; what the model said is on the page, the files are told below it."""
+    shown = wording.TARGET_COLUMNS.index("by the model")
+    return _plain(wording.TARGET_COLUMNS[:shown], [row[:shown] for row in wording.target_rows(record)])
+
+
+def _plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     result = Table(header_style="dim")
-    for place, name in enumerate(wording.FILE_COLUMNS):
-        result.add_column(name, justify="right" if place else "left")
-    for row in wording.file_rows(record):
+    for place, name in enumerate(columns):
+        result.add_column(name, justify="right" if place else "left", overflow="fold")
+    for row in rows:
         result.add_row(*(styled(cell) for cell in row))
     return result
 
@@ -37,8 +49,14 @@ def show(record: Record, console: Console) -> None:
     """Print verdict, table and notes."""
     console.print()
     console.print(table(record))
+    if len(record.targets) > 1:
+        console.print(targets(record))
     if record.files:
         console.print(files(record))
+    for row in record.targets[1:]:
+        if row.files:
+            console.print(styled(f"Files on {row.name}:"))
+            console.print(files(row))
     colour = "green" if record.pruned_within_budget else "red"
     console.print(styled((wording.verdict(record), colour)))
     for note in record.notes:

@@ -8,14 +8,14 @@ from importlib import resources
 
 from secateurs.report import wording
 from secateurs.report.charts import accuracy_chart, prediction_chart, widths_chart
-from secateurs.report.record import GroupRecord, Record, Validation
+from secateurs.report.record import FileRecord, GroupRecord, LayersRecord, Record, Validation
 from secateurs.report.searching import sections
 
 
 def render(record: Record, extra_sections: tuple[tuple[str, str], ...] = ()) -> str:
     """The whole page as HTML text. ``extra_sections``: (heading, HTML) pairs that a strategy adds."""
     style = resources.files("secateurs.report").joinpath("page.css").read_text(encoding="utf-8")
-    title = f"{record.model} at {record.budget} on {record.target.name}"
+    title = wording.title(record)
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p class='soft'>{escape(record.strategy)} with {escape(record.criterion)} scores, seed {record.seed}, "
@@ -23,7 +23,9 @@ def render(record: Record, extra_sections: tuple[tuple[str, str], ...] = ()) -> 
         f"<p class='verdict{'' if record.pruned_within_budget else ' missed'}'>{escape(wording.verdict(record))}</p>",
         _tiles(record),
         _section("Dense against pruned", _table(record)),
-        *([_section("Float and quantised", _files(record))] if record.files else []),
+        *([_section("On every target", _targets(record))] if len(record.targets) > 1 else []),
+        *([_section("Float and quantised", _files(record.files, record.int8_layers))] if record.files else []),
+        *(_section(f"Float and quantised on {one.name}", _files(one.files)) for one in record.targets[1:] if one.files),
         *([_section("Networks tried for the accuracy", _tried(record.validation))] if record.validation else []),
         _section("Needs attention", _notes(record)),
         _section("Units kept per group", _widths(record)),
@@ -74,11 +76,26 @@ def _table(record: Record) -> str:
     )
 
 
-def _files(record: Record) -> str:
+def _targets(record: Record) -> str:
+    models = [
+        f"{one.name} {wording.percent(one.latency_model.mean_abs, 1)} on average, "
+        f"{wording.percent(one.latency_model.p95, 1)} at the 95th percentile"
+        for one in record.targets
+        if one.latency_model is not None
+    ]
+    errors = f" Errors of the latency models on held-out networks: {escape('; '.join(models))}." if models else ""
     return (
-        f"{_cells(wording.FILE_COLUMNS, wording.file_rows(record))}"
+        f"{_cells(wording.TARGET_COLUMNS, wording.target_rows(record))}"
+        f"<p class='soft' style='margin-top:10px'>One network, exported for every target and measured there beside the "
+        f"dense one in one interleaved run; the other figures of this page are those of the first target.{errors}</p>"
+    )
+
+
+def _files(files: Sequence[FileRecord], layers: LayersRecord | None = None) -> str:
+    return (
+        f"{_cells(wording.FILE_COLUMNS, wording.file_rows(files))}"
         f"<p class='soft' style='margin-top:10px'>All four from one interleaved run. Accuracies of quantised files are "
-        f"those of the runtime's own answers.{escape(wording.int8_layers(record.int8_layers))}</p>"
+        f"those of the runtime's own answers.{escape(wording.int8_layers(layers))}</p>"
     )
 
 

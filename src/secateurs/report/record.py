@@ -184,7 +184,8 @@ class BudgetRecord(_Frozen):
     """One budget after the final measurement, in ``unit`` (``ms``, ``bytes``, ``macs``).
 
     ``resource``: ``latency``, ``memory``, ``file_size`` or ``macs``; ``text``: as the user gave it; ``upper``: upper
-    end of the 95 % interval of ``pruned``, where it has one.
+    end of the 95 % interval of ``pruned``, where it has one; ``target``: on which of several it holds, "" where there
+    is one target.
     """
 
     resource: str
@@ -194,6 +195,7 @@ class BudgetRecord(_Frozen):
     dense: float
     pruned: float
     upper: float
+    target: str = ""
 
     @property
     def used(self) -> float:
@@ -204,6 +206,39 @@ class BudgetRecord(_Frozen):
     def met(self) -> bool:
         """Whether the upper bound is within the limit."""
         return self.upper <= self.limit * (1 + 1e-9)
+
+
+class TargetRow(_Frozen):
+    """The same network on one of the targets: its file there beside the dense one, in one interleaved run.
+
+    ``name``: as it was asked for; ``file``: the deployed one, in the run's folder; ``budget``: of latency, as the user
+    gave it, in ``budget_ms`` that of this run ("" and None: latency was not limited); ``met``: whether the upper 95 %
+    bound is within it (None: no budget); ``predicted_ms``: None where there is no latency model; ``accuracy`` of
+    quantised files as the runtime computes it, and then all four ``files``.
+    """
+
+    name: str
+    fingerprint: str
+    threads: int
+    precision: str
+    file: str
+    budget: str
+    budget_ms: float | None
+    predicted_ms: float | None
+    dense: Side
+    pruned: Side
+    speedup: float
+    latency_ratio: float
+    latency_ratio_upper: float
+    met: bool | None
+    export_max_rel_error: float
+    latency_model: ModelError | None = None
+    files: tuple[FileRecord, ...] = ()
+
+    @property
+    def latency_tie(self) -> bool:
+        """Whether neither file is faster, as far as the measurement tells."""
+        return differs_by_noise(self.latency_ratio, self.latency_ratio_upper)
 
 
 class Record(_Frozen):
@@ -223,7 +258,8 @@ class Record(_Frozen):
     float and quantised; accuracies of ``dense`` and ``pruned`` are the quantised files' then; ``int8_layers``: of the
     quantised file to deploy (None: there is none); ``search``: details of a
     search that judged candidates, {} for others; ``gap``: proven distance of the search's solution from the best one,
-    as a fraction of its value;
+    as a fraction of its value; ``targets``: a row for every target, the first one's figures are those of ``target``,
+    ``dense`` and ``pruned`` (none in files of older versions);
     ``settings``: all of the run, by their names in :class:`secateurs.jobs.settings.Settings`; ``notes``: what was not
     done or needs attention.
     """
@@ -235,6 +271,7 @@ class Record(_Frozen):
     seed: int
     versions: dict[str, str]
     target: TargetRecord
+    targets: tuple[TargetRow, ...] = ()
     budget: str
     budgets: tuple[BudgetRecord, ...]
     budget_ms: float | None

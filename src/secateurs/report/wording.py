@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from secateurs.report.record import LayersRecord, Record, Validation
+from collections.abc import Sequence
+
+from secateurs.report.record import BudgetRecord, FileRecord, LayersRecord, Record, TargetRow, Validation
 
 
 def milliseconds(value: float) -> str:
@@ -85,7 +87,7 @@ REPAIRS = {
 """Repairs whose names do not say enough."""
 
 
-def speed(record: Record) -> str:
+def speed(record: Record | TargetRow) -> str:
     """``1.71× faster``, ``1.08× slower``, or that the measurement tells no difference."""
     if record.latency_tie:
         return "as fast, a tie"
@@ -122,6 +124,8 @@ def verdict(record: Record) -> str:
     tuned = record.dense_finetuned
     equally = "" if tuned is None else f"; {beside_tuned(record, f'dense fine-tuned for {epochs(tuned.epochs)}')}"
     pace = "As fast as dense (a tie)" if record.latency_tie else f"{speed(record)} than dense"
+    if len(record.targets) > 1:
+        pace = f"Beside dense {', '.join(f'{speed(one)} on {one.name}' for one in record.targets)}"
     tail = f"{pace}, accuracy {percent(record.pruned.accuracy)}: {beside_dense(record, 'dense untouched')}{equally}."
     if record.validation is not None:
         return f"{_held(record, record.validation)}. {tail}"
@@ -132,7 +136,7 @@ def verdict(record: Record) -> str:
             f"{percent(record.latency_ratio, 1)} of dense{model}. {tail}"
         )
     parts = [
-        f"{amount(one.pruned, one.unit)} {WHAT[one.resource]}, {percent(one.used, 1)} of the budget of "
+        f"{amount(one.pruned, one.unit)} {_what(one)}, {percent(one.used, 1)} of the budget of "
         f"{amount(one.limit, one.unit)} ({one.text})"
         for one in record.budgets
     ]
@@ -143,6 +147,17 @@ def verdict(record: Record) -> str:
     return f"{head}: {'; '.join(parts)}. {tail}"
 
 
+def _what(budget: BudgetRecord) -> str:
+    """``measured``, ``measured on openvino-cpu``."""
+    return WHAT[budget.resource] + (f" on {budget.target}" if budget.target else "")
+
+
+def title(record: Record) -> str:
+    """What was asked, on which targets."""
+    where = "" if len(record.targets) > 1 else f" on {record.target.name}"
+    return f"{record.model} at {record.budget}{where}"
+
+
 def _held(record: Record, validation: Validation) -> str:
     """Whether the accuracy that was asked for is held, and how fast the network is that holds it."""
     parts = [
@@ -150,7 +165,7 @@ def _held(record: Record, validation: Validation) -> str:
         f"validation accuracy {percent(validation.repaired)} repaired, {percent(validation.dense)} dense",
         f"{milliseconds(record.pruned.latency_ms)} measured, {percent(record.latency_ratio, 1)} of dense",
     ]
-    missed = [WHAT[one.resource] for one in record.budgets if not one.met]
+    missed = [_what(one) for one in record.budgets if not one.met]
     parts += [f"over the budget {text}" for text in missed]
     return "; ".join(parts)
 
@@ -234,6 +249,34 @@ def _accuracies(record: Record) -> list[tuple[str, str, str, str, str]]:
     return found
 
 
+TARGET_COLUMNS = ("target", "dense", "pruned", "", "of the budget", "accuracy", "by the model", "file")
+
+
+def target_rows(record: Record) -> list[tuple[str, ...]]:
+    """The network on every target, one row each; see :data:`TARGET_COLUMNS`."""
+    return [
+        (
+            one.name,
+            milliseconds(one.dense.latency_ms),
+            milliseconds(one.pruned.latency_ms),
+            speed(one),
+            _of_budget(one),
+            percent(one.pruned.accuracy),
+            "" if one.predicted_ms is None else milliseconds(one.predicted_ms),
+            f"{one.file}, {size(one.pruned.file_bytes)}",
+        )
+        for one in record.targets
+    ]
+
+
+def _of_budget(row: TargetRow) -> str:
+    """``97.4 % of 60%``, with ``missed`` where it is; "" without a budget."""
+    if row.budget_ms is None:
+        return ""
+    used = percent(row.latency_ratio * row.dense.latency_ms / row.budget_ms, 1)
+    return f"{used} of {row.budget}{'' if row.met else ', missed'}"
+
+
 FILE_COLUMNS = ("file", "latency", "beside dense float", "accuracy", "size")
 
 
@@ -251,9 +294,9 @@ def int8_layers(layers: LayersRecord | None) -> str:
     return f" Layers of the pruned file in int8: {layers.quantised} of {layers.count}{left}."
 
 
-def file_rows(record: Record) -> list[tuple[str, ...]]:
+def file_rows(files: Sequence[FileRecord]) -> list[tuple[str, ...]]:
     """The four files of a quantised target, one row each; see :data:`FILE_COLUMNS`."""
-    first = next((one.ratio for one in record.files if (one.network, one.precision) == ("dense", "f32")), 1.0)
+    first = next((one.ratio for one in files if (one.network, one.precision) == ("dense", "f32")), 1.0)
     return [
         (
             f"{one.network}, {one.precision}",
@@ -262,7 +305,7 @@ def file_rows(record: Record) -> list[tuple[str, ...]]:
             percent(one.accuracy),
             size(one.file_bytes),
         )
-        for one in record.files
+        for one in files
     ]
 
 

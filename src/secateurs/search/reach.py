@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from secateurs.budgets import Limited
 from secateurs.cost import quantity
 from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.search.elimination import Elimination
@@ -96,7 +97,7 @@ def infeasible(problem: Problem, points: Sequence[Mapping[str, Any]] | None = No
     where, unit = problem.constraints[index].where, chosen["unit"]
     if short:
         what = (
-            f"Budget {quantity(chosen['limit'], unit)} of {_words(chosen['constraint'])} is below the "
+            f"Budget {quantity(chosen['limit'], unit)} of {Limited.of(chosen['constraint']).words} is below the "
             f"{'fastest' if unit == 'ms' else 'smallest'} legal network, {quantity(chosen['fastest'], unit)}"
             f"{f' ({where})' if where else ''}."
         )
@@ -106,13 +107,9 @@ def infeasible(problem: Problem, points: Sequence[Mapping[str, Any]] | None = No
             f"takes is {quantity(chosen['fastest'], unit)}; knapsack would find one."
         )
     else:
-        names = ", ".join(f"{_words(c.name)} {quantity(c.limit, c.model.unit)}" for c in problem.constraints)
+        names = ", ".join(f"{Limited.of(c.name).words} {quantity(c.limit, c.model.unit)}" for c in problem.constraints)
         what = f"No legal network meets all limits at once ({names}), though each can be met alone."
     return InfeasibleBudgetError(f"{what} {_limits(chosen, len(problem.options))} {_advice(problem, chosen)}", chosen)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _details(problem: Problem, point: Candidate, index: int) -> dict[str, Any]:

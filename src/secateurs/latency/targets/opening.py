@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -48,6 +49,26 @@ def check_threads(text: str | Target, threads: int) -> None:
             f"{threads} threads are asked for, and this machine has {there} processors: more only wait for each other. "
             f"Give --threads {there} or fewer."
         )
+
+
+def open_targets(texts: Sequence[str], threads: int) -> list[Target]:
+    """The targets of one run, each ready to use.
+
+    Raises:
+        PlanError: unknown name or precision, or two are the same runtime on the same device.
+        TargetUnavailableError: one cannot be used here.
+    """
+    found: dict[str, tuple[str, Target]] = {}
+    for text in texts:
+        target = open_target(text)
+        facts = str(sorted(target.fingerprint(threads).items()))
+        if facts in found:
+            raise PlanError(
+                f"Targets {found[facts][0]} and {text} are the same runtime on the same device. Give it once, with the "
+                f"latency that holds on it."
+            )
+        found[facts] = text, target
+    return [target for _, target in found.values()]
 
 
 def make_target(text: str) -> Target:
