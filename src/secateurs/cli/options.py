@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from secateurs.errors import DataError
+from secateurs.budgets import check_pairs
+from secateurs.errors import DataError, PlanError
+from secateurs.latency.targets import DEFAULT_TARGET
 from secateurs.planning.elements import SCOPES
 from secateurs.search.lap.settings import AGENTS, Agent, LapSettings
 
@@ -61,6 +63,14 @@ def _seed(value: int) -> int:
 Seed = Annotated[int, typer.Option("--seed", callback=_seed, help="Seed of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout.")]
 Target = Annotated[str, typer.Option("--target", help="Runtime on a device, see 'secateurs ls targets'.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        help="Runtime on a device, see 'secateurs ls targets'; repeatable, each with its own --latency.",
+        show_default=DEFAULT_TARGET,
+    ),
+]
 Strategy = Annotated[str, typer.Option("--strategy", help=STRATEGY_HELP)]
 Criterion = Annotated[
     str | None, typer.Option("--criterion", help="Scores of units, see 'secateurs ls criteria'; the strategy's own.")
@@ -103,12 +113,13 @@ Elements = Annotated[
         help="Prune kernel elements too. layer: rectangles, for any target; others for torch-sparse-cpu.",
     ),
 ]
-Latency = Annotated[
-    str | None,
+Latencies = Annotated[
+    list[str] | None,
     typer.Option(
         "--latency",
         metavar="BUDGET",
-        help="Of one run: 60% of dense, 3.2ms, or a speed-up such as 2x; on int8 targets also 20%-of-float.",
+        help="Of one run: 60% of dense, 3.2ms, or a speed-up such as 2x; on int8 targets also 20%-of-float. The first "
+        "is for the first --target, and so on.",
     ),
 ]
 Memory = Annotated[
@@ -185,4 +196,29 @@ def chosen_for(kind: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a kind among the parameters of a verb, by name, as its job.json spells them."""
     chosen = {item.name: parameters[item.name] for item in fields(kind)}
     several = {item.name for item in fields(kind) if isinstance(item.default, tuple)}
-    return {name: list(value or ()) if name in several else value for name, value in chosen.items()}
+    singly = {item.name: item.default for item in fields(kind) if item.name not in several}
+    return {
+        name: list(value or ()) if name in several else one_or_several(value, singly[name])
+        for name, value in chosen.items()
+    }
+
+
+def one_or_several(value: Any, default: Any) -> Any:
+    """Of an option that may be repeated what was given: the only value, or a list; of others the value."""
+    if not isinstance(value, (list, tuple)):
+        return default if value is None else value
+    return list(value) if len(value) > 1 else next(iter(value), default)
+
+
+def paired(targets: list[str] | None, latencies: list[str] | None) -> tuple[list[str], list[str]]:
+    """Targets and the latencies that hold on them, in the order given.
+
+    Raises:
+        typer.BadParameter: there is not one latency for every one of several targets.
+    """
+    on, given = targets or [DEFAULT_TARGET], latencies or []
+    try:
+        check_pairs(on, given)
+    except PlanError as error:
+        raise typer.BadParameter(str(error)) from error
+    return on, given

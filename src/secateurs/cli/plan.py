@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,13 +30,15 @@ if TYPE_CHECKING:
     from secateurs.planning.mixed import MixedSpace
     from secateurs.structure import Graph
 
+_ELEMENTS = "--elements needs one --target and --latency: which layers are sparse is decided by measured time."
+
 
 @guarded
 def verb(
     model: o.Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write the plan to.")],
-    target: o.Target = Settings.target,
-    latency: o.Latency = Settings.latency,
+    target: o.Targets = None,
+    latency: o.Latencies = None,
     memory: o.Memory = Settings.memory,
     file_size: o.FileSize = Settings.file_size,
     macs: o.Macs = Settings.macs,
@@ -68,12 +71,14 @@ def verb(
 ) -> None:
     """Choose what to keep, by the latency model.
 
-    Costs are predicted, not measured: 'prune' closes the loop. Only --latency needs a latency model.
+    Costs are predicted, not measured: 'prune' closes the loop. Only --latency needs a latency model. With --target
+    given more than once, each with a --latency behind it, the plan is within all of them.
     """
     from secateurs.budgets import parse_budgets
     from secateurs.importance.scoring import calibration_batches
+    from secateurs.latency.model import LatencyModel
     from secateurs.latency.store import Store
-    from secateurs.latency.targets import open_target
+    from secateurs.latency.targets import open_targets
     from secateurs.measure.profile import profile
     from secateurs.planning.channels import Channels
     from secateurs.planning.elements.costs import measured_space
@@ -82,11 +87,12 @@ def verb(
     from secateurs.structure import trace
 
     writable(output)
-    _check_mix(precision_mix, target, strategy, latency, data, elements)
-    _require_one(parse_budgets(latency, memory, file_size, macs), ratio)
-    opened = None if latency is None else open_target(target)
-    if opened is not None:
-        _require_usable(target, threads, store)
+    targets, latencies = o.paired(target, latency)
+    _check_mix(precision_mix, targets, strategy, latencies, data, elements)
+    _require_one(parse_budgets(latencies, memory, file_size, macs, targets), ratio)
+    opened = open_targets(targets, threads) if latencies else []
+    for one in opened:
+        _require_usable(one, threads, store)
     _require_elements(opened, elements, batch)
     _require_known(strategy, criterion)
     with shown(talk()) as progress:
@@ -97,18 +103,19 @@ def verb(
             _look(loaded, images, allow_chance, progress)
         with progress.task("trace"):
             graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
-        costs, space, legal = None, None, Legal(min_width=min_width, blocks=blocks, channels=channels)
-        given: dict[str, Any] = {"threads": threads, "seed": seed, "progress": progress}
-        if opened is not None and elements is not None:
+        costs, space, legal = list[LatencyModel](), None, Legal(min_width=min_width, blocks=blocks, channels=channels)
+        shared: dict[str, Any] = {"threads": threads, "seed": seed, "progress": progress}
+        if elements is not None:
             kept = Store(store, progress=progress)
-            space = measured_space(graph, opened, elements, legal, batch=batch, store=kept, **given)
-        elif opened is not None:
-            costs = profile(graph, opened, batch=batch, store=store, **given)
-        mixed = _mixed(precision_mix, Channels(graph, costs, legal, batch=batch), target, images, store, given)
+            space = measured_space(graph, opened[0], elements, legal, batch=batch, store=kept, **shared)
+        else:
+            costs = [profile(graph, one, batch=batch, store=store, **shared) for one in opened]
+        channels_alone = Channels(graph, next(iter(costs), None), legal, batch=batch)
+        mixed = _mixed(precision_mix, channels_alone, targets, images, store, shared)
         made = plan(
             graph,
             costs,
-            latency=latency,
+            latency=latencies,
             memory=memory,
             file_size=file_size,
             macs=macs,
@@ -126,23 +133,23 @@ def verb(
         )
     made = made.model_copy(update={"provenance": {**made.provenance, "source": dict(loaded.source)}})
     made.save(output)
-    dense_ms = next((one.dense_ms for one in (costs, space) if one is not None), None)
+    dense_ms = [one.dense_ms for one in costs] if space is None else [space.dense_ms]
     found = summary(graph, made, dense_ms) | ({} if space is None else _elements(space, made)) | _floats(mixed, made)
     emit({**found, "plan": str(output)}, lambda console: _show(found, output, console), as_json=as_json)
 
 
-def _require_elements(target: Target | None, elements: str | None, batch: int) -> None:
+def _require_elements(targets: list[Target], elements: str | None, batch: int) -> None:
     """Raises an error where kernel elements may go and cannot."""
     from secateurs.planning.elements.costs import check_elements
 
     if elements is None:
         return
-    if target is None:
-        raise typer.BadParameter("--elements needs --latency: which layers are sparse is decided by measured time.")
-    check_elements(target, elements, batch)
+    if len(targets) != 1:
+        raise typer.BadParameter(_ELEMENTS)
+    check_elements(targets[0], elements, batch)
 
 
-def _require_usable(target: str, threads: int, store: Path | None) -> None:
+def _require_usable(target: Target, threads: int, store: Path | None) -> None:
     """Raises an error where nothing could be measured or kept."""
     from secateurs.latency.store import Store
     from secateurs.latency.targets import check_threads
@@ -169,7 +176,12 @@ def _require_known(strategy: str | None, criterion: str | None) -> None:
 
 
 def _check_mix(
-    mix: str, target: str, strategy: str | None, latency: str | None, data: str | None, elements: str | None
+    mix: str,
+    targets: list[str],
+    strategy: str | None,
+    latencies: list[str],
+    data: str | None,
+    elements: str | None,
 ) -> None:
     """Nothing, if the other options go with a mix of precisions.
 
@@ -181,13 +193,13 @@ def _check_mix(
     if mix == Settings.precision_mix:
         return
     Settings(
-        latency=latency or "1ms",
-        target=target,
+        latency=tuple(latencies) if len(latencies) > 1 else next(iter(latencies), "1ms"),
+        target=tuple(targets) if len(targets) > 1 else targets[0],
         strategy=strategy or Settings.strategy,
         precision_mix=mix,
         elements=elements,
     )
-    if latency is None or data is None:
+    if not latencies or data is None:
         raise PlanError(
             f"--precision-mix {mix} decides by measured time and by what int8 costs on images. Give --latency and "
             f"--data."
@@ -195,7 +207,7 @@ def _check_mix(
 
 
 def _mixed(
-    mix: str, channels: Channels, target: str, images: Data | None, store: Path | None, given: dict[str, Any]
+    mix: str, channels: Channels, targets: list[str], images: Data | None, store: Path | None, given: dict[str, Any]
 ) -> MixedSpace | None:
     """The choice of precisions too, where it is asked for."""
     from secateurs.latency.store import Store
@@ -203,7 +215,7 @@ def _mixed(
 
     if mix == Settings.precision_mix or images is None:
         return None
-    return mixed_space(channels, target, images, store=Store(store, progress=given["progress"]), **given)
+    return mixed_space(channels, targets[0], images, store=Store(store, progress=given["progress"]), **given)
 
 
 def _elements(space: ElementSpace, made: Plan) -> dict[str, Any]:
@@ -224,8 +236,8 @@ def _look(loaded: Loaded, images: Data, allow_chance: bool, progress: Progress) 
         progress.say(note)
 
 
-def summary(graph: Graph, plan: Plan, dense_ms: float | None) -> dict[str, Any]:
-    """Widths, blocks and what is left, as JSON values."""
+def summary(graph: Graph, plan: Plan, dense_ms: Sequence[float]) -> dict[str, Any]:
+    """Widths, blocks and what is left, as JSON values; ``dense_ms``: of the dense network on every target."""
     import numpy as np
 
     from secateurs.structure import apply
@@ -245,7 +257,8 @@ def summary(graph: Graph, plan: Plan, dense_ms: float | None) -> dict[str, Any]:
         "predicted": plan.provenance.get("predicted", {}),
         "budget": plan.provenance.get("budget"),
         "warnings": list(plan.provenance.get("warnings", ())),
-        "dense_ms": dense_ms,
+        "dense_ms": next(iter(dense_ms), None),
+        "targets": _targets(plan, dense_ms),
         "widths": plan.widths(),
         "units": dict(plan.group_sizes),
         "blocks_removed": list(plan.blocks_removed),
@@ -254,6 +267,19 @@ def summary(graph: Graph, plan: Plan, dense_ms: float | None) -> dict[str, Any]:
         "params": params,
         "dense_params": spec.parameter_count(spec.dense_widths),
     }
+
+
+def _targets(plan: Plan, dense_ms: Sequence[float]) -> list[dict[str, Any]]:
+    """What is predicted on every target."""
+    from secateurs.budgets import Limited
+
+    predicted = plan.provenance.get("predicted", {})
+    limits = [(Limited.of(name), ms) for name, ms in predicted.items() if Limited.of(name).timed]
+    first = str(plan.provenance.get("target", "")).partition(",")[0]
+    return [
+        {"name": limit.target or first, "predicted_ms": ms, "dense_ms": dense}
+        for (limit, ms), dense in zip(limits, dense_ms, strict=False)
+    ]
 
 
 def _show(found: dict[str, Any], output: Path, console: Console) -> None:
@@ -272,10 +298,11 @@ def _show(found: dict[str, Any], output: Path, console: Console) -> None:
         f"{wording.percent(found['macs'] / found['dense_macs'], 1)} of the multiply-adds and "
         f"{wording.percent(found['params'] / found['dense_params'], 1)} of the parameters are kept"
     )
-    if found["predicted_ms"] is not None and found["dense_ms"]:
+    for one in found["targets"]:
+        where = f" on {one['name']}" if len(found["targets"]) > 1 else ""
         kept += (
-            f"; predicted {wording.milliseconds(found['predicted_ms'])}, "
-            f"{wording.percent(found['predicted_ms'] / found['dense_ms'], 1)} of dense (not measured)"
+            f"; predicted {wording.milliseconds(one['predicted_ms'])}{where}, "
+            f"{wording.percent(one['predicted_ms'] / one['dense_ms'], 1)} of dense (not measured)"
         )
     for name, text in (("memory", "of memory at the peak"), ("file_size", "on disk")):
         if name in found["predicted"]:

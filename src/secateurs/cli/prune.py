@@ -31,13 +31,13 @@ def verb(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder for the run's files.")],
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help=o.MODEL_HELP, show_default=False)] = None,
     data: o.Data = None,
-    latency: o.Latency = Settings.latency,
+    latency: o.Latencies = None,
     memory: o.Memory = Settings.memory,
     file_size: o.FileSize = Settings.file_size,
     macs: o.Macs = Settings.macs,
     max_loss: o.MaxLoss = Settings.max_loss,
     min_accuracy: o.MinAccuracy = Settings.min_accuracy,
-    target: o.Target = Settings.target,
+    target: o.Targets = None,
     weights: o.Weights = None,
     strategy: o.Strategy = Settings.strategy,
     criterion: o.Criterion = Settings.criterion,
@@ -120,7 +120,8 @@ def verb(
 
     Trace, latency model, plan, cut, repair, fine-tune, export, measure. The plan is tightened until the exported file
     was measured to be within every budget. --max-loss asks the other way round: how fast can the network be that keeps
-    its accuracy?
+    its accuracy? With --target given more than once, each with a --latency behind it, one network holds all of them,
+    each measured on its own device.
     """
     given: dict[str, Any] = {
         "model": model,
@@ -134,7 +135,9 @@ def verb(
     if resume:
         given, chosen = _from_folder(context, output, given, chosen)
     else:
-        budgets = [one for one in (latency, memory, file_size, macs, max_loss, min_accuracy) if one is not None]
+        if max_loss is None and min_accuracy is None:
+            o.paired(target, latency)
+        budgets = [one for one in (latency or None, memory, file_size, macs, max_loss, min_accuracy) if one is not None]
         wanted = {"MODEL": model, "--data": data, "a budget such as --latency 60%": budgets or None}
         missing = [name for name, value in wanted.items() if value is None]
         if missing:
