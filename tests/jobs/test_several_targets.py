@@ -193,11 +193,11 @@ def test_a_run_that_is_killed_before_every_stage_ends_alike(
 
 
 def test_a_target_out_of_reach_is_refused_with_what_limits_it(settings: Settings, run_folder: Path) -> None:
-    tight = replace(settings, latency=("90%", "0.06ms"))
+    tight = replace(settings, latency=("90%", "0.03ms"))
     with pytest.raises(sc.InfeasibleBudgetError) as caught:
         run(NETWORK, DATA, tight, Place(run_folder))
     told = str(caught.value)
-    assert told.startswith("Latency budget 0.06ms")
+    assert told.startswith("Latency budget 0.03ms")
     assert "cannot be reached on fake-channels, 1 thread: the fastest legal network takes" in told
     assert "Raise --latency of fake-channels to" in told
     assert caught.value.details["constraint"] == "latency@fake-channels"
