@@ -91,10 +91,8 @@ def verb(
     _check_mix(precision_mix, targets, strategy, latencies, data, elements)
     _require_one(parse_budgets(latencies, memory, file_size, macs, targets), ratio)
     opened = open_targets(targets, threads) if latencies else []
-    for one in opened:
-        _require_usable(one, threads, store)
-    _require_elements(opened, elements, batch)
-    _require_known(strategy, criterion)
+    _require_usable(opened, threads, store)
+    _require_known(strategy, criterion, opened, elements, batch)
     with shown(talk()) as progress:
         source, images = open_source(data), None
         loaded = open_model(model, weights, shape, normalize, sized=source, batch=batch, seed=seed, progress=progress)
@@ -106,12 +104,12 @@ def verb(
         costs, space, legal = list[LatencyModel](), None, Legal(min_width=min_width, blocks=blocks, channels=channels)
         shared: dict[str, Any] = {"threads": threads, "seed": seed, "progress": progress}
         if elements is not None:
-            kept = Store(store, progress=progress)
-            space = measured_space(graph, opened[0], elements, legal, batch=batch, store=kept, **shared)
+            shared["store"] = Store(store, progress=progress)
+            space = measured_space(graph, opened[0], elements, legal, batch=batch, **shared)
         else:
             costs = [profile(graph, one, batch=batch, store=store, **shared) for one in opened]
-        channels_alone = Channels(graph, next(iter(costs), None), legal, batch=batch)
-        mixed = _mixed(precision_mix, channels_alone, targets, images, store, shared)
+        widths = Channels(graph, next(iter(costs), None), legal, batch=batch)
+        mixed = _mixed(precision_mix, widths, targets, images, store, shared)
         made = plan(
             graph,
             costs,
@@ -133,29 +131,20 @@ def verb(
         )
     made = made.model_copy(update={"provenance": {**made.provenance, "source": dict(loaded.source)}})
     made.save(output)
-    dense_ms = [one.dense_ms for one in costs] if space is None else [space.dense_ms]
+    dense_ms = [one.dense_ms for one in (costs if space is None else [space])]
     found = summary(graph, made, dense_ms) | ({} if space is None else _elements(space, made)) | _floats(mixed, made)
     emit({**found, "plan": str(output)}, lambda console: _show(found, output, console), as_json=as_json)
 
 
-def _require_elements(targets: list[Target], elements: str | None, batch: int) -> None:
-    """Raises an error where kernel elements may go and cannot."""
-    from secateurs.planning.elements.costs import check_elements
-
-    if elements is None:
-        return
-    if len(targets) != 1:
-        raise typer.BadParameter(_ELEMENTS)
-    check_elements(targets[0], elements, batch)
-
-
-def _require_usable(target: Target, threads: int, store: Path | None) -> None:
+def _require_usable(targets: list[Target], threads: int, store: Path | None) -> None:
     """Raises an error where nothing could be measured or kept."""
     from secateurs.latency.store import Store
     from secateurs.latency.targets import check_threads
 
-    check_threads(target, threads)
-    Store(store).require_writable()
+    for target in targets:
+        check_threads(target, threads)
+    if targets:
+        Store(store).require_writable()
 
 
 def _require_one(budgets: tuple[Budget, ...], ratio: float | None) -> None:
@@ -166,9 +155,17 @@ def _require_one(budgets: tuple[Budget, ...], ratio: float | None) -> None:
         raise PlanError(f"--ratio {ratio:g} must lie in (0, 1]: it is the share of units that stays.")
 
 
-def _require_known(strategy: str | None, criterion: str | None) -> None:
-    """Raises PlanError where a name is not registered: before anything takes time."""
+def _require_known(
+    strategy: str | None, criterion: str | None, targets: list[Target], elements: str | None, batch: int
+) -> None:
+    """Raises an error where a name is not registered, or kernel elements cannot go: before anything takes time."""
+    from secateurs.planning.elements.costs import check_elements
     from secateurs.registry import load
+
+    if elements is not None:
+        if len(targets) != 1:
+            raise typer.BadParameter(_ELEMENTS)
+        check_elements(targets[0], elements, batch)
 
     for kind, name in (("strategies", strategy), ("criteria", criterion)):
         if name is not None:

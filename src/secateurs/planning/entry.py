@@ -143,12 +143,7 @@ def plan(
         rows=kept_rows(options.evaluations),
         progress=progress,
     )
-    limits = {budget.name: budget.ratio(planner.dense_costs[budget.name]) for budget in budgets}
-    if min(limits.values()) >= 1:
-        raise PlanError(
-            f"The budget ({describe_budgets(budgets)}) is not below what the dense network takes by the models: there "
-            f"is nothing to prune. Give a lower {budgets[0].limited.option}."
-        )
+    limits = _binding(budgets, planner.dense_costs)
     from secateurs.planning.elements.refinement import aligned
     from secateurs.structure.untouched import as_found
 
@@ -159,6 +154,21 @@ def plan(
         if elements is None:
             return made
         return aligned(graph.model, made, (graph.args, graph.kwargs), progress=progress)
+
+
+def _binding(budgets: Sequence[Budget], dense: Mapping[str, float]) -> dict[str, float]:
+    """The budgets as ratios to what the dense network takes, by their names.
+
+    Raises:
+        PlanError: it is within all of them.
+    """
+    limits = {budget.name: budget.ratio(dense[budget.name]) for budget in budgets}
+    if min(limits.values()) >= 1:
+        raise PlanError(
+            f"The budget ({describe_budgets(budgets)}) is not below what the dense network takes by the models: there "
+            f"is nothing to prune. Give a lower {budgets[0].limited.option}."
+        )
+    return limits
 
 
 def _check_kinds(
