@@ -9,6 +9,7 @@ import torch
 
 from secateurs import models
 from secateurs.errors import DataError
+from secateurs.models.external import optional
 
 FACTORY = """
 import torch
@@ -34,19 +35,10 @@ def factory(tmp_path: Path) -> str:
 
 
 def _torchvision_models() -> None:
-    """Skip unless torchvision can be imported; a build without C++ operators needs two of them declared first."""
+    """Skip unless torchvision is there; it is imported as the package does for its users."""
     if importlib.util.find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
-    try:
-        importlib.import_module("torchvision.models")
-    except RuntimeError:
-        _KEPT.append(torch.library.Library("torchvision", "DEF"))
-        for name in ("nms", "qnms"):
-            _KEPT[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        importlib.import_module("torchvision.models")
-
-
-_KEPT: list[torch.library.Library] = []
+    optional("torchvision.models", "A test")
 
 
 def test_factory_with_options(factory: str) -> None:

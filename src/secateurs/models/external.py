@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateurs.errors import DataError, why
@@ -69,7 +70,7 @@ def build_timm(name: str, options: Mapping[str, Any]) -> tuple[nn.Module, tuple[
     Raises:
         DataError: timm is not installed, or it cannot make this network.
     """
-    timm = _optional("timm", f"timm:{name}")
+    timm = optional("timm", f"Model 'timm:{name}'")
     module = call_factory(timm.create_model, {"model_name": name, **options}, f"Model 'timm:{name}'")
     config = config_of(module)
     channels, height, width = config.get("input_size", (3, 224, 224))
@@ -98,19 +99,55 @@ def build_torchvision(name: str, options: Mapping[str, Any]) -> nn.Module:
     Raises:
         DataError: torchvision is not installed, or it cannot make this network.
     """
-    models = _optional("torchvision.models", f"torchvision:{name}")
+    models = optional("torchvision.models", f"Model 'torchvision:{name}'")
     return call_factory(models.get_model, {"name": name, "weights": None, **options}, f"Model 'torchvision:{name}'")
 
 
-def _optional(module: str, purpose: str) -> ModuleType:
+_DECLARED: list[torch.library.Library] = []
+"""Operators that torchvision's compiled part would bring; the library must live as long as they do."""
+
+
+def optional(module: str, purpose: str, extra: str | None = None) -> ModuleType:
+    """A package that need not be there.
+
+    Where torchvision was built for another PyTorch than this one, its compiled operators do not load and its import
+    fails, and with it that of packages above it such as timm and torchmetrics. Its networks need none of these
+    operators: they are declared without a body, so that the rest loads.
+
+    Args:
+        module: dotted name.
+        purpose: what needs it, for the message.
+        extra: of this package that brings it.
+
+    Raises:
+        DataError: it is not installed, or broken in another way.
+    """
+    package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
-    except (ImportError, RuntimeError) as error:
-        package = module.partition(".")[0]
-        raise DataError(
-            f"Model {purpose!r} needs {package}, which cannot be imported ({why(error)}). "
-            f"Install it or repair its installation: pip install {package}"
-        ) from error
+    except ImportError as error:
+        raise _unusable(package, purpose, error, extra) from error
+    except RuntimeError as error:
+        if "torchvision::" not in str(error) or _DECLARED:
+            raise _unusable(package, purpose, error, extra) from error
+        _declare_operators()
+        return optional(module, purpose, extra)
+
+
+def _declare_operators() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]  # what was imported of it before it failed
+    _DECLARED.append(torch.library.Library("torchvision", "DEF"))
+    for name in ("nms", "qnms"):
+        _DECLARED[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def _unusable(package: str, purpose: str, error: Exception, extra: str | None) -> DataError:
+    wanted = package if extra is None else f"'secateurs[{extra}]'"
+    return DataError(
+        f"{purpose} needs {package}, which cannot be imported ({why(error)}). Install it or repair its installation: "
+        f"pip install {wanted}"
+    )
 
 
 def _import_file(path: Path, purpose: str) -> ModuleType:
