@@ -136,7 +136,7 @@ def open_problem(arguments: argparse.Namespace) -> tuple[Problem, dict[str, Any]
         grid = Grid(held[f"in{number}"], held[f"out{number}"], held[f"table{number}"])
         terms.append(CostTerm(term["name"], sides[0], sides[1], grid, tuple(term["blocks"])))
     scores = {group.name: held[f"scores{g}"] for g, group in enumerate(graph.groups)}
-    evaluator = make_evaluator(graph, scores, data.calibration, data.validation.take(IMAGES), classes=data.classes)
+    evaluator = make_evaluator(graph, scores, data.calibration, data.validation.take(IMAGES), task=data.task)
     problem = Problem(
         graph.spec,
         tuple(held[f"options{g}"] for g in range(len(graph.groups))),

@@ -38,7 +38,7 @@ from safetensors.torch import save_file
 from secateurs.cost import CostModel
 from secateurs.data import Data, Images, accuracy, open_data
 from secateurs.importance.dynamic import Dynamics, watch_training
-from secateurs.importance.scoring import Scorer, cross_entropy_among, scores
+from secateurs.importance.scoring import Scorer, scores
 from secateurs.judging.evaluator import CALIBRATED, make_evaluator
 from secateurs.latency.model import LatencyModel
 from secateurs.latency.store import Store
@@ -209,18 +209,18 @@ class Bench:
             dynamics = self._dynamics
             return scores(self.graph, dynamics.criterion(acs_mode="self" if criterion == "acs_self" else "pairs"))
         batches = list(self.data.calibration.take(512).batches(64)) if criterion in FROM_IMAGES else None
-        return Scorer(self.graph, criterion, batches, classes=self.data.classes, progress=self.progress).scores
+        return Scorer(self.graph, criterion, batches, task=self.data.task, progress=self.progress).scores
 
     @cached_property
     def _dynamics(self) -> Dynamics:
         generator = torch.Generator().manual_seed(0)
         images = self.data.train.take(WATCHED)
         batches = images.batches(WATCHED_BATCH, shuffle=True, augment=True, generator=generator, drop_last=True)
-        return watch_training(self.graph, batches, self._loss, progress=self.progress)
+        return watch_training(self.graph, batches, self.data.task, progress=self.progress)
 
     def _loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over the classes of this data."""
-        return cross_entropy_among(self.data.classes)(outputs, targets)
+        return self.data.task.loss_of(outputs, (None, targets))
 
     def problem(self, criterion: str, rows: FileRows) -> Problem:
         """The search problem under the budget, with real evaluations."""

@@ -27,6 +27,7 @@ PACKAGE = "secateurs"
 MOST = {"lines": 400, "body": 60, "parameters": 8, "files at the top": 12, "packages": 16, "modules in a package": 14}
 WITHOUT_LIMIT = {
     "cli": "one file per verb",
+    "data": "one file per form of data and per kind of task",
     "export": "one file per format, and one for its variants",
     "importance": "one file per criterion",
     "latency": "one file per runtime, and one for its worker",
@@ -85,6 +86,10 @@ ONE_NAME: dict[str, tuple[frozenset[str], str]] = {
             for name in ("execu_torch", "onnx_runtime", "open_vino", "py_torch", "torch_cuda", "torch_sparse")
         }),
         "one thing: every engine's loaded program, behind one protocol",
+    ),
+    "Task": (
+        frozenset({"data/tasks/task.py", "progress.py"}),
+        "the words of two fields: what a network is for, and a piece of work whose progress is shown",
     ),
 }  # fmt: skip
 """Class to the files that may define it, and why."""

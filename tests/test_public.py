@@ -27,6 +27,7 @@ PUBLIC = [
     "StructureError",
     "TargetError",
     "TargetUnavailableError",
+    "Task",
     "UnstableTimingError",
     "UnsupportedOperatorError",
     "__version__",
@@ -34,6 +35,7 @@ PUBLIC = [
     "plan",
     "profile",
     "prune",
+    "task",
     "trace",
 ]
 

@@ -29,6 +29,7 @@ from secateurs.planning.entry import plan
 from secateurs.search.legal import Legal
 
 if TYPE_CHECKING:
+    from secateurs.data.tasks import Task, task
     from secateurs.jobs.entry import prune
     from secateurs.jobs.stages import Result
     from secateurs.latency.model import LatencyModel
@@ -56,6 +57,7 @@ __all__ = [
     "StructureError",
     "TargetError",
     "TargetUnavailableError",
+    "Task",
     "UnstableTimingError",
     "UnsupportedOperatorError",
     "__version__",
@@ -63,6 +65,7 @@ __all__ = [
     "plan",
     "profile",
     "prune",
+    "task",
     "trace",
 ]
 
@@ -71,9 +74,11 @@ _ON_FIRST_USE = {
     "LatencyModel": "secateurs.latency.model",
     "Record": "secateurs.report.record",
     "Result": "secateurs.jobs.stages",
+    "Task": "secateurs.data.tasks",
     "apply": "secateurs.structure",
     "profile": "secateurs.measure.profile",
     "prune": "secateurs.jobs.entry",
+    "task": "secateurs.data.tasks",
     "trace": "secateurs.structure",
 }
 

@@ -1,6 +1,7 @@
 """What can be limited, and limits on it: parsed once, in any of the forms that people write. No torch here.
 
-A budget limits what a network takes; a bound limits what may become of its accuracy.
+A budget limits what a network takes; a bound limits what may become of its accuracy, or of whatever else a task
+measures its networks by.
 """
 
 from __future__ import annotations
@@ -247,6 +248,63 @@ def describe_budgets(budgets: Sequence[Budget]) -> str:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What networks are judged by. ``name``: in words; ``unit``: ``%`` of a fraction 0-1 that is shown in percent, else
+    that of its values (``dB``, "" for none); ``better``: ``higher`` or ``lower``."""
+
+    name: str = "accuracy"
+    unit: str = "%"
+    better: str = "higher"
+
+    def __post_init__(self) -> None:
+        if self.better not in ("higher", "lower"):
+            raise PlanError(f"better={self.better!r} of metric {self.name} is not understood. Give higher or lower.")
+
+    @property
+    def words(self) -> str:
+        """The name at the beginning of a sentence."""
+        return self.name[:1].upper() + self.name[1:]
+
+    def gain(self, first: float, second: float) -> float:
+        """By how much ``second`` is better than ``first``, in the metric's numbers."""
+        return second - first if self.better == "higher" else first - second
+
+    def worth(self, value: float) -> float:
+        """A number from 0 to 1 that rises as the network gets better, for searches: a share of 1 is itself."""
+        if self.unit == "%":
+            return value if self.better == "higher" else 1.0 - value
+        share = 1.0 / (1.0 + math.exp(-math.asinh(value)))
+        return share if self.better == "higher" else 1.0 - share
+
+    def value_of(self, worth: float) -> float:
+        """What :meth:`worth` was given."""
+        if self.unit == "%":
+            return worth if self.better == "higher" else 1.0 - worth
+        share = min(max(worth if self.better == "higher" else 1.0 - worth, 1e-15), 1 - 1e-15)
+        return math.sinh(math.log(share / (1.0 - share)))
+
+    def said(self, value: float) -> str:
+        """``88.12%``, ``31.52 dB``, ``0.4127``: for a line in the terminal."""
+        if self.unit == "%":
+            return f"{value:.2%}"
+        return f"{value:.4g} {self.unit}".strip()
+
+    def distance(self, amount: float) -> str:
+        """``0.41 points``, ``0.3 dB``: the size of a difference."""
+        if self.unit == "%":
+            return f"{100 * abs(amount):.2f} points"
+        return f"{abs(amount):.3g} {self.unit}".strip()
+
+    def change(self, difference: float) -> str:
+        """``−0.41 points``, ``+0.3 dB``."""
+        return f"{'−' if difference < 0 else '+'}{self.distance(difference)}"
+
+
+ACCURACY = Metric()
+"""Of classification."""
+
+
+@dataclass(frozen=True)
 class AccuracyBound:
     """How much accuracy must stay: ``max_loss`` points below the dense network's at most, or ``min_accuracy`` (0-1) at
     least. One of the two is given."""
@@ -274,13 +332,21 @@ class AccuracyBound:
             )
         return cls(max_loss=float(max_loss))
 
-    def least(self, dense: float) -> float:
-        """The accuracy (0-1) that must stay, given the dense network's.
+    def least(self, dense: float, metric: Metric = ACCURACY) -> float:
+        """The value of the metric that must stay, given the dense network's.
+
+        ``max_loss`` is in points where the metric is a share, else in its unit.
 
         Raises:
-            PlanError: the dense network itself is below it, or no accuracy at all would do.
+            PlanError: the dense network itself is below it, or no accuracy at all would do; or ``min_accuracy`` is
+                given for a metric that is no share of which more is better.
         """
         if self.min_accuracy is not None:
+            if metric.unit != "%" or metric.better != "higher":
+                raise PlanError(
+                    f"--min-accuracy is a share that must stay, and this task measures {metric.name}, {metric.better} "
+                    f"is better. Give --max-loss, in {metric.unit or 'its own numbers'}."
+                )
             if self.min_accuracy > dense + ROUNDING:
                 raise PlanError(
                     f"--min-accuracy {_percent(self.min_accuracy)} is above what the dense network has on the "
@@ -288,6 +354,10 @@ class AccuracyBound:
                 )
             return self.min_accuracy
         assert self.max_loss is not None
+        if metric.better == "lower":
+            return dense + self.max_loss / (100 if metric.unit == "%" else 1)
+        if metric.unit != "%":
+            return dense - self.max_loss
         least = dense - self.max_loss / 100
         if least <= 0:
             raise PlanError(

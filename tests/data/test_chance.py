@@ -60,7 +60,7 @@ SIX = np.arange(300) % 6
 
 
 def checked(module: nn.Module, data: Data, classes: int, **more: object) -> tuple[str, ...]:
-    found = evaluate(module, data.test, classes=data.classes)
+    found = evaluate(module, data.test, data.task)
     allow = bool(more.pop("allow", False))
     return check_trained(loaded_of(module, classes, **more), data, found, allow=allow)
 

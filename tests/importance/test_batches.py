@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import secateurs as sc
+from secateurs.data.tasks import classification
 from secateurs.importance.dynamic import watch_training
 
 X, Y = torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
@@ -53,9 +54,9 @@ def test_mistakes_are_told(graph: sc.Graph, criterion: str, data: Callable[[], o
 
 def test_watched_training_tells_too(graph: sc.Graph) -> None:
     with pytest.raises(sc.DataError, match="Target 9 is out of bounds"):
-        watch_training(graph, [(X, Y + 9)], nn.functional.cross_entropy)
+        watch_training(graph, [(X, Y + 9)], classification())
     with pytest.raises(sc.DataError, match="no pair"):
-        watch_training(graph, [X], nn.functional.cross_entropy)  # type: ignore[list-item]
+        watch_training(graph, [X], classification())
 
 
 def test_images_of_several_sizes(graph: sc.Graph) -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from secateurs.data.tasks import classification
 from secateurs.errors import DataError, PlanError, StructureError
 from secateurs.importance.context import Context
 from secateurs.importance.duplicates import removal_scores
 from secateurs.importance.dynamic import Dynamics, centred, watch_training
 from secateurs.importance.scoring import scores
-from secateurs.importance.statistics import context_for, cross_entropy
+from secateurs.importance.statistics import context_for
 from secateurs.importance.weights import filters
 from secateurs.search.values import keep
 from secateurs.structure import trace
@@ -229,8 +230,8 @@ def test_folded_with_the_batch_norm_of_the_moment(graph: Graph) -> None:
 
 def test_short_training_leaves_the_model_alone_and_repeats_itself(graph: Graph) -> None:
     before = copy.deepcopy(graph.model.state_dict())
-    one = watch_training(graph, iter(batches(3)), cross_entropy, snapshots=3, interval=2, seed=4)
-    other = watch_training(graph, batches(3), cross_entropy, snapshots=3, interval=2, seed=4)
+    one = watch_training(graph, iter(batches(3)), classification(), snapshots=3, interval=2, seed=4)
+    other = watch_training(graph, batches(3), classification(), snapshots=3, interval=2, seed=4)
     assert one.changes == 3
     assert torch.equal(one.gram["a:out"], other.gram["a:out"])
     assert float(one.gram["a:out"].diagonal().min()) > 0
@@ -243,9 +244,9 @@ def test_nothing_to_see_is_said(graph: Graph) -> None:
     with pytest.raises(DataError, match="once only"):
         watched(graph, [graph.model]).scores("a:out")
     with pytest.raises(DataError, match="no batches"):
-        watch_training(graph, [], cross_entropy)
+        watch_training(graph, [], classification())
     with pytest.raises(DataError, match=r"smaller lr"):
-        watch_training(graph, batches(), cross_entropy, lr=1e30, snapshots=3)
+        watch_training(graph, batches(), classification(), lr=1e30, snapshots=3)
 
 
 class Two(nn.Module):
@@ -262,7 +263,7 @@ class Two(nn.Module):
 def test_networks_with_several_inputs_are_watched() -> None:
     graph = trace(Two(), (torch.randn(2, 6), torch.randn(2, 5)))
     pairs = [((torch.randn(8, 6), torch.randn(8, 5)), torch.arange(8) % 4)]
-    found = watch_training(graph, pairs, cross_entropy, snapshots=2, interval=2)
+    found = watch_training(graph, pairs, classification(), snapshots=2, interval=2)
     assert found.scores("a:out").shape == (8,)
 
 
@@ -273,6 +274,6 @@ def test_groups_that_no_weight_produces_are_not_watched() -> None:
     unseen = [g.name for g in graph.groups if not any(view.role == "out" for view in graph.views(g.name))]
     if not unseen:
         pytest.skip("every group has a weight that produces it")
-    found = watch_training(graph, [(torch.randn(8, 6), torch.arange(8) % 4)], cross_entropy, snapshots=2, interval=2)
+    found = watch_training(graph, [(torch.randn(8, 6), torch.arange(8) % 4)], classification(), snapshots=2, interval=2)
     with pytest.raises(StructureError, match="No weight produces"):
         found.scores(unseen[0])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.data.tasks import classification
 from secateurs.errors import DataError
 from secateurs.importance.context import Context
 from secateurs.importance.measured import answers_in, increments, work
@@ -202,7 +203,7 @@ def test_inputs_without_rows_are_for_all_images() -> None:
     data = [((torch.randn(8, 3, 8, 8), torch.tensor(2.0)), torch.arange(8) % 3) for _ in range(3)]
     assert default_criterion(data, graph, silent) == "measured"
     answers = Answers(graph, [inputs for inputs, _ in data])
-    assert sum(len(batch[0]) for batch in (*answers.refitted, *answers.judged)) == 24
+    assert sum(len(batch) for batch in (*answers.refitted, *answers.judged)) == 24
     found = Scorer(graph, "measured", data).scores
     assert all((values > 0).all() for values in found.values())
 
@@ -251,12 +252,12 @@ def test_only_the_classes_that_count_are_compared(graph: Graph) -> None:
     some = [(inputs, targets % 3) for inputs, targets in batches()]
     small = trace(narrow, torch.randn(2, 3, 12, 12))
     expected = Scorer(small, "measured", some).scores
-    found = Scorer(graph, "measured", [(x, y * 2) for x, y in some], classes=chosen).scores
+    found = Scorer(graph, "measured", [(x, y * 2) for x, y in some], task=classification(chosen)).scores
     everything = Scorer(graph, "measured", [(x, y * 2) for x, y in some]).scores
     for name, values in expected.items():
         assert found[name] == pytest.approx(values, rel=1e-3)
         assert not np.allclose(everything[name], values, rtol=0.05)
     given = [(inputs,) for inputs, _ in some]
-    assert Answers(graph, given).identity != Answers(graph, given, classes=chosen).identity
+    assert Answers(graph, given).identity != Answers(graph, given, task=classification(chosen)).identity
     with pytest.raises(DataError, match="not among the 3 classes"):
-        Scorer(graph, "measured", batches(), classes=chosen).of(graph)
+        Scorer(graph, "measured", batches(), task=classification(chosen)).of(graph)

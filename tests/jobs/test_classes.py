@@ -71,7 +71,7 @@ def test_plans_are_those_of_the_network_with_these_outputs(
     found = []
     for module, images in both:
         graph, batches = trace(module, torch.randn(2, 3, 8, 8)), BatchesOf(images.calibration, 16)
-        scorer = Scorer(graph, criterion, batches, classes=images.classes)
+        scorer = Scorer(graph, criterion, batches, task=images.task)
         planner = Planner(Channels(graph), scorer, resources=("macs",), images=images)
         uniform = plan(graph, keep=0.5, criterion=criterion, data=batches, images=images)
         found.append((planner.scores, planner.solve({"macs": 0.4}).solution.widths.tolist(), uniform.groups))
@@ -90,7 +90,7 @@ def test_fronts_score_for_the_classes_that_count(tmp_path: Path) -> None:
     images = replace(open_data("digits", loaded), classes=tuple(range(10)))
     settings = FrontSettings(objectives=("macs",))
     job = FrontJob(loaded, images, settings, RunFolder(tmp_path / "run", {}), loaded.example())
-    assert job._planner(trace(loaded.module, loaded.example())).scorer.classes == images.classes
+    assert job._planner(trace(loaded.module, loaded.example())).scorer.task.classes == images.classes
 
 
 def test_labels_are_mapped_or_refused() -> None:
@@ -111,6 +111,6 @@ def test_labels_are_mapped_or_refused() -> None:
 def test_accuracy_is_that_of_the_network_with_these_outputs(
     both: tuple[tuple[nn.Module, Data], tuple[nn.Module, Data]],
 ) -> None:
-    found = [evaluate(module, images.test, classes=images.classes) for module, images in both]
+    found = [evaluate(module, images.test, images.task) for module, images in both]
     assert found[0].top1 == found[1].top1
     assert found[0].loss == pytest.approx(found[1].loss, rel=1e-5)

@@ -14,6 +14,7 @@ import training_job
 from torch import nn
 
 import secateurs as sc
+from secateurs.data.tasks import classification
 from secateurs.importance.scoring import Scorer
 from secateurs.jobs import finalists
 from secateurs.jobs.finalists import Finalist, chosen_by_training
@@ -37,6 +38,7 @@ class Training:
     def __init__(self, reached: list[float], wanted: int = 3) -> None:
         self.reached, self.settings = list(reached), SimpleNamespace(finalists=wanted)
         self.dense, self.example, self.progress = LOADED.module, LOADED.example(), silent
+        self.data = SimpleNamespace(task=classification())
         self.trained: list[tuple[str, int]] = []
         self.mended = 0
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.data.datasets import TensorSource
 from secateurs.data.images import Images
+from secateurs.data.tasks import classification
 from secateurs.judging import judge as module
 from secateurs.judging.judge import Judge, mean_outputs
 from secateurs.models.preprocessing import Preprocessing
@@ -99,7 +100,7 @@ def test_the_same_plan_has_the_same_figure_and_the_network_stays(repair: str) ->
 def test_only_some_classes_count() -> None:
     judge, graph = made(Normed, repair="none")
     images = judge.validation.select(np.flatnonzero(np.isin(judge.validation.labels, (1, 2))))
-    among = Judge(judge.module, judge.example, judge.calibration, images, classes=(1, 2), repair="none")
+    among = Judge(judge.module, judge.example, judge.calibration, images, task=classification((1, 2)), repair="none")
     small = sc.apply(judge.module, half(graph), graph.args[0])
     with torch.no_grad():
         outputs = torch.cat([small(x) for x, _ in images.batches(50)])

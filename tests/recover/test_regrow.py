@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from secateurs.errors import PlanError
 from secateurs.importance.dynamic import Dynamics, watch_training
-from secateurs.importance.statistics import cross_entropy
 from secateurs.recover.finetune import finetune
 from secateurs.recover.recipe import Recipe
 from secateurs.recover.schedules.regrow import PruneRegrow, surplus_at
@@ -133,7 +132,7 @@ def test_masked_is_the_cut_network_and_nothing_flows_back(graph: Graph) -> None:
 def test_as_a_schedule_of_fine_tuning_with_dynamics(graph: Graph) -> None:
     data = small_job.data()
     name = inner(graph)
-    dynamics = watch_training(graph, data.train.batches(16), cross_entropy, snapshots=2, interval=2)
+    dynamics = watch_training(graph, data.train.batches(16), data.task, snapshots=2, interval=2)
     companion = PruneRegrow(graph, {name: 7}, dynamics, rounds=3, interval=4)
     finetune(graph.model, data, RECIPE, companion=companion)
     assert companion.round == 3

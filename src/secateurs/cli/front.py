@@ -82,6 +82,7 @@ def verb(
     weights: o.Weights = None,
     criterion: o.Criterion = FrontSettings.criterion,
     classes: o.Classes = "all",
+    task: o.Task = None,
     shape: o.Input = None,
     normalize: o.Normalize = None,
     allow_chance: o.AllowChance = FrontSettings.allow_chance,
@@ -116,6 +117,7 @@ def verb(
         "classes": classes,
         "input": shape,
         "normalize": normalize,
+        **({} if task is None else {"task": task}),
     }
     chosen = chosen_for(FrontSettings, context.params)
     names = [name.strip().replace("-", "_") for name in objectives.split(",")]
@@ -220,10 +222,9 @@ def _run(
                 progress=progress,
             )
             split = given.get("split", settings.seed)
-            data = open_images(
-                source, loaded, classes=given["classes"], normalize=given["normalize"], seed=split, progress=progress
-            )
-            identity = {**settings.to_dict(), "source": dict(loaded.source), "data": data.name}
+            how: dict[str, Any] = {name: given.get(name) for name in ("classes", "normalize", "task")}
+            data = open_images(source, loaded, seed=split, progress=progress, **how)
+            identity = {**settings.to_dict(), "source": dict(loaded.source), **data.identity}
             sources = [str(folder.absolute()) for folder in known]
             job = {**identity, "options": given, "known": sources, "command": shlex.join(["secateurs", *sys.argv[1:]])}
             folder = (
@@ -262,12 +263,13 @@ def _show(front: Front, output: Path, console: Console) -> None:
         if point.number % step and point.number != knee and point.tuned is None:
             continue
         costs = "  ".join(f"{quantity(value, front.units[name]):>12}" for name, value in point.costs.items())
-        tuned = (
-            "" if point.tuned is None else f"  {point.tuned.how}: {wording.percent(point.tuned.accuracy)}, measured "
-        )
-        tuned += "" if point.tuned is None else wording.milliseconds(point.tuned.latency_ms)
+        tuned = ""
+        if point.tuned is not None:
+            reached = wording.value(front.metric, point.tuned.accuracy)
+            tuned = f"  {point.tuned.how}: {reached}, measured {wording.milliseconds(point.tuned.latency_ms)}"
         mark = "  knee" if point.number == knee else ""
-        console.print(f"point {point.number:3}  error {wording.percent(point.error, 1):>7}  {costs}{tuned}{mark}")
+        judged = f"{wording.proxy_name(front.metric)} {wording.proxy(front.metric, point.error):>7}"
+        console.print(f"point {point.number:3}  {judged}  {costs}{tuned}{mark}")
     console.print(
         f"{len(front.points)} points from {front.evaluations} evaluations (ended by {front.stopped}). "
         f"Open {RunFiles(output).front_page}, or pick: {front.resume} --pick knee",
@@ -282,4 +284,4 @@ def _show_pick(result: Result, *, as_json: bool) -> None:
         show(result.record, console)
         console.print(f"Files: {result.folder}/")
 
-    emit(result.record.model_dump(by_alias=True, mode="json"), told, as_json=as_json)
+    emit(result.record.to_dict(), told, as_json=as_json)

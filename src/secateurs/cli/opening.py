@@ -94,12 +94,22 @@ def open_source(text: str | None) -> Named | None:
 
 
 def open_images(
-    source: Named, loaded: Loaded, *, classes: str, normalize: str | None, seed: int, progress: Progress
+    source: Named,
+    loaded: Loaded,
+    *,
+    classes: str,
+    normalize: str | None,
+    seed: int,
+    progress: Progress,
+    task: str | None = None,
 ) -> Data:
-    """The data's images for a network; where --normalize does nothing, a note says so."""
+    """The data's images for a network, or its samples for a task; where --normalize does nothing, a note says so."""
     from secateurs.data import open_data, with_unused_told
+    from secateurs.data.tasks import asked_task
 
-    images = open_data(source, loaded, seed=seed, classes=classes, progress=progress)
+    asked = asked_task(task, None, None)
+    fed = None if asked is None else asked.fed(loaded.example(), loaded.module)
+    images = open_data(source, loaded, seed=seed, classes=classes, task=fed, progress=progress)
     return images if normalize is None else with_unused_told(images)
 
 

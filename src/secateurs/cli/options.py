@@ -89,6 +89,16 @@ Calibrating = Annotated[
 Classes = Annotated[
     str, typer.Option("--classes", metavar="all|present", help="'present': only classes that occur count.")
 ]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="What the network is for: classification, multilabel, segmentation, keypoints, regression, "
+        "image-to-image, language-model; options behind a question mark, such as segmentation?ignore=255. A "
+        "file.py:factory as --data may bring its own [classification].",
+    ),
+]
 Keep = Annotated[
     list[str] | None, typer.Option("--keep", metavar="PATTERN", help="Parameters or modules to keep whole.")
 ]

@@ -21,7 +21,7 @@ from secateurs.report.terminal import styled
 
 if TYPE_CHECKING:
     from secateurs.budgets import Budget
-    from secateurs.data import Data
+    from secateurs.data import Data, Named
     from secateurs.latency.targets import Target
     from secateurs.models import Loaded
     from secateurs.plan import Plan
@@ -50,6 +50,7 @@ def verb(
     weights: o.Weights = None,
     data: o.Data = None,
     classes: o.Classes = "all",
+    task: o.Task = None,
     shape: o.Input = None,
     normalize: o.Normalize = None,
     allow_chance: o.AllowChance = Settings.allow_chance,
@@ -94,11 +95,9 @@ def verb(
     _require_usable(opened, threads, store)
     _require_known(strategy, criterion, opened, elements, batch)
     with shown(talk()) as progress:
-        source, images = open_source(data), None
+        source = open_source(data)
         loaded = open_model(model, weights, shape, normalize, sized=source, batch=batch, seed=seed, progress=progress)
-        if source is not None:
-            images = open_images(source, loaded, classes=classes, normalize=normalize, seed=seed, progress=progress)
-            _look(loaded, images, allow_chance, progress)
+        images = _images(source, loaded, classes, normalize, seed, task, allow_chance, progress)
         with progress.task("trace"):
             graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
         costs, space, legal = list[LatencyModel](), None, Legal(min_width=min_width, blocks=blocks, channels=channels)
@@ -225,12 +224,25 @@ def _floats(space: MixedSpace | None, made: Plan) -> dict[str, Any]:
     return {} if space is None else {"in_float": list(made.precision), "precision_note": space.note(made)}
 
 
-def _look(loaded: Loaded, images: Data, allow_chance: bool, progress: Progress) -> None:
-    """What the user should know before a plan is made from these images."""
+def _images(
+    source: Named | None,
+    loaded: Loaded,
+    classes: str,
+    normalize: str | None,
+    seed: int,
+    task: str | None,
+    allow_chance: bool,
+    progress: Progress,
+) -> Data | None:
+    """The images of a source, with what the user should know before a plan is made from them."""
     from secateurs.data import look
 
+    if source is None:
+        return None
+    images = open_images(source, loaded, classes=classes, normalize=normalize, seed=seed, progress=progress, task=task)
     for note in (*images.notes, *look(loaded, images, allow=allow_chance, progress=progress)):
         progress.say(note)
+    return images
 
 
 def summary(graph: Graph, plan: Plan, dense_ms: Sequence[float]) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def verb(
         typer.Option("--calibrate-values", min=0, metavar="N", help="Try N networks to weigh groups better; minutes."),
     ] = Settings.calibrate_values,
     classes: o.Classes = "all",
+    task: o.Task = None,
     shape: o.Input = None,
     normalize: o.Normalize = None,
     allow_chance: o.AllowChance = Settings.allow_chance,
@@ -130,6 +131,7 @@ def verb(
         "classes": classes,
         "input": shape,
         "normalize": normalize,
+        **({} if task is None else {"task": task}),
     }
     chosen = chosen_for(Settings, context.params)
     if resume:
@@ -164,7 +166,8 @@ def _from_folder(
     corrected = {name: chosen[name] for name in folder.correctable & set(chosen) if typed(context, name)}
     fixed = {name: value for name, value in chosen.items() if name not in corrected}
     check_same(context, {**given, **fixed}, {**held, **options}, output, again)
-    return {name: options.get(name) for name in given}, {**defaults(Settings), **held, **corrected}
+    names = {*given, *options.keys() & {"task"}}
+    return {name: options.get(name) for name in names}, {**defaults(Settings), **held, **corrected}
 
 
 def _run(
@@ -199,6 +202,7 @@ def _run(
                 normalize=given["normalize"],
                 seed=settings.seed,
                 progress=progress,
+                task=given.get("task"),
             )
             result = run(loaded, data, settings, place, progress=progress)
     except KeyboardInterrupt:
@@ -207,7 +211,7 @@ def _run(
     if helps():
         return
     record = result.record
-    emit(record.model_dump(by_alias=True, mode="json"), lambda console: _show(record, output, console), as_json=as_json)
+    emit(record.to_dict(), lambda console: _show(record, output, console), as_json=as_json)
     if not record.pruned_within_budget:
         raise typer.Exit(BUDGET_MISSED)
 

@@ -43,4 +43,4 @@ def verb(
         show(record, console)
         console.print(f"Page: {page}")
 
-    emit(record.model_dump(by_alias=True, mode="json"), show_all, as_json=as_json)
+    emit(record.to_dict(), show_all, as_json=as_json)

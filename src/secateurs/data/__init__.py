@@ -1,4 +1,4 @@
-"""Labelled images: opening, splitting, batches, augmentation and accuracy."""
+"""Data and what it is for: opening, splitting, batches, augmentation, tasks and their metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from secateurs.data.augmentation import Augmentation
 from secateurs.data.chance import check_trained, look
 from secateurs.data.images import Batch, Data, Images, Source
 from secateurs.data.named import Named
-from secateurs.data.opening import from_loaders, given, open_data, with_unused_told
+from secateurs.data.opening import from_batches, from_loaders, given, open_data, with_unused_told
+from secateurs.data.samples import Samples
 
 __all__ = [
     "Augmentation",
@@ -15,11 +16,13 @@ __all__ = [
     "Data",
     "Images",
     "Named",
+    "Samples",
     "Scored",
     "Source",
     "accuracy",
     "check_trained",
     "evaluate",
+    "from_batches",
     "from_loaders",
     "given",
     "look",

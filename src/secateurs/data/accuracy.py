@@ -1,39 +1,90 @@
-"""Top-1, top-5 and loss of a module on labelled images."""
+"""What a network is worth on samples by its task's metric; of labelled images top-1, top-5 and loss."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secateurs.data.calls import called, numbers, on, tensors_of
 from secateurs.data.images import Images
+from secateurs.data.nests import moved, widened
+from secateurs.data.tasks.classification import ClassAnswers, Hits, among
+from secateurs.data.tasks.meters import BLOCKS, Meter
+from secateurs.data.tasks.task import Task, classification, same_form
 from secateurs.errors import DataError
 from secateurs.progress import Progress, silent
 
-_IGNORED = -100
-"""The label that cross-entropy leaves out."""
+if TYPE_CHECKING:
+    from secateurs.data.samples import Samples
+
+__all__ = ["Scored", "accuracy", "among", "evaluate"]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Fractions 0-1 (``top1``, ``top5``), mean cross-entropy ``loss``, and the number of ``images``.
+    """A network on so many samples (``images``): ``value`` of the task's metric and mean ``loss``.
 
-    ``correct``: bool [images], for comparing two networks image by image; ``predicted`` and ``labels``: int64 [images],
-    numbered among the ``classes`` that were compared.
+    Of classification also what it answers: ``top1`` and ``top5``, fractions 0-1, ``correct`` bool [images] for
+    comparing two networks image by image, ``predicted`` and ``labels`` int64 [images], numbered among the ``classes``
+    that were compared.
     """
 
-    top1: float
-    top5: float
+    value: float
     loss: float
     images: int
-    correct: Tensor
-    predicted: Tensor
-    labels: Tensor
-    classes: int
+    meter: Meter
+
+    @cached_property
+    def parts(self) -> tuple[float, ...]:
+        """The metric with each block of samples left out, () where that is not known or answers say more."""
+        return self.meter.parts()
+
+    @cached_property
+    def answers(self) -> ClassAnswers | None:
+        """Of classification what was answered, else None."""
+        return self.meter.answers if isinstance(self.meter, Hits) else None
+
+    @property
+    def _known(self) -> ClassAnswers:
+        assert self.answers is not None, "only classifiers answer with classes"
+        return self.answers
+
+    @property
+    def top1(self) -> float:
+        """Share that is right."""
+        return self.value
+
+    @property
+    def top5(self) -> float:
+        """Share whose label is among the five highest."""
+        return self._known.top5
+
+    @property
+    def correct(self) -> Tensor:
+        """Which are right."""
+        return self._known.correct
+
+    @property
+    def predicted(self) -> Tensor:
+        """The answers."""
+        return self._known.predicted
+
+    @property
+    def labels(self) -> Tensor:
+        """What would have been right."""
+        return self._known.labels
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return self._known.classes
 
 
 def accuracy(
@@ -45,99 +96,71 @@ def accuracy(
     progress: Progress = silent,
 ) -> float:
     """Fraction of ``images`` whose highest logit (among ``classes``) is the label's."""
-    return evaluate(module, images, classes=classes, batch=batch, progress=progress).top1
+    return evaluate(module, images, classification(classes), batch=batch, progress=progress).value
 
 
 def evaluate(
     module: nn.Module,
-    images: Images,
+    images: Images | Samples,
+    task: Task | None = None,
     *,
-    classes: Sequence[int] | None = None,
     batch: int | None = None,
     progress: Progress = silent,
 ) -> Scored:
     """All figures of one pass in evaluation mode; the module's mode is restored.
 
     Args:
-        module: any network with outputs [batch, classes].
+        module: any network; for classification with outputs [batch, classes].
         images: what to run it on.
-        classes: restrict the argmax to these outputs.
-        batch: images at once; None chooses by their size, because on a CPU large activations cost several times more.
-        progress: shows images and accuracy so far.
+        task: says what the network is called with, its loss and its metric; None: classification.
+        batch: samples at once; None chooses by their size, because on a CPU large activations cost several times more.
+        progress: shows samples and the metric so far.
 
     Raises:
-        DataError: there are no images, the output is no [batch, classes] tensor, a label is outside ``classes``,
+        DataError: there are no samples, the outputs are none that the task takes, a label is outside the classes,
             or the network gives NaN.
     """
     if len(images) == 0:
         raise DataError(f"There are no {images.name} images to evaluate on. Give data with at least one.")
+    task = task or classification()
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    meter, loss, seen, first = task.meter(len(images)), 0.0, 0, None
+    size = batch or _batch_size(images, task)
+    with _evaluating(module), torch.inference_mode(), progress.task(f"evaluate on {images.name}", len(images)) as shown:
+        for number, given in enumerate(images.batches(size), 1):
+            given = moved(given, device)
+            outputs = widened(called(module, on(task.called_with(given), device)))
+            first = outputs if first is None else first
+            same_form(first, outputs, number)
+            count = min(len(images) - seen, size)
+            meter.add(outputs, given, count)
+            loss += task.total_loss(outputs, given, count)
+            seen += count
+            shown.advance(count, _so_far(task, meter))
+    return Scored(meter.value(), loss / seen, seen, meter)
+
+
+def _so_far(task: Task, meter: Meter) -> str:
+    """What is shown on the way: a metric that is cheap to ask for."""
+    return f"top-1 {meter.value():.2%}" if isinstance(meter, Hits) else task.measured.name
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode."""
     modes = {child: child.training for child in module.modules()}
     module.eval()
-    predicted: list[Tensor] = []
-    known: list[Tensor] = []
-    right, top5, loss, outputs = 0, 0, 0.0, 0
     try:
-        with torch.inference_mode(), progress.task(f"evaluate on {images.name}", len(images)) as task:
-            for inputs, labels in images.batches(batch or _batch_size(images)):
-                logits, labels = _restrict(module(inputs.to(device)), labels.to(device), classes)
-                best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-                hits = best == labels[:, None]
-                predicted.append(best[:, 0].cpu())
-                known.append(labels.cpu())
-                right, top5, outputs = right + int(hits[:, 0].sum()), top5 + int(hits.any(dim=1).sum()), logits.shape[1]
-                loss += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
-                task.advance(len(labels), f"top-1 {right / sum(map(len, known)):.2%}")
+        yield
     finally:
         for child, training in modes.items():
             child.training = training
-    answers, labels, count = torch.cat(predicted), torch.cat(known), len(images)
-    return Scored(right / count, top5 / count, loss / count, count, answers == labels, answers, labels, outputs)
 
 
-def _batch_size(images: Images) -> int:
-    inputs, _ = images.batch(np.array([0]))
-    return int(max(8, min(128, 400_000 // max(1, inputs[0, 0].numel()))))
-
-
-def _restrict(logits: Tensor, labels: Tensor, classes: Sequence[int] | None) -> tuple[Tensor, Tensor]:
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        form = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise DataError(
-            f"The network gives {form}, not one score per image and class [batch, classes], so there is no top-1 "
-            f"accuracy. 'prune' and 'front' work on classifiers; other networks go through trace, profile, plan and "
-            f"apply ('secateurs plan', 'apply', 'export'), with training of your own in between: examples/own_loop.py."
-        )
-    if not bool(torch.isfinite(logits).all()):
-        raise DataError("The network gives NaN or infinite outputs on these images. Check --weights and --normalize.")
-    return among(logits, labels, classes)
-
-
-def among(logits: Tensor, labels: Tensor, classes: Sequence[int] | None) -> tuple[Tensor, Tensor]:
-    """Logits [batch, classes, ...] and labels as if the network had these outputs only; None leaves both alone.
-
-    Labels of -100, which cross-entropy ignores, stay.
-
-    Raises:
-        DataError: labels are no class indices, or one is outside ``classes``.
-    """
-    if classes is None:
-        return logits, labels
-    if labels.is_floating_point() or labels.is_complex():
-        raise DataError("Only some classes count, so labels must be class indices. Give --classes all, or indices.")
-    if max(classes) >= logits.shape[1]:
-        raise DataError(
-            f"Class {max(classes)} counts, but the network has {logits.shape[1]} outputs. Give --classes all."
-        )
-    labels = labels.long()
-    index = torch.full((logits.shape[1],), -1, dtype=torch.int64, device=logits.device)
-    chosen = torch.tensor(list(classes), dtype=torch.int64, device=logits.device)
-    index[chosen] = torch.arange(len(chosen), device=logits.device)
-    known = (labels >= 0) & (labels < logits.shape[1])
-    mapped = torch.where(known, index[labels.clamp(0, logits.shape[1] - 1)], -1)
-    outside = (mapped < 0) & (labels != _IGNORED)
-    if bool(outside.any()):
-        label = int(labels[outside][0])
-        raise DataError(f"Label {label} is not among the {len(chosen)} classes compared. Give --classes all.")
-    mapped = torch.where(mapped < 0, labels, mapped)
-    return logits[:, chosen], mapped
+def _batch_size(images: Images | Samples, task: Task) -> int:
+    inputs = task.called_with(images.batch(np.array([0])))
+    first = next((tensor for _, tensor in tensors_of(inputs) if tensor.ndim), None)
+    if isinstance(inputs, Tensor) and inputs.ndim > 2 and task.labels_images:
+        return int(max(8, min(128, 400_000 // max(1, inputs[0, 0].numel()))))
+    most = int(max(8, min(128, 400_000 // numbers(inputs)))) if first is not None else 8
+    return most if task.labels_images else max(1, min(most, -(-len(images) // BLOCKS)))

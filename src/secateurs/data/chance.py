@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateurs.data.accuracy import Scored, evaluate
 from secateurs.data.images import Data, Images, Source, gives_pixels
+from secateurs.data.samples import Samples
 from secateurs.errors import DataError
 from secateurs.models.loading import Loaded
 from secateurs.models.preprocessing import CENTERED, IMAGENET, RAW, Preprocessing
@@ -54,7 +55,7 @@ def judge(found: Scored) -> Chance:
     expected = float((table.sum(0) / len(labels)) @ (table.sum(1) / len(labels)))
     error = float(np.sqrt(expected * (1 - expected) / len(labels)))
     half_way = expected + (1 - expected) / 2
-    rarely = float(binom.cdf(round(found.top1 * len(labels)), len(labels), half_way)) < _SURE
+    rarely = float(binom.cdf(round(found.value * len(labels)), len(labels), half_way)) < _SURE
     best = table[linear_sum_assignment(table, maximize=True)].sum() / len(labels)
     better = found.top1 > expected + _ERRORS * error
     return Chance(found.top1, expected, error, better, rarely, float(best))
@@ -72,6 +73,8 @@ def check_trained(loaded: Loaded, data: Data, found: Scored, *, allow: bool = Fa
     Raises:
         DataError: it is at chance, and neither is that allowed nor are its weights known to be random.
     """
+    if found.answers is None or isinstance(data.test, Samples):  # what chance is, is known of classes only
+        return ()
     chance = judge(found)
     level = f"{chance.expected:.1%} ± {_ERRORS * chance.error:.1%}"
     if chance.better:
@@ -92,8 +95,10 @@ def check_trained(loaded: Loaded, data: Data, found: Scored, *, allow: bool = Fa
 
 def look(loaded: Loaded, data: Data, *, allow: bool = False, progress: Progress = silent) -> tuple[str, ...]:
     """:func:`check_trained` on some of the test images, where nothing else needs all of them."""
+    if isinstance(data.test, Samples):
+        return ()
     some = replace(data, test=_some(data.test))
-    found = evaluate(loaded.module, some.test, classes=data.classes, progress=progress)
+    found = evaluate(loaded.module, some.test, data.task, progress=progress)
     return check_trained(loaded, some, found, allow=allow)
 
 
@@ -117,13 +122,13 @@ def _reasons(loaded: Loaded, data: Data, chance: Chance, found: Scored) -> Itera
             f"the order of the classes (its outputs named as suits the labels best, {chance.reordered:.2%} are right: "
             f"?classes=FILE behind an imagefolder gives the network's own names, a line each)"
         )
-    if gives_pixels(data.test.source):
-        yield f"the normalisation (now {data.test.preprocessing.text}: --normalize)"
+    if gives_pixels(_labelled(data).source):
+        yield f"the normalisation (now {_labelled(data).preprocessing.text}: --normalize)"
     else:
         yield "the normalisation (the data's inputs are floats, taken as they are)"
     if not reordered:
         yield "the order of the classes"
-    present = np.unique(data.test.labels)
+    present = np.unique(_labelled(data).labels)
     if data.classes is None and loaded.classes is not None and len(present) < loaded.classes:
         absent = float(np.isin(found.predicted.numpy(), present, invert=True).mean())
         yield (
@@ -137,13 +142,13 @@ def _reasons(loaded: Loaded, data: Data, chance: Chance, found: Scored) -> Itera
 
 def _tried(loaded: Loaded, data: Data, chance: Chance) -> str:
     """What other ways of feeding the same pixels score, the best one in a sentence; nothing where none helps."""
-    images = _some(data.test)
+    images = _some(_labelled(data))
     if not gives_pixels(images.source):
         return ""
     scores: dict[str, float] = {}
     for name, fed in _fed_otherwise(images, loaded.input_shape[0]):
         try:
-            scores[name] = evaluate(loaded.module, fed, classes=data.classes).top1
+            scores[name] = evaluate(loaded.module, fed, data.task).value
         except DataError:
             continue
     name, best = max(scores.items(), key=lambda item: item[1], default=("", 0.0))
@@ -151,6 +156,12 @@ def _tried(loaded: Loaded, data: Data, chance: Chance) -> str:
         return ""
     of_them = "of them" if len(images) == len(data.test) else f"of {len(images)} of them"
     return f"With {name} it would be {best:.2%} {of_them}. "
+
+
+def _labelled(data: Data) -> Images:
+    """The test images."""
+    assert isinstance(data.test, Images)
+    return data.test
 
 
 def _some(images: Images) -> Images:

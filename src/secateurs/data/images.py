@@ -1,18 +1,24 @@
-"""Labelled images as the other parts see them: splits that give normalised batches."""
+"""Data as the other parts see it: four splits, and labelled images whose batches are normalised."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from secateurs.data.augmentation import UNCHANGED, Augmentation
+from secateurs.data.tasks.task import Task, classification
 from secateurs.models.preprocessing import Preprocessing
 from secateurs.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from secateurs.data.calls import Inputs
+    from secateurs.data.samples import Samples
 
 Batch = tuple[Tensor, Tensor]
 
@@ -52,6 +58,11 @@ class Images:
     def labels(self) -> np.ndarray:
         """int64 [images]."""
         return self.source.labels[self.rows]
+
+    @property
+    def identity(self) -> int:
+        """A number that other labels hardly have."""
+        return int(self.labels @ np.arange(1, len(self) + 1) % 2**31)
 
     def take(self, count: int) -> Images:
         """The first ``count`` images (splits are shuffled already, but for the test set)."""
@@ -104,12 +115,12 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class BatchesOf:
-    """Batches of ``size`` images that can be gone through any number of times."""
+    """Batches of ``size`` images or samples that can be gone through any number of times."""
 
-    images: Images
+    images: Images | Samples
     size: int
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         return self.images.batches(self.size)
 
     def __len__(self) -> int:
@@ -122,13 +133,34 @@ class Data:
 
     ``validation`` shares no image with ``train``; ``calibration`` is drawn from ``train`` (it serves statistics, so
     fine-tuning may use it again); ``test`` is only for the final report. ``classes``: indices of the outputs
-    that count, in accuracy, scores and training, None for all; ``notes``: what the user should know.
+    that count, in accuracy, scores and training, None for all; ``notes``: what the user should know; ``asked``: the
+    task that the samples are for, None for classification of labelled images.
     """
 
-    train: Images
-    calibration: Images
-    validation: Images
-    test: Images
+    train: Images | Samples
+    calibration: Images | Samples
+    validation: Images | Samples
+    test: Images | Samples
     classes: tuple[int, ...] | None = None
     name: str = ""
     notes: tuple[str, ...] = ()
+    asked: Task | None = None
+
+    @cached_property
+    def task(self) -> Task:
+        """What networks are trained for and judged by on these samples."""
+        return classification(self.classes) if self.asked is None else self.asked
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run's folder keeps of the data, and holds a resumed run to."""
+        return {"data": self.name, **({} if self.asked is None else {"task": list(self.task.identity)})}
+
+    @property
+    def samples(self) -> str:
+        """What a sample is called: ``images``, where that is known."""
+        return "images" if isinstance(self.train, Images) else "samples"
+
+    def inputs(self, part: Images | Samples, size: int) -> Iterator[Inputs]:
+        """What the network is called with, of every batch of ``size`` samples."""
+        return (self.task.called_with(batch) for batch in part.batches(size))

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from secateurs.data.datasets import guarded
+from secateurs.data.tasks.task import Task
 from secateurs.errors import DataError
 from secateurs.models.external import call_factory, import_factory
 
@@ -67,19 +68,34 @@ class Named:
         return options
 
     @cached_property
+    def _made(self) -> tuple[Any, Any, Task | None]:
+        made = call_factory(import_factory(self.name, "Data"), {}, f"Data {self.name!r}")
+        right = isinstance(made, (list, tuple)) and len(made) in (2, 3)
+        if not right or (len(made) == 3 and not isinstance(made[2], Task)):
+            raise DataError(
+                f"Data {self.name!r} returned {type(made).__name__}, not two loaders. Return (train, test), or "
+                f"(train, test, task) with a secateurs.Task."
+            )
+        first, second = (
+            list(guarded(part, name)) if isinstance(part, Iterator) else part
+            for part, name in zip(made[:2], ("training", "test"), strict=True)
+        )
+        return first, second, made[2] if len(made) == 3 else None
+
+    @property
     def made(self) -> tuple[Any, Any]:
         """The two loaders of a factory; what can be gone through only once is read into lists.
 
         Raises:
             DataError: the factory fails, or returns something else.
         """
-        made = call_factory(import_factory(self.name, "Data"), {}, f"Data {self.name!r}")
-        if not isinstance(made, (list, tuple)) or len(made) != 2:
-            raise DataError(
-                f"Data {self.name!r} returned {type(made).__name__}, not two loaders. Return (train, test)."
-            )
-        first, second = (
-            list(guarded(part, name)) if isinstance(part, Iterator) else part
-            for part, name in zip(made, ("training", "test"), strict=True)
-        )
-        return first, second
+        return self._made[:2]
+
+    @property
+    def task(self) -> Task | None:
+        """What a factory says that its samples are for, if it does.
+
+        Raises:
+            DataError: as of :attr:`made`.
+        """
+        return self._made[2]

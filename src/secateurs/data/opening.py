@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.data.images import Data, gives_pixels
+from secateurs.data.images import Data, Images, gives_pixels
 from secateurs.data.named import Named
 from secateurs.data.parts import Parts, check_labels, open_parts, split, without_broken, wrapped
+from secateurs.data.samples import Samples, wrap_samples
+from secateurs.data.tasks.task import Task
 from secateurs.errors import DataError
 from secateurs.models.loading import Loaded
 from secateurs.models.preprocessing import CHOICES, Preprocessing
@@ -24,6 +26,7 @@ def open_data(
     seed: int = 0,
     classes: str | Sequence[int] | None = None,
     sizes: tuple[int, int] = (1024, 1024),
+    task: Task | None = None,
     progress: Progress = silent,
 ) -> Data:
     """The data set that ``text`` names, in the form that the network takes.
@@ -40,12 +43,22 @@ def open_data(
         classes: ``"present"``: only the outputs of classes that occur count, in accuracy, scores and training; or
                 the indices of those that do.
         sizes: images for calibration and for validation; at most a quarter and a tenth of the training part.
+        task: what the network is for; None: what a factory says, else classification.
         progress: shown while ``broken=skip`` looks through all images.
 
     Raises:
         DataError: unknown form or option, missing or damaged files, labels out of range.
     """
     named = text if isinstance(text, Named) else Named(text)
+    if named.kind == "factory" and task is None and named.task is not None:
+        task = named.task.fed(loaded.example(), loaded.module)
+    if task is not None and not task.labels_images:
+        if named.kind != "factory":
+            raise DataError(
+                f"Data {named.name} gives images with one label each, and task {task.kind} wants more. Give loaders "
+                f"whose batches its loss and metric take: file.py:factory."
+            )
+        return from_batches(*named.made, task, seed=seed, sizes=sizes, name=named.name)
     name, parts = named.name, open_parts(named, loaded)
     if named.options.get("broken") == "skip":
         parts = without_broken(parts, progress)
@@ -74,17 +87,49 @@ def from_loaders(
     return _finished(parts, loaded, seed, sizes, "loaders", classes)
 
 
+def from_batches(
+    train: Any,
+    test: Any,
+    task: Task,
+    *,
+    seed: int = 0,
+    sizes: tuple[int, int] = (1024, 1024),
+    name: str = "loaders",
+) -> Data:
+    """The user's own loaders, data sets or lists of batches of any nest, for a task.
+
+    Raises:
+        DataError: they are of another kind, or empty.
+    """
+    source, held_out = wrap_samples(train, "training"), wrap_samples(test, "test")
+    order = np.random.default_rng(seed).permutation(len(source))
+    if len(order) < 2:
+        raise DataError(f"Data {name} has {len(order)} training samples; at least 2 are needed. Give more.")
+    held = min(sizes[1], max(1, len(order) // 10))
+    calibration = order[held : held + min(sizes[0], max(1, len(order) // 4))]
+    return Data(
+        Samples(source, order[held:], "train"),
+        Samples(source, calibration, "calibration"),
+        Samples(source, order[:held], "validation"),
+        Samples(held_out, np.arange(len(held_out)), "test"),
+        name=name,
+        asked=task,
+    )
+
+
 def given(
-    data: str | Data | tuple[Any, Any],
+    data: str | Named | Data | tuple[Any, Any],
     loaded: Loaded,
     *,
     seed: int = 0,
     normalize: str | Preprocessing | None = None,
+    task: Task | None = None,
     progress: Progress = silent,
 ) -> Data:
     """The four splits, from a source's text, from (train, test) loaders, or as they are.
 
-    ``normalize``: as the user gave it, which ``loaded`` has already; where it cannot be applied, that is told.
+    ``normalize``: as the user gave it, which ``loaded`` has already; where it cannot be applied, that is told;
+    ``task``: what the network is for, None for classification.
 
     Raises:
         DataError: it is none of these, or cannot be opened.
@@ -92,11 +137,14 @@ def given(
     if isinstance(data, Data):
         if normalize is not None:
             raise DataError("The given Data has its own preprocessing, so normalize= would do nothing. Leave it out.")
-        return data
-    if isinstance(data, str):
-        opened = open_data(data, loaded, seed=seed, progress=progress)
+        return data if task is None else replace(data, asked=task)
+    if isinstance(data, (str, Named)):
+        opened = open_data(data, loaded, seed=seed, task=task, progress=progress)
     elif isinstance(data, (tuple, list)) and len(data) == 2:
-        opened = from_loaders(data[0], data[1], loaded, seed=seed)
+        if task is not None and not task.labels_images:
+            opened = from_batches(data[0], data[1], task, seed=seed)
+        else:
+            opened = from_loaders(data[0], data[1], loaded, seed=seed)
     else:
         raise DataError(
             f"data= is a {type(data).__name__}. Give a source's text, a Data, or a pair (train, test) of loaders."
@@ -106,7 +154,7 @@ def given(
 
 def with_unused_told(data: Data) -> Data:
     """The same, with a note where --normalize was given for inputs that are ready."""
-    if gives_pixels(data.train.source) or gives_pixels(data.test.source):
+    if any(isinstance(part, Images) and gives_pixels(part.source) for part in (data.train, data.test)):
         return data
     note = "The data gives floats, which are taken as they are: --normalize was not applied."
     return replace(data, notes=(*data.notes, note))

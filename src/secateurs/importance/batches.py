@@ -1,4 +1,4 @@
-"""Calibration batches as the user gives them: pairs, or a message that says which one is none."""
+"""Calibration batches as the user gives them, and messages that say which one is none."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from secateurs.data.nests import described, tensored
+from secateurs.data.tasks.task import Task
 from secateurs.errors import DataError, SecateursError, why
 
 _FORM = "Give batches (inputs, targets), such as a DataLoader of labelled images."
 
 
-def pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """(inputs, targets) of every batch, arrays as tensors.
+def checked(batches: Iterable[Any], task: Task) -> Iterator[Any]:
+    """Every batch, arrays as tensors.
 
     Raises:
-        DataError: there are no batches to go through, one is no pair, or the user's loader fails.
+        DataError: there are no batches to go through, one is no pair where the task has labels, or the user's loader
+            fails.
     """
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         raise DataError(f"The calibration data is a {type(batches).__name__}, nothing to go through. {_FORM}")
     for number, batch in enumerate(_guarded(batches), 1):
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        if task.labels_images and (not isinstance(batch, (tuple, list)) or len(batch) != 2):
             raise DataError(f"Calibration batch {number} is {_described(batch)}, no pair (inputs, targets). {_FORM}")
-        yield _as_tensors(batch[0]), _as_tensors(batch[1])
+        yield tensored(batch)
 
 
 def _guarded(batches: Iterable[Any]) -> Iterator[Any]:
@@ -39,7 +40,7 @@ def _guarded(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def told(number: int, inputs: Any, targets: Any) -> Iterator[None]:
+def told(number: int, batch: Any) -> Iterator[None]:
     """What the network or the loss raises inside is told with the batch that it was given.
 
     Raises:
@@ -51,18 +52,15 @@ def told(number: int, inputs: Any, targets: Any) -> Iterator[None]:
         raise
     except Exception as error:
         raise DataError(
-            f"The network and its loss do not take calibration batch {number}: {why(error)}. Inputs: "
-            f"{_described(inputs)}; targets: {_described(targets)}. Give batches as the network was trained with, or "
-            f"the loss= that fits them."
+            f"The network and its loss do not take calibration batch {number}: {why(error)}. {_whole(batch)} Give "
+            f"batches as the network was trained with, or the loss= that fits them."
         ) from error
 
 
-def _as_tensors(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(_as_tensors, value)) if type(value) in (tuple, list) else value
-    return value
+def _whole(batch: Any) -> str:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return f"Inputs: {_described(batch[0])}; targets: {_described(batch[1])}."
+    return f"The batch: {described(batch)}."
 
 
 def _described(value: Any) -> str:

@@ -16,7 +16,7 @@ is worth to the loss.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from secateurs.data.calls import called, on
+from secateurs.data.nests import moved
+from secateurs.data.tasks.task import Task
 from secateurs.errors import DataError, PlanError
-from secateurs.importance.batches import pairs, told
+from secateurs.importance.batches import checked, told
 from secateurs.importance.context import Context, Criterion, needs, within_groups
 from secateurs.importance.duplicates import removal_scores
 from secateurs.importance.weights import filters, producers
@@ -169,7 +172,7 @@ class Dynamics:
     def _check(self) -> None:
         if self.changes == 0:
             raise DataError(
-                "Filters were seen once only, so nothing is known of how they change. Call observe() again after "
+                "Filters were seen once only, so nothing is known of how they change. CallInputs observe() again after "
                 "some training steps."
             )
 
@@ -181,8 +184,8 @@ def centred(rows: Tensor) -> Tensor:
 
 def watch_training(
     graph: Graph,
-    batches: Iterable[tuple[Any, Any]],
-    loss: Callable[[Any, Any], Tensor],
+    batches: Iterable[Any],
+    task: Task,
     *,
     snapshots: int = SNAPSHOTS,
     interval: int = INTERVAL,
@@ -196,8 +199,8 @@ def watch_training(
 
     Args:
         graph: the traced network; its model is not touched.
-        batches: training batches (inputs, targets), best of one to five epochs.
-        loss: mean loss of a batch from (outputs, targets).
+        batches: training batches, best of one to five epochs.
+        task: says how the network is called, and its loss.
         snapshots: after the first one.
         interval: steps between two snapshots.
         lr: learning rate; None: 0.01 with batch norms, else 0.001.
@@ -212,16 +215,15 @@ def watch_training(
     rate = lr if lr is not None else (_RATE_WITH_NORM if normed else _RATE_WITHOUT)
     optimizer = torch.optim.SGD(module.parameters(), rate, _MOMENTUM, weight_decay=_DECAY, nesterov=True)
     device = next(module.parameters()).device
-    found, source = Dynamics(graph), _again_and_again(batches)
+    found, source = Dynamics(graph), _again_and_again(batches, task)
     found.observe(module)
-    with torch.random.fork_rng(devices=[]), progress.task("filter dynamics", snapshots * interval) as task:
+    with torch.random.fork_rng(devices=[]), progress.task("filter dynamics", snapshots * interval) as shown:
         torch.manual_seed(seed)
         for step in range(snapshots * interval):
-            inputs, targets = next(source)
-            positional = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-            positional = tuple(x.to(device, copy=True) if isinstance(x, Tensor) else x for x in positional)
-            with told(step + 1, inputs, targets):
-                value = loss(module(*positional), targets.to(device) if isinstance(targets, Tensor) else targets)
+            batch = next(source)
+            with told(step + 1, batch):
+                inputs = on(task.called_with(batch), device, copy=True)
+                value = task.loss_of(called(module, inputs), moved(batch, device))
             if not bool(torch.isfinite(value)):
                 raise DataError(
                     f"The loss became {float(value.detach())} in step {step + 1} of the short training that watches "
@@ -232,14 +234,14 @@ def watch_training(
             optimizer.step()
             if (step + 1) % interval == 0:
                 found.observe(module)
-            task.advance(1, f"loss {float(value.detach()):.3f}")
+            shown.advance(1, f"loss {float(value.detach()):.3f}")
     return found
 
 
-def _again_and_again(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+def _again_and_again(batches: Iterable[Any], task: Task) -> Iterator[Any]:
     """The batches without end; what a generator gave is kept for the next round."""
     kept = []
-    for batch in pairs(batches):
+    for batch in checked(batches, task):
         kept.append(batch)
         yield batch
     if not kept:

@@ -81,7 +81,7 @@ def answers_in(graph: Graph, context: Context) -> Answers:
         rows = statistics.kept.get("rows")
         if rows is None:
             rows = _REMEMBERED.setdefault(graph, MemoryRows())
-        statistics.kept["measured"] = Answers(graph, statistics.images, rows, statistics.kept.get("classes"))
+        statistics.kept["measured"] = Answers(graph, statistics.images, rows, statistics.kept.get("task"))
     found: Answers = statistics.kept["measured"]
     return found
 

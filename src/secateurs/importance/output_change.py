@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateurs.data.calls import Inputs, as_inputs, called, joined, on, part, tensors_of
+from secateurs.data.tasks.task import Task, classification
 from secateurs.errors import DataError, StructureError
 from secateurs.plan import Plan
 from secateurs.provenance import spelled
@@ -39,36 +41,37 @@ def images_for(inputs: Sequence[Any], macs: float = 0) -> int:
     return int(np.clip(min(NUMBERS // max(1, numbers), WORK // max(1.0, macs)), FEWEST, MOST))
 
 
-def refit_count(images: Tensor) -> int:
+def refit_count(inputs: Inputs) -> int:
     """On how many images like these [images, ...] layers are refitted quickly."""
-    return max(1, int(images_for((images,)) * REFITTED))
+    return max(1, int(images_for([x for _, x in tensors_of(inputs)]) * REFITTED))
 
 
 class Answers:
     """Compares cut and refitted networks with the whole one.
 
-    ``batches``: tuples of positional inputs; the first fifth of the images serves the refit. Networks that are not
-    given one tensor only, or that the refit cannot take, have their batch-norm statistics re-estimated instead.
-    ``rows``: where what was measured is kept, None: in memory; ``classes``: the outputs that are compared, None: all.
+    ``batches``: what the network is called with; the first fifth of the images serves the refit. Networks that the
+    refit cannot take have their batch-norm statistics re-estimated instead. ``rows``: where what was measured is kept,
+    None: in memory; ``task``: says how far two answers are apart, None: that of classification.
     """
 
     def __init__(
         self,
         graph: Graph,
-        batches: Sequence[tuple[Any, ...]],
+        batches: Sequence[Inputs],
         rows: Rows | None = None,
-        classes: Sequence[int] | None = None,
+        task: Task | None = None,
     ) -> None:
-        self.graph, self.rows, self.classes = graph, rows, classes
+        self.graph, self.rows, self.task = graph, rows, task or classification()
         self._known: dict[str, float] = {}
-        images = [tuple(x[i : i + 1] if _per_image(x) else x for x in b) for b in batches for i in range(_count(b))]
+        given = [as_inputs(batch) for batch in batches]
+        images = [part(batch, slice(i, i + 1)) for batch in given for i in range(len(batch))]
         _require_one_size(images)
         macs = graph.spec.macs(graph.spec.dense_widths)
-        images = images[: images_for(images[0], macs)] if images else []
+        images = images[: images_for([x for _, x in tensors_of(images[0])], macs)] if images else []
         first = max(1, int(len(images) * REFITTED)) if len(images) > 1 else len(images)
         size = max(1, min(64, first // 3))  # too few batches to choose the damping on: the largest holds
-        self.refitted = list(_batched(images[:first], size))
-        self.judged = list(_batched(images[first:] or images, 64))
+        self.refitted = _batched(images[:first], size)
+        self.judged = _batched(images[first:] or images, 64)
 
     @cached_property
     def dense(self) -> list[list[Tensor]]:
@@ -79,14 +82,14 @@ class Answers:
     def lane(self) -> Lane | None:
         """The whole network, exported for the refit; None where that works on copies."""
         model = self.graph.model
-        return Lane(model, self._moved(self.refitted[0])[0]) if workable(model) else None
+        return Lane(model, self._moved(self.refitted[0])) if workable(model) else None
 
     @cached_property
     def identity(self) -> str:
         """Names the network, its weights and the images."""
-        among = "" if self.classes is None else f" {list(self.classes)}"
+        among = self.task.compared_as
         found = hashlib.sha256(f"{spelled(SETTINGS)} {self.graph.spec.fingerprint}{among}".encode())
-        images = [x for batch in (*self.refitted, *self.judged) for x in batch if isinstance(x, Tensor)]
+        images = [x for batch in (*self.refitted, *self.judged) for _, x in tensors_of(batch)]
         for tensor in (*self.graph.model.state_dict().values(), *images):
             found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return found.hexdigest()[:16]
@@ -94,8 +97,9 @@ class Answers:
     def change(self, plan: Plan) -> float:
         """How far the answers of the network that ``plan`` cuts are from the whole network's; measured once.
 
-        Mean Kullback-Leibler divergence per image of the softmax over the classes; for outputs that are not
-        [images, classes], half of their mean squared change in units of their variance.
+        The task's distance, per image: of classification the mean Kullback-Leibler divergence of the softmax over the
+        classes; for outputs that are not [images, classes], half of their mean squared change in units of their
+        variance.
         """
         cut = hashlib.sha256(plan.model_dump_json(include={"groups", "blocks_removed"}).encode()).hexdigest()[:16]
         if cut in self._known:
@@ -119,50 +123,41 @@ class Answers:
             for child, training in modes.items():
                 child.training = training
 
-    def distance_of(self, answered: Callable[[tuple[Any, ...]], Sequence[Tensor]]) -> float:
+    def distance_of(self, answered: Callable[[Inputs], Any]) -> float:
         """How far answers to the judged batches are from the whole network's, in the units of :meth:`change`.
 
-        ``answered``: floating-point outputs for a batch of positional inputs, in the order of the network's.
+        ``answered``: outputs for a batch of inputs, built as the network's or as a list in their order.
         """
         total, count = 0.0, 0
         for batch, dense in zip(self.judged, self.dense, strict=True):
-            answers = self._among(answered(batch))
-            total += sum(_distance(new, old) for new, old in zip(answers, dense, strict=True)) * _count(batch)
-            count += _count(batch)
+            doubled = ([x.double() for x in found] for found in (self.task.telling(answered(batch)), dense))
+            total += max(0.0, float(self.task.distance_between(*doubled))) * len(batch)
+            count += len(batch)
         return total / count
 
     def _refit(self, small: nn.Module, plan: Plan) -> None:
         inputs = [self._moved(batch) for batch in self.refitted]
-        if all(len(batch) == 1 for batch in inputs):
-            try:
-                given = [batch[0] for batch in inputs]
-                least_squares(self.graph.model, small, plan, given, settings=SETTINGS, lane=self.lane)
-                return
-            except (DataError, StructureError):
-                pass
-            reestimate(small, [batch[0] for batch in inputs])
+        try:
+            least_squares(self.graph.model, small, plan, inputs, settings=SETTINGS, lane=self.lane)
+            return
+        except (DataError, StructureError):
+            reestimate(small, inputs)
 
-    def _run(self, model: nn.Module, batch: tuple[Any, ...]) -> list[Tensor]:
-        return self._among(self._outputs(model, batch))
+    def _run(self, model: nn.Module, batch: Inputs) -> list[Tensor]:
+        return self.task.telling(self._outputs(model, batch))
 
     @torch.inference_mode()
-    def _outputs(self, model: nn.Module, batch: tuple[Any, ...]) -> list[Tensor]:
-        return list(_floats(model(*self._moved(batch))))
+    def _outputs(self, model: nn.Module, batch: Inputs) -> Any:
+        return called(model, self._moved(batch))
 
-    def _among(self, found: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs that count."""
-        if self.classes is None:
-            return list(found)
-        return [x[:, list(self.classes)] if x.ndim == 2 and x.shape[1] > max(self.classes) else x for x in found]
-
-    def _moved(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _moved(self, batch: Inputs) -> Inputs:
         device = next(iter(self.graph.model.parameters())).device
-        return tuple(x.to(device, copy=True) if isinstance(x, Tensor) else x for x in batch)
+        return on(batch, device, copy=True)
 
 
-def _require_one_size(images: Sequence[tuple[Any, ...]]) -> None:
+def _require_one_size(images: Sequence[Inputs]) -> None:
     """Raises DataError where images differ in size: they are looked at together."""
-    shapes = sorted({tuple(tuple(x.shape[1:]) for x in image if _per_image(x)) for image in images})
+    shapes = sorted({tuple(tuple(x.shape[1:]) for _, x in tensors_of(image) if _per_image(x)) for image in images})
     if len(shapes) > 1:
         listed = ", ".join(" and ".join(map(str, one)) for one in shapes[:3])
         raise DataError(
@@ -171,38 +166,10 @@ def _require_one_size(images: Sequence[tuple[Any, ...]]) -> None:
         )
 
 
-def _batched(images: Sequence[tuple[Any, ...]], size: int) -> Iterator[tuple[Any, ...]]:
-    for start in range(0, len(images), size):
-        group = images[start : start + size]
-        yield tuple(torch.cat(parts) if _per_image(parts[0]) else parts[0] for parts in zip(*group, strict=True))
+def _batched(images: Sequence[Inputs], size: int) -> list[Inputs]:
+    return [joined(images[start : start + size]) for start in range(0, len(images), size)]
 
 
 def _per_image(value: Any) -> bool:
     """Whether an input has a row per image; others, such as a time step, are for all."""
     return isinstance(value, Tensor) and value.ndim > 0
-
-
-def _count(batch: tuple[Any, ...]) -> int:
-    """Images in a batch of inputs."""
-    return next((len(x) for x in batch if _per_image(x)), 0)
-
-
-def _floats(answer: Any) -> Iterator[Tensor]:
-    """Every tensor of floating-point numbers in an answer."""
-    if isinstance(answer, Tensor):
-        if answer.is_floating_point():
-            yield answer.float()
-    elif isinstance(answer, Mapping):
-        for part in answer.values():
-            yield from _floats(part)
-    elif isinstance(answer, (tuple, list)):
-        for part in answer:
-            yield from _floats(part)
-
-
-def _distance(new: Tensor, old: Tensor) -> float:
-    if old.ndim == 2 and old.shape[1] > 1:
-        reached, wanted = (x.double().log_softmax(1) for x in (new, old))
-        return max(0.0, float(nn.functional.kl_div(reached, wanted, log_target=True, reduction="batchmean")))
-    variance = old.double().var(correction=0).clamp_min(1e-12)
-    return 0.5 * float((new.double() - old.double()).square().mean() / variance)

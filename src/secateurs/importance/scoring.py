@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,18 +14,13 @@ from secateurs.importance.context import Context, find_criterion
 from secateurs.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
     from secateurs.data import Data
+    from secateurs.data.tasks import Task
     from secateurs.importance.context import Criterion
     from secateurs.search.problem import Rows
     from secateurs.structure import Graph
 
-    Loss = Callable[[Any, Any], Tensor]
-
-Batches = Iterable[tuple[Any, Any]]
+Batches = Iterable[Any]
 DEFAULT_CRITERION = "splamp"
 DEFAULT_CRITERION_WITH_DATA = "measured"
 SAME_ORDER = "fisher_obs"
@@ -42,11 +37,12 @@ MOST_WORK = 1e13
 
 def calibration_batches(data: Data) -> Batches:
     """The images that loss-aware criteria are gathered over, in batches."""
+    from secateurs.data.calls import numbers
     from secateurs.data.images import BatchesOf
 
     images = data.calibration.take(SCORED)
-    numbers = images.batch(np.arange(1))[0].numel()
-    return BatchesOf(images, max(1, min(SCORED_BATCH, SCORED_AT_ONCE // max(1, numbers))))
+    each = numbers(data.task.called_with(images.batch(np.arange(1))))
+    return BatchesOf(images, max(1, min(SCORED_BATCH, SCORED_AT_ONCE // max(1, each))))
 
 
 def default_criterion(data: Batches | None, graph: Graph, progress: Progress, *, order_only: bool = False) -> str:
@@ -91,17 +87,16 @@ class Scorer:
     """What the units of a network are worth by one criterion.
 
     ``criterion``: a registered name or the user's own function (None: the default, see :func:`default_criterion`);
-    ``data``: batches (inputs, targets) for criteria that need them, judged by ``loss`` (None: cross-entropy);
-    ``classes``: the outputs that count (None: all); ``rows``: where a criterion that measures keeps what it found;
+    ``data``: batches for criteria that need them, judged by ``task`` (None: pairs of images and labels, by
+    cross-entropy); ``rows``: where a criterion that measures keeps what it found;
     ``known``: scores float64 [units] per group, where they are known already.
     """
 
     graph: Graph
     criterion: str | Criterion | None = None
     data: Batches | None = None
-    loss: Loss | None = None
+    task: Task | None = None
     seed: int = 0
-    classes: Sequence[int] | None = None
     rows: Rows | None = None
     known: Mapping[str, np.ndarray] | None = None
     progress: Progress = silent
@@ -125,27 +120,15 @@ class Scorer:
         from secateurs.importance.statistics import context_for
         from secateurs.structure.untouched import as_found
 
-        among = self.loss or cross_entropy_among(self.classes)
         with as_found(graph.model, self.data):
-            context = context_for(graph, self.used, self.data, loss=among, seed=self.seed, progress=self.progress)
+            context = context_for(graph, self.used, self.data, task=self.task, seed=self.seed, progress=self.progress)
             if context.statistics is not None:
-                context.statistics.kept.update(rows=rows, classes=self.classes)
+                context.statistics.kept.update(rows=rows, task=self.task)
             return scores(graph, self.used, context, self.progress)
 
     def knowing(self, known: Mapping[str, np.ndarray], progress: Progress | None = None) -> Scorer:
         """The same, with these scores."""
         return replace(self, criterion=self.used, known=known, progress=progress or self.progress)
-
-
-def cross_entropy_among(classes: Sequence[int] | None) -> Loss:
-    """Mean cross-entropy as if the network had these outputs only; None: all."""
-    from secateurs.data.accuracy import among
-    from secateurs.importance.statistics import cross_entropy, logits_of
-
-    def loss(outputs: Any, targets: Tensor) -> Tensor:
-        return cross_entropy(*among(logits_of(outputs), targets, classes))
-
-    return loss
 
 
 def scores(

@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateurs.data.calls import Inputs, called, on
+from secateurs.data.nests import moved
+from secateurs.data.tasks.task import Task, classification
 from secateurs.errors import DataError
-from secateurs.importance.batches import pairs, told
+from secateurs.importance.batches import checked, told
 from secateurs.importance.context import KINDS, Context, Criterion, find_criterion
 from secateurs.importance.probes import Mask, Moment, Probe, input_squares, unfolds, weight_module
 from secateurs.progress import Progress, silent
@@ -20,7 +23,6 @@ from secateurs.structure.fold import batch_norm_pairs
 from secateurs.structure.graph import Graph
 from secateurs.structure.slicing import deep_copy
 
-Loss = Callable[[Any, Any], Tensor]
 IMAGES = 320
 """Images whose inputs are held for criteria that run the network themselves."""
 
@@ -59,8 +61,8 @@ class Statistics:
     norm of every input channel over all images and positions, divided by √images; ``moments``: per layer;
     ``images``: the first batches' inputs themselves, at most :data:`IMAGES`; ``dynamics``: how filters move in a short
     training (:class:`secateurs.importance.dynamic.Dynamics`); ``kept``: what criteria keep from one group to the next,
-    under their names, under ``rows`` a store that outlives the process, where there is one, and under ``classes`` the
-    outputs that count.
+    under their names, under ``rows`` a store that outlives the process, where there is one, and under ``task`` what the
+    network is for.
     """
 
     kinds: frozenset[str]
@@ -71,32 +73,17 @@ class Statistics:
     gradients: dict[str, np.ndarray] = field(default_factory=dict)
     inputs: dict[str, np.ndarray] = field(default_factory=dict)
     moments: dict[str, SecondMoments] = field(default_factory=dict)
-    images: tuple[tuple[Any, ...], ...] = ()
+    images: tuple[Inputs, ...] = ()
     dynamics: Any = None
     kept: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
-def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of logits, the default loss; the first output of several counts."""
-    return nn.functional.cross_entropy(logits_of(outputs), targets)
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """The first tensor that a network gives."""
-    return outputs if isinstance(outputs, Tensor) else _tensors(outputs)[0]
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    values = outputs.values() if isinstance(outputs, dict) else outputs
-    return [value for value in values if isinstance(value, Tensor)]
-
-
 def gather(
     graph: Graph,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[Any],
     kinds: Collection[str],
     *,
-    loss: Loss = cross_entropy,
+    task: Task | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Statistics:
@@ -107,9 +94,10 @@ def gather(
 
     Args:
         graph: the traced network.
-        batches: pairs (inputs, targets); inputs a tensor or a tuple of positional inputs, batch first.
+        batches: pairs (inputs, targets), inputs a tensor or a tuple of positional inputs, batch first; of other tasks
+            than classification whatever the task takes.
         kinds: what to gather, some of :data:`secateurs.importance.context.KINDS`.
-        loss: mean loss of a batch from (outputs, targets).
+        task: what the network is for, None: classification.
         seed: of the positions drawn for ``moments``.
         progress: told each batch.
 
@@ -119,20 +107,20 @@ def gather(
     """
     wanted = frozenset(kinds)
     assert wanted <= set(KINDS), wanted
-    dynamics = None
+    dynamics, task = None, (task or classification()).fed((graph.args, graph.kwargs), graph.model)
     if "dynamics" in wanted:
         from secateurs.importance.dynamic import watch_training
 
-        batches = list(pairs(batches))
-        dynamics = watch_training(graph, batches, loss, seed=seed, progress=progress)
+        batches = list(checked(batches, task))
+        dynamics = watch_training(graph, batches, task, seed=seed, progress=progress)
         batches = batches if len(wanted) > 1 else batches[:1]
     run = _Pass(graph, wanted, seed)
     try:
-        with progress.task("calibration statistics", _length(batches)) as task:
-            for inputs, targets in pairs(batches):
-                with told(run.batches + 1, inputs, targets):
-                    run.batch(inputs, targets, loss)
-                task.advance()
+        with progress.task("calibration statistics", _length(batches)) as shown:
+            for batch in checked(batches, task):
+                with told(run.batches + 1, batch):
+                    run.batch(batch, task)
+                shown.advance()
     finally:
         run.close()
     if run.samples == 0:
@@ -150,9 +138,9 @@ def _length(batches: Iterable[Any]) -> int | None:
 def context_for(
     graph: Graph,
     criterion: str | Criterion,
-    batches: Iterable[tuple[Any, Any]] | None,
+    batches: Iterable[Any] | None,
     *,
-    loss: Loss = cross_entropy,
+    task: Task | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Context:
@@ -162,14 +150,14 @@ def context_for(
         graph: the traced network.
         criterion: a registered name or a function.
         batches: calibration batches, or None: a criterion that needs them then says so when it scores.
-        loss: mean loss of a batch.
+        task: what the network is for, None: classification.
         seed: of everything random.
         progress: told each batch.
     """
     kinds = find_criterion(criterion).needs
     if not kinds or batches is None:
         return Context(seed)
-    return Context(seed, gather(graph, batches, kinds, loss=loss, seed=seed, progress=progress))
+    return Context(seed, gather(graph, batches, kinds, task=task, seed=seed, progress=progress))
 
 
 def made_elsewhere(graph: Graph) -> str | None:
@@ -194,7 +182,7 @@ class _Pass:
         self.input_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.moments: dict[str, Moment] = {}
         self.places = {kind: self._places(kind) for kind in ("outputs", "norms") if kind in kinds}
-        self.images: list[tuple[Any, ...]] = []
+        self.images: list[Inputs] = []
         self.weights = self._weights() if "gradients" in kinds else []
         self.masks = {p: Mask() for places in self.places.values() for found in places.values() for p, _ in found}
         self.generator = torch.Generator().manual_seed(seed)
@@ -241,21 +229,20 @@ class _Pass:
 
         return add
 
-    def batch(self, inputs: Any, targets: Any, loss: Loss) -> None:
+    def batch(self, batch: Any, task: Task) -> None:
         """One forward and one backward pass."""
         device = next(iter(self.model.parameters())).device
-        positional = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
         # a network may change its inputs in place
-        positional = tuple(x.to(device, copy=True) if isinstance(x, Tensor) else x for x in positional)
-        count = len(positional[0])
+        inputs = on(task.called_with(batch), device, copy=True)
+        count = len(inputs)
         if "images" in self.kinds and self.samples < IMAGES:
-            self.images.append(tuple(x.clone() if isinstance(x, Tensor) else x for x in positional))
+            self.images.append(on(inputs, device, copy=True))
         probes: list[Probe] = [*self.masks.values(), *self.moments.values()]
         for probe in probes:
             probe.begin()
         needs_gradient = bool(self.places or self.weights or self.moments)
         with torch.set_grad_enabled(needs_gradient):
-            value = loss(self.model(*positional), targets.to(device) if isinstance(targets, Tensor) else targets)
+            value = task.loss_of(called(self.model, inputs), moved(batch, device))
         if not bool(torch.isfinite(value)):
             raise DataError(
                 f"The loss of calibration batch {self.batches + 1} is {float(value.detach())}. Check inputs and labels."

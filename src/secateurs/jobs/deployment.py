@@ -19,7 +19,7 @@ from secateurs.jobs.comparison import (
     Validated,
     deployed_on_test_images,
     on_test_images,
-    packed,
+    told,
     validated_file,
 )
 from secateurs.jobs.plan_stage import PlanFound
@@ -156,7 +156,7 @@ class Deployment:
         said = check_trained(self.loaded, self.data, found, allow=self.settings.allow_chance)
         for note in (*said, *self.data.notes):
             self.progress.say(note)
-        return self._placed(found.top1, packed(found.correct), found.images, said)
+        return self._placed(found.value, told(found), found.images, said)
 
     def dense_too(self, first: DenseFound) -> DenseFound:
         """The same on a further target, when the first one's is known; which test images are right is not."""
@@ -179,8 +179,8 @@ class Deployment:
             with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
                 written = bench.export(module, bench.dense)
             return replace(self, bench=bench)._dense(accuracy, correct, images, written, (*said, slow))
-        deployed = deployed_on_test_images(bench, bench.dense, self.data, self.progress)
-        made = self._dense(deployed.top1, packed(deployed.correct), deployed.images, written, said)
+        deployed = deployed_on_test_images(bench, bench.dense, self.data, self.progress, module)
+        made = self._dense(deployed.value, told(deployed), deployed.images, written, said)
         return replace(made, float_accuracy=accuracy, float_ratio=in_float.ratio)
 
     def _dense(
@@ -225,9 +225,9 @@ class Deployment:
             }
             if not bench.quantises:
                 return self._measured(dense, planned, lambda: _side_by_side(bench.final(deployed), made))
-            scored = deployed_on_test_images(bench, deployed, self.data, self.progress)
+            scored = deployed_on_test_images(bench, deployed, self.data, self.progress, self.loaded.module)
             layers = LayersRecord(quantised=len(written.int8_layers), in_float=written.float_layers)
-            made |= {"accuracy": scored.top1, "correct": packed(scored.correct), "int8_layers": layers}
+            made |= {"accuracy": scored.value, "correct": told(scored), "int8_layers": layers}
             with Scratch("float") as folder:
                 floats = self._float_files(Path(folder), small, plan)
                 four = _Four(dense, made, accuracy, {name: path.stat().st_size for name, path in floats.items()})
@@ -240,7 +240,9 @@ class Deployment:
         first = accuracies.judged(repaired, plan)
         if self.bench.quantises:
             file = self.folder.files.deployed(self.bench.target.artifact)
-            return ValidationFound(repaired=first, deployed=validated_file(self.bench, file, self.data))
+            return ValidationFound(
+                repaired=first, deployed=validated_file(self.bench, file, self.data, self.loaded.module)
+            )
         return ValidationFound(repaired=first, deployed=accuracies.judged(small, plan))
 
     def _measured(self, dense: DenseFound, planned: PlanFound, measure: Callable[[], DeployFound]) -> DeployFound:

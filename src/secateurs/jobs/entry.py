@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.budgets import several
-from secateurs.data import Data, given
+from secateurs.data import Data, Named, given
+from secateurs.data.tasks import Task, asked_task
+from secateurs.data.tasks.check import check_task
 from secateurs.errors import PlanError, checked
 from secateurs.jobs.run_folder import RunFolder
 from secateurs.jobs.settings import Settings, defaults
@@ -55,6 +57,9 @@ def prune(
     example: Any,
     *,
     data: str | Data | tuple[Any, Any],
+    task: Task | str | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    metric: Any = None,
     latency: str | float | Sequence[str | float] | None = None,
     memory: str | float | None = None,
     file_size: str | float | None = None,
@@ -81,12 +86,17 @@ def prune(
         model: the trained network; untouched.
         example: a tensor [batch, channels, height, width], or the inputs in another form that ``trace`` takes.
         data: a source's text such as ``"digits"``, a :class:`~secateurs.data.Data`, or (train, test) loaders.
+        task: what the network is for: a :class:`secateurs.Task`, or a name of :func:`secateurs.task`; None:
+            classification.
+        loss: instead of a task: mean loss of a batch from (outputs, batch).
+        metric: beside ``loss``: a function (outputs, batch) -> value of which more is better, or an object with
+            ``update`` and ``compute`` such as a torchmetrics metric; None: the loss.
         latency: a budget: ``"60%"`` of dense, ``"3.2ms"``, ``"2x"``, or a fraction of dense.
         memory: a budget of the peak memory that the network adds to the runtime's process: ``"20MB"``, ``"60%"``.
         file_size: a budget of the deployed file: ``"10MB"``, ``"60%"``.
         macs: a budget of multiply-adds at batch 1: ``"300M"``, ``"50%"``.
         max_loss: instead of ``latency``: the fastest network that is looked for may lose so many points of accuracy on
-            the validation images when it is cut and repaired.
+            the validation images when it is cut and repaired; so much of a metric that is no share, in its unit.
         min_accuracy: the same as what must stay: ``"88%"`` or ``0.88``.
         target: runtime on a device. Several, such as ``["onnxruntime-cpu", "ssh://pi/onnxruntime-cpu"]``, take as many
             latencies, ``["60%", "80ms"]``, in the same order: one network holds every one of them, each measured on its
@@ -132,12 +142,20 @@ def prune(
     elif any(one is not None for one in (latency, memory, file_size, macs, max_loss, min_accuracy, criterion)):
         raise PlanError("settings= holds everything, so a budget or criterion= beside it would do nothing. Give one.")
     checked(str | Path | None, output, "prune(output=)", "Give the name of a folder")
-    model = plain(model)
     place = Place(None if output is None else Path(output), resume)
+    model, asked = plain(model), asked_task(task, loss, metric)
+    source: str | Named | Data | tuple[Any, Any] = data
+    if isinstance(data, Data):
+        asked = asked or data.asked
+    elif isinstance(data, str):
+        source = Named(data)
+        asked = source.task if asked is None and source.kind == "factory" else asked
+    images = asked is None or (asked.labels_images and _is_image(example))
     with as_found(None, data):
         with untouched(model):
-            loaded = own(model, example, normalize)
-            opened = given(data, loaded, seed=settings.seed, normalize=normalize, progress=progress)
+            loaded = own(model, example, normalize, images=images)
+            fed = None if asked is None or images else asked.fed(example, model)
+            opened = given(source, loaded, seed=settings.seed, normalize=normalize, task=fed, progress=progress)
         return run(loaded, opened, settings, place, example=example, progress=progress)
 
 
@@ -164,8 +182,10 @@ def run(
         Store(place.store, progress=progress).require_writable()
         settings = settings.settled(len(data.train))
         pixels = {"preprocessing": loaded.preprocessing.to_dict()}
-        identity = {**settings.to_dict(), "source": dict(loaded.source) or pixels, "data": data.name}
+        identity = {**settings.to_dict(), "source": dict(loaded.source) or pixels, **data.identity}
         inputs = loaded.example() if example is None else example
+        with untouched(loaded.module):
+            check_task(data, loaded.module)
         if helps():
             return _assisted(Trainer(loaded.module, inputs, data, settings, Path(), progress=progress))
         if settings.training[1] < parallel.size():
@@ -178,6 +198,11 @@ def run(
         stack.enter_context(folder)
         command = str(folder.job.get("command", ""))
         return _shared(Job(loaded, data, settings, folder, inputs, command, place.store, progress))
+
+
+def _is_image(example: Any) -> bool:
+    first = example[0] if isinstance(example, (tuple, list)) and len(example) == 1 else example
+    return isinstance(first, Tensor) and first.ndim == 4
 
 
 def _shared(job: Job) -> Result:

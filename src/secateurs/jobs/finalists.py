@@ -57,15 +57,17 @@ def chosen_by_training(
             continue
         with folder.timed("finetune"):
             reached = _trained(planner, attempt.choice, trainer, folder)
-        trainer.progress.say(f"Network {number} of {len(points)}: {reached:.2%} on validation images after an epoch.")
+        said = trainer.data.task.measured.said(reached)
+        trainer.progress.say(f"Network {number} of {len(points)}: {said} on validation images after an epoch.")
         tried.append((reached, number, attempt))
     if len(tried) < 2:
         return accepted, "The search ended with one network within the budgets, so none was trained to choose."
-    best, number, attempt = max(tried, key=lambda entry: (entry[0], -entry[1]))
-    worst = min(entry[0] for entry in tried)
+    metric = trainer.data.task.measured
+    best, number, attempt = max(tried, key=lambda entry: (metric.worth(entry[0]), -entry[1]))
+    worst = min((entry[0] for entry in tried), key=metric.worth)
     line = (
         f"The {len(tried)} best networks of the search within the budgets were trained for an epoch each: validation "
-        f"accuracy {worst:.2%} to {best:.2%}. The one that was number {number} before goes on."
+        f"{metric.name} {metric.said(worst)} to {metric.said(best)}. The one that was number {number} before goes on."
     )
     return attempt, line
 

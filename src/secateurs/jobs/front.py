@@ -167,7 +167,7 @@ class FrontJob:
             kept=result.record.kept,
         )
         points = tuple(p.model_copy(update={"tuned": tuned}) if p.number == point.number else p for p in front.points)
-        both = [(p.error, 1 - p.tuned.accuracy) for p in points if p.tuned is not None]
+        both = [(p.error, 1 - front.metric.worth(p.tuned.accuracy)) for p in points if p.tuned is not None]
         columns = list(zip(*both, strict=True))
         ordered = len(both) > 2 and all(len(set(column)) > 1 for column in columns)
         ranks = float(spearmanr(*columns).statistic) if ordered else None
@@ -304,7 +304,7 @@ class FrontJob:
                 settings.criterion,
                 batches,
                 seed=settings.seed,
-                classes=self.data.classes,
+                task=self.data.task,
                 progress=self.progress,
             ),
             Hamp(settings.search()),
@@ -319,7 +319,7 @@ class FrontJob:
             planner.scores,
             self.data.calibration,
             self.data.validation.take(self.settings.images),
-            classes=self.data.classes,
+            task=self.data.task,
             source=self.loaded.source,
         )
 
@@ -333,6 +333,7 @@ class FrontJob:
     ) -> Front:
         details = solution.details
         return Front(
+            metric=self.data.task.measured,
             model=self.loaded.name,
             data=self.data.name,
             target=planner.target,

@@ -102,7 +102,8 @@ class PlanStage:
         if self.settings.features > 0:
             spread(self.loaded.module, self.loaded.module)
         settings = self.settings
-        least = None if settings.bound is None else settings.bound.least(self._accuracies.dense.accuracy)
+        metric, bound = self.data.task.measured, settings.bound
+        least = None if bound is None else bound.least(self._accuracies.dense.accuracy, metric)
         spec, planner = self.graph.spec, self._planner()
         schedule = find_schedule(settings.schedule)
         with self.folder.timed("finetune"):
@@ -272,7 +273,7 @@ class PlanStage:
                 settings.criterion,
                 calibration_batches(self.data),
                 seed=settings.seed,
-                classes=self.data.classes,
+                task=self.data.task,
                 rows=FileRows(self.folder.files.values),
                 progress=self.progress,
             ),
@@ -350,6 +351,7 @@ class PlanStage:
             least,
             tuple(self._goals.values()),
             self.progress,
+            self.data.task.measured,
         )
         return search.run(reach)
 

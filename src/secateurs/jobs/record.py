@@ -8,10 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from secateurs.budgets import ROUNDING, Limited
-from secateurs.jobs.comparison import difference, standard_error, unpacked
+from secateurs.budgets import ACCURACY, ROUNDING, Limited, Metric
+from secateurs.jobs.comparison import OnSamples
 from secateurs.jobs.deployment import DenseFound, DeployFound, ValidationFound, check_budgets
 from secateurs.jobs.plan_stage import PlanFound
 from secateurs.jobs.recovery import DenseTunedFound, FinetuneFound, RepairFound
@@ -70,12 +68,25 @@ class Findings:
         return self.tuned.accuracy if deployed.accuracy is None else deployed.accuracy
 
     @property
-    def right(self) -> np.ndarray:
-        """Which test images what is deployed gets right, bool [images]: a quantised file, or the network itself."""
-        return unpacked(self.deployed.correct or self.tuned.correct, self.dense.test_images)
+    def before(self) -> OnSamples:
+        """The dense network on the test images."""
+        return OnSamples(self.dense.dense_accuracy, self.dense.dense_correct, self.dense.test_images)
+
+    @property
+    def after(self) -> OnSamples:
+        """What is deployed on the test images: a quantised file, or the network itself."""
+        value = self.tuned.accuracy if self.deployed.accuracy is None else self.deployed.accuracy
+        return OnSamples(value, self.deployed.correct or self.tuned.correct, self.dense.test_images)
 
 
-def make_record(settings: Settings, found: Findings, plan: Plan, seconds: Mapping[str, float], command: str) -> Record:
+def make_record(
+    settings: Settings,
+    found: Findings,
+    plan: Plan,
+    seconds: Mapping[str, float],
+    command: str,
+    metric: Metric = ACCURACY,
+) -> Record:
     """The record of a finished run.
 
     A column that a stage's value has under its name is taken over as it is; the others are put together here.
@@ -84,6 +95,7 @@ def make_record(settings: Settings, found: Findings, plan: Plan, seconds: Mappin
     rows, budgets = _rows(settings, found)
     before, after = deployed.dense, deployed.pruned
     made = {
+        "metric": metric,
         "seed": settings.seed,
         "versions": versions(),
         "target": target_record(dense.target, settings.threads, dense.precision),
@@ -115,7 +127,7 @@ def make_record(settings: Settings, found: Findings, plan: Plan, seconds: Mappin
             GroupRecord(name=name, units=plan.group_sizes[name], kept=len(kept)) for name, kept in plan.groups.items()
         ),
         "settings": settings.to_dict(),
-        "notes": (*_notes(found, budgets), *_refused(found, plan), *_said_of(validation)),
+        "notes": (*_notes(found, budgets), *_refused(found, plan), *_said_of(validation, metric)),
         "command": command,
         "created": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
@@ -175,13 +187,12 @@ def _taken_over(found: Findings) -> dict[str, Any]:
 
 def _test(found: Findings) -> Certainty:
     """How much the test images tell of the accuracies and of their difference."""
-    images = found.dense.test_images
-    dense, pruned = unpacked(found.dense.dense_correct, images), found.right
-    apart = difference(dense, pruned)
+    dense, pruned = found.before, found.after
+    apart = pruned.against(dense)
     return Certainty(
-        samples=images,
-        standard_error=standard_error(float(pruned.mean()), images),
-        dense_standard_error=standard_error(found.dense.dense_accuracy, images),
+        samples=dense.samples,
+        standard_error=pruned.error,
+        dense_standard_error=dense.error,
         difference=apart.value,
         difference_standard_error=apart.error,
         tie=apart.tie,
@@ -194,14 +205,15 @@ def _validation(found: Findings) -> Validation | None:
     if within is None or validated is None:
         return None
     images, repaired = within.samples, validated.repaired
-    apart = difference(unpacked(within.dense.correct, images), unpacked(repaired.correct, images))
+    judged = OnSamples(repaired.accuracy, repaired.correct, images)
+    apart = judged.against(OnSamples(within.dense.accuracy, within.dense.correct, images))
     return Validation(
         samples=images,
         least=within.least,
         dense=within.dense.accuracy,
         repaired=repaired.accuracy,
         deployed=validated.deployed.accuracy,
-        standard_error=standard_error(repaired.accuracy, images),
+        standard_error=judged.error,
         difference=apart.value,
         difference_standard_error=apart.error,
         tie=apart.tie,
@@ -209,34 +221,37 @@ def _validation(found: Findings) -> Validation | None:
     )
 
 
-def _said_of(validation: Validation | None) -> tuple[str, ...]:
+def _said_of(validation: Validation | None, metric: Metric) -> tuple[str, ...]:
     """How far the validation images can be trusted, and whether what is deployed falls behind."""
     if validation is None:
         return ()
-    error, chosen = 100 * validation.difference_standard_error, len(validation.steps)
-    asked = 100 * (validation.dense - validation.least)
+    error, chosen = validation.difference_standard_error, len(validation.steps)
+    asked = abs(validation.dense - validation.least)
+    one = f"one image is {metric.distance(1 / validation.samples)}, " if metric == ACCURACY else ""
+    spread = "not known" if error is None else metric.distance(error)
     notes = [
-        f"The accuracy was judged on {validation.samples} validation images, by which the network was chosen among "
-        f"{chosen}: one image is {100 / validation.samples:.2f} points, the standard error of the difference to dense "
-        f"{error:.2f} points. These images flatter it a little; the test images, on which nothing was chosen, say how "
-        f"it does elsewhere."
+        f"The {metric.name} was judged on {validation.samples} validation images, by which the network was chosen "
+        f"among {chosen}: {one}the standard error of the difference to dense {spread}. These images flatter it a "
+        f"little; the test images, on which nothing was chosen, say how it does elsewhere."
     ]
-    if 2 * error > asked:
+    if error is not None and 2 * error > asked:
         notes.append(
-            f"So few validation images do not tell a loss of {asked:.2f} points: two standard errors are "
-            f"{2 * error:.2f}. Give data with more training images, of which a tenth serve to validate."
+            f"So few validation images do not tell a loss of {metric.distance(asked)}: two standard errors are "
+            f"{metric.distance(2 * error).removesuffix(' points')}. Give data with more training images, of which a "
+            f"tenth serve to validate."
         )
+    worse = "below" if metric.better == "higher" else "above"
     if not validation.held:
         notes.append(
-            f"Repaired again, the network has {validation.repaired:.2%} on the validation images, below the "
-            f"{validation.least:.2%} that must stay: it was judged better when it was chosen. Run again with a smaller "
-            f"loss."
+            f"Repaired again, the network has {metric.said(validation.repaired)} on the validation images, {worse} the "
+            f"{metric.said(validation.least)} that must stay: it was judged better when it was chosen. Run again with "
+            f"a smaller loss."
         )
-    if validation.deployed < validation.least - ROUNDING:
+    if metric.gain(validation.least, validation.deployed) < -ROUNDING:
         notes.append(
-            f"As deployed the network has {validation.deployed:.2%} on the validation images, below the "
-            f"{validation.least:.2%} that must stay, which it had when it was repaired. Leave out the training "
-            f"(--epochs 0), or give another --lr."
+            f"As deployed the network has {metric.said(validation.deployed)} on the validation images, {worse} the "
+            f"{metric.said(validation.least)} that must stay, which it had when it was repaired. Leave out the "
+            f"training (--epochs 0), or give another --lr."
         )
     return tuple(notes)
 
@@ -246,11 +261,12 @@ def _dense_finetuned(found: Findings, seconds: Mapping[str, float]) -> DenseFine
     trained, images = found.dense_tuned.dense_tuned, found.dense.test_images
     if trained is None:
         return None
-    apart = difference(unpacked(trained.correct, images), found.right)
+    judged = OnSamples(trained.accuracy, trained.correct, images)
+    apart = found.after.against(judged)
     return DenseFinetuned(
         epochs=trained.epochs,
         accuracy=trained.accuracy,
-        standard_error=standard_error(trained.accuracy, images),
+        standard_error=judged.error,
         seconds=round(seconds.get("dense_finetune", 0.0), 3),
         difference=apart.value,
         difference_standard_error=apart.error,

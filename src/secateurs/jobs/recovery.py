@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from safetensors.torch import load_file, save
 from torch import nn
 
-from secateurs.data import Data, Scored, accuracy, evaluate
-from secateurs.jobs.comparison import on_test_images, packed
+from secateurs.data import Data, Scored, evaluate
+from secateurs.jobs.comparison import on_test_images, told
 from secateurs.jobs.plan_stage import PlanFound
 from secateurs.jobs.run_folder import RunFolder
 from secateurs.jobs.settings import Settings
@@ -88,9 +88,9 @@ class Recovery:
         self.folder.write(self.folder.files.repaired, save(tensors(small)))
         repaired = self._tested(small) if how else cut
         return RepairFound(
-            accuracy_cut=cut.top1,
-            accuracy_recalibrated=repaired.top1,
-            correct=packed(repaired.correct),
+            accuracy_cut=cut.value,
+            accuracy_recalibrated=repaired.value,
+            correct=told(repaired),
             repaired_by=how,
             repair_notes=tuple(notes),
         )
@@ -118,13 +118,16 @@ class Recovery:
         loss."""
         notes, worse = list(few_steps(self.settings, self.data)), False
         if not self.settings.penalty:  # under which elements go while the network is trained
-            before, after = self._validated(repaired), tuned.epochs[-1].validation_accuracy
-            worse = before > after or (before == after and self._loss(repaired) < self._loss(small))
-            notes.append(_chosen(before, after, len(self.data.validation), worse=worse))
+            metric, count = self.data.task.measured, len(self.data.validation)
+            before, after = self._validated(repaired).value, tuned.epochs[-1].validation_accuracy
+            gain = metric.gain(before, after)
+            worse = gain < 0 or (gain == 0 and self._validated(repaired).loss < self._validated(small).loss)
+            told_of = f"{count} validation {self.data.samples}"
+            notes.append(_chosen(metric.said(before), metric.said(after), told_of, worse=worse))
         kept = self._tested(repaired if worse else small)
         return FinetuneFound(
-            accuracy=kept.top1,
-            correct=packed(kept.correct),
+            accuracy=kept.value,
+            correct=told(kept),
             kept="repaired" if worse else "tuned",
             tuned_epochs=len(tuned.epochs),
             tune_notes=tuple(notes),
@@ -135,12 +138,9 @@ class Recovery:
     def _tested(self, module: nn.Module) -> Scored:
         return on_test_images(module, self.data, self.progress)
 
-    def _validated(self, module: nn.Module) -> float:
-        return accuracy(module, self.data.validation, classes=self.data.classes, progress=self.progress)
-
-    def _loss(self, module: nn.Module) -> float:
-        """On the validation images: what decides where the accuracies are equal."""
-        return evaluate(module, self.data.validation, classes=self.data.classes, progress=self.progress).loss
+    def _validated(self, module: nn.Module) -> Scored:
+        """On the validation images, where the loss decides between equal accuracies."""
+        return evaluate(module, self.data.validation, self.data.task, progress=self.progress)
 
     def dense_tuned(self, planned: PlanFound, seconds: float) -> DenseTunedFound:
         """The dense network fine-tuned as the pruned one was, where that is wanted or cheap; or why it was not.
@@ -170,7 +170,7 @@ class Recovery:
         self.progress.say(f"The dense network is fine-tuned for {epochs} epoch{s}, to compare with.")
         self.trainer.train(module, "dense", epochs)
         found = self._tested(module)
-        return DenseTunedFound(dense_tuned=EquallyTuned(epochs, found.top1, packed(found.correct)))
+        return DenseTunedFound(dense_tuned=EquallyTuned(epochs, found.value, told(found)))
 
 
 def few_steps(settings: Settings, data: Data) -> tuple[str, ...]:
@@ -184,10 +184,10 @@ def _more_work(kept: float) -> float:
     return (1 + _FORWARDS_OF_A_STEP) / (1 + _FORWARDS_OF_A_STEP * kept)
 
 
-def _chosen(before: float, after: float, images: int, *, worse: bool) -> str:
+def _chosen(before: str, after: str, images: str, *, worse: bool) -> str:
     """Which network was kept after fine-tuning, and why."""
     equal = ", and a lower loss" if before == after else ""
-    found = f"{after:.2%} after it, {before:.2%} before it on {images} validation images"
+    found = f"{after} after it, {before} before it on {images}"
     if worse:
         return (
             f"Fine-tuning ended below the repaired network ({found}{equal}), so that one was kept and the training "

@@ -19,7 +19,7 @@ from torch import nn
 
 from secateurs.data import Data
 from secateurs.importance.scoring import calibration_batches
-from secateurs.jobs.comparison import RepairedAccuracies, on_test_images, packed
+from secateurs.jobs.comparison import RepairedAccuracies, on_test_images, told
 from secateurs.jobs.deployment import DenseFound, DeployFound, Deployment, ValidationFound
 from secateurs.jobs.plan_stage import PlanFound, PlanStage
 from secateurs.jobs.record import Findings, FurtherFound, make_record
@@ -103,7 +103,7 @@ class Job:
         further = tuple(FurtherFound(one.aim, found, deploy(one, found)) for one, found in beside)
         validated = None if planned.within is None else self._validated(deployment, plan, small)
         found = Findings(dense, planned, repaired, tuned, dense_tuned, deployed, validated, further)
-        record = make_record(self.settings, found, plan, folder.seconds, self.command)
+        record = make_record(self.settings, found, plan, folder.seconds, self.command, self.data.task.measured)
         folder.write(files.report, render(record))
         folder.write(files.result, record.to_json())
         for path in files.scratch:
@@ -155,9 +155,9 @@ class Job:
         """What an older version, which began the run, did not record of the test images and of the training."""
         if not dense.test_images:
             found = on_test_images(self.loaded.module, self.data, self.progress)
-            dense = replace(dense, dense_correct=packed(found.correct), test_images=found.images)
+            dense = replace(dense, dense_correct=told(found), test_images=found.images)
         if not tuned.correct:
-            right = packed(on_test_images(small, self.data, self.progress).correct)
+            right = told(on_test_images(small, self.data, self.progress))
             tuned = replace(tuned, correct=right, tuned_epochs=len(tuned.history))
         return dense, tuned
 

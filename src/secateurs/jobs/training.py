@@ -120,7 +120,7 @@ class Trainer:
             done = repair(self.dense, small, plan, data, progress=self.progress)
             how, notes = "" if done.chosen == "nothing" else done.chosen, list(done.notes)
         elif settings.repair == "statistics":
-            batches = data.calibration.batches(CALIBRATION_BATCH)
+            batches = data.inputs(data.calibration, CALIBRATION_BATCH)
             how = "batch norm" if reestimate(small, batches, progress=self.progress).layers else ""
         if not how:
             notes.append("The cut weights were not repaired.")
@@ -206,7 +206,7 @@ def training_mode(trainer: Trainer, student: nn.Module, steps: int, store: Store
     if held is not None:
         return Mode(**held)
     with folder.timed("finetune"), trainer.progress.task("choose number format"):
-        inputs, _ = next(iter(trainer.data.train.batches(batch)))
+        inputs = next(trainer.data.inputs(trainer.data.train, batch))
         found = fastest_mode(student, trainer.dense, inputs, precision=settings.precision, steps=steps)
     store.put(device, {signature: asdict(found)})
     return found
@@ -240,6 +240,6 @@ def _judge(trainer: Trainer, planner: Planner) -> NetworkEvaluator:
         planner.scores,
         calibration.take(half),
         calibration.select(np.arange(half, len(calibration))[:JUDGED]),
-        classes=trainer.data.classes,
+        task=trainer.data.task,
         rows=trainer.trials,
     )

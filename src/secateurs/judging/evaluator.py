@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from secateurs.data.calls import Inputs, on, tensors_of
 from secateurs.data.datasets import TensorSource
 from secateurs.data.images import Images
+from secateurs.data.nests import leaves
+from secateurs.data.samples import Samples
+from secateurs.data.tasks.task import Task, classification
 from secateurs.errors import DataError, PlanError, StructureError
 from secateurs.judging.judge import BATCH, Judge, mean_outputs
 from secateurs.plan import Plan
@@ -120,12 +124,13 @@ class NetworkEvaluator(Evaluator):
 
     def _facts(self) -> str:
         judge, found = self.judge, hashlib.sha256()
-        facts = (VERSION, judge.repair, judge.precision, judge.classes, self.graph.spec.fingerprint)
-        found.update(spelled(facts).encode())
-        for tensor in (*judge.module.state_dict().values(), *judge.calibration):
+        facts = (VERSION, judge.repair, judge.precision, judge.task.classes, self.graph.spec.fingerprint)
+        found.update(spelled((*facts, *judge.task.identity)).encode())
+        given = [tensor for batch in judge.calibration for _, tensor in tensors_of(batch)]
+        for tensor in (*judge.module.state_dict().values(), *given):
             _feed(found, tensor)
         for batch in judge.validation.batches(BATCH):
-            for tensor in batch:
+            for _, tensor in leaves(batch):
                 _feed(found, tensor)
         for name, ranks in sorted(self._ranks.items()):
             found.update(name.encode() + np.asarray(ranks, dtype=np.int64).tobytes())
@@ -135,10 +140,10 @@ class NetworkEvaluator(Evaluator):
 def make_evaluator(
     graph: Graph,
     scores: Mapping[str, np.ndarray],
-    calibration: Images,
-    validation: Images,
+    calibration: Images | Samples,
+    validation: Images | Samples,
     *,
-    classes: Sequence[int] | None = None,
+    task: Task | None = None,
     repair: str | None = None,
     precision: str = "auto",
     source: Mapping[str, Any] | None = None,
@@ -151,7 +156,7 @@ def make_evaluator(
         scores: of the units of every group, by which units stay.
         calibration: images to repair every candidate on; the first :data:`CALIBRATED` are used.
         validation: images to validate on, all of them: ``data.validation.take(500)``.
-        classes: only these outputs count.
+        task: what networks are judged by; None: classification.
         repair: one of :data:`REPAIRS`, see :class:`Judge`; None: ``least-squares`` where there is no batch norm
             (corrected means alone leave most cuts at chance there) and layers can be refitted, else ``statistics``.
         precision: ``fp32``, ``bf16``, or ``auto``: bf16 where the processor multiplies matrices in it.
@@ -170,16 +175,17 @@ def make_evaluator(
         raise DataError("Candidates cannot be judged without calibration and validation images. Give data with both.")
     module = graph.model.eval()
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    batches = tuple(inputs for inputs, _ in calibration.take(CALIBRATED).batches(BATCH))
+    task = task or classification()
+    batches = tuple(task.called_with(batch) for batch in calibration.take(CALIBRATED).batches(BATCH))
     without_norms = not any(isinstance(child, _BatchNorm) for child in module.modules())
     if repair is None:
-        repair = "least-squares" if without_norms and _exports(module, batches[0].to(device)) else "statistics"
+        repair = "least-squares" if without_norms and _exports(module, on(batches[0], device)) else "statistics"
     judge = Judge(
         module,
         (graph.args, graph.kwargs),
         batches,
         _read(validation),
-        None if classes is None else tuple(classes),
+        task,
         repair,
         _precision(device) if precision == "auto" else precision,
         mean_outputs(module, batches) if repair == "statistics" and without_norms else {},
@@ -189,7 +195,7 @@ def make_evaluator(
     return NetworkEvaluator(graph, scores, judge, rows)
 
 
-def _exports(module: nn.Module, batch: Tensor) -> bool:
+def _exports(module: nn.Module, batch: Inputs) -> bool:
     """Whether layers can be refitted one after the other."""
     try:
         return bool(Lane(module, batch).weighted)
@@ -197,8 +203,10 @@ def _exports(module: nn.Module, batch: Tensor) -> bool:
         return False
 
 
-def _read(images: Images) -> Images:
-    """The images decoded and normalised, so that no evaluation does it again."""
+def _read(images: Images | Samples) -> Images | Samples:
+    """The images decoded and normalised, so that no evaluation does it again; samples stay where they are."""
+    if isinstance(images, Samples):
+        return images
     parts = [inputs for inputs, _ in images.batches(256)]
     return Images(
         TensorSource(torch.cat(parts), images.labels),

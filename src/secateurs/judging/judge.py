@@ -16,7 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateurs.data.accuracy import evaluate
+from secateurs.data.calls import Inputs, called, joined, of_first, on, split
 from secateurs.data.images import Images
+from secateurs.data.samples import Samples
+from secateurs.data.tasks.task import Task, classification
 from secateurs.errors import DataError, StructureError
 from secateurs.importance.output_change import SETTINGS, refit_count
 from secateurs.models import rebuild
@@ -37,7 +40,8 @@ BATCH = 64
 class Judge:
     """From a plan to its accuracy; holds everything that takes, so that it can be sent to another process.
 
-    ``calibration``: input batches; ``validation``: labelled images, read already; ``repair``: ``statistics`` (batch
+    ``calibration``: input batches; ``validation``: labelled images, read already, or samples; ``task``: what they are
+    judged by; ``repair``: ``statistics`` (batch
     norms are re-estimated; in a network without them every layer's mean output is corrected), ``least-squares`` (layers
     are refitted first, quickly) or ``none``; ``precision``: ``fp32`` or ``bf16`` (autocast); ``means``: mean outputs
     of the dense layers, for ``statistics`` without batch norm; ``norms``: batch norms that are folded into the layer
@@ -48,9 +52,9 @@ class Judge:
 
     module: nn.Module
     example: Any
-    calibration: tuple[Tensor, ...]
-    validation: Images
-    classes: tuple[int, ...] | None = None
+    calibration: tuple[Inputs, ...]
+    validation: Images | Samples
+    task: Task = field(default_factory=classification)
     repair: str = "statistics"
     precision: str = "fp32"
     means: Mapping[str, Tensor] = field(default_factory=dict)
@@ -60,7 +64,8 @@ class Judge:
     def __call__(self, plan: Plan, images: int | None = None) -> Evaluation:
         """The accuracy of the cut and repaired network on the first ``images`` of the validation images (None: all).
 
-        The same plan gives the same figure.
+        Of other tasks than classification its :meth:`~secateurs.budgets.Metric.worth`. The same plan gives the same
+        figure.
         """
         start = time.perf_counter()
         small = apply(self.module, plan, self.example, check=False).eval()
@@ -76,15 +81,16 @@ class Judge:
                 _correct_means(small, self.calibration, self._targets(plan))
             fold_in_place(small, self.norms)
             validation = self.validation if images is None else self.validation.take(images)
-            found = evaluate(small, validation, classes=self.classes, batch=_even_batch(len(validation)))
-        return Evaluation(found.top1, time.perf_counter() - start, {"loss": found.loss, "top5": found.top5})
+            found = evaluate(small, validation, self.task, batch=_even_batch(len(validation)))
+        details = {"loss": found.loss, **({} if found.answers is None else {"top5": found.top5})}
+        return Evaluation(self.task.measured.worth(found.value), time.perf_counter() - start, details)
 
     @property
-    def refitted(self) -> list[Tensor]:
+    def refitted(self) -> list[Inputs]:
         """The calibration images in four batches, and what is left over: a quarter chooses the damping."""
-        images = torch.cat(self.calibration)
-        images = images[: min(len(images), refit_count(images))]
-        return list(images.split(max(1, len(images) // 4)))
+        images = joined(self.calibration)
+        images = of_first(images, min(len(images), refit_count(images)))
+        return split(images, max(1, len(images) // 4))
 
     @cached_property
     def lane(self) -> Lane | None:
@@ -151,7 +157,7 @@ def _channel_mean(layer: nn.Module, output: Tensor) -> Tensor:
     return output.float().mean(dim=[dim for dim in range(output.ndim) if dim != channel])
 
 
-def mean_outputs(module: nn.Module, batches: Sequence[Tensor]) -> dict[str, Tensor]:
+def mean_outputs(module: nn.Module, batches: Sequence[Inputs]) -> dict[str, Tensor]:
     """Mean output per channel of every layer with a bias that runs once per pass, over ``batches``."""
     total: dict[str, list[Tensor]] = {}
 
@@ -163,14 +169,14 @@ def mean_outputs(module: nn.Module, batches: Sequence[Tensor]) -> dict[str, Tens
     try:
         with torch.no_grad():
             for batch in batches:
-                module(batch.to(device))
+                called(module, on(batch, device))
     finally:
         for handle in handles:
             handle.remove()
     return {name: torch.stack(found).mean(0) for name, found in total.items() if len(found) == len(batches)}
 
 
-def _correct_means(small: nn.Module, batches: Sequence[Tensor], targets: Mapping[str, Tensor]) -> None:
+def _correct_means(small: nn.Module, batches: Sequence[Inputs], targets: Mapping[str, Tensor]) -> None:
     """Shift every bias so that the layer's mean output is the target, front to back in one pass over one batch.
 
     The one-pass relative of :func:`secateurs.recover.refit.least_squares.correct_bias`, quick enough for every
@@ -196,7 +202,7 @@ def _correct_means(small: nn.Module, batches: Sequence[Tensor], targets: Mapping
     device = next((parameter.device for parameter in small.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad():
-            small(torch.cat(list(batches)).to(device))
+            called(small, on(joined(batches), device))
     finally:
         for handle in handles:
             handle.remove()

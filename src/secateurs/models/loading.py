@@ -26,7 +26,8 @@ Shape = tuple[int, int, int]
 class Loaded:
     """A network with everything that is needed to feed it.
 
-    ``module``: in evaluation mode; ``input_shape``: (channels, height, width); ``outputs``: shape of its output
+    ``module``: in evaluation mode; ``input_shape``: (channels, height, width), or of a network that takes no images
+    its first input without the batch; ``outputs``: shape of its output
     without the batch, None where it is no single tensor; ``source``: JSON-able, :func:`rebuild` takes it;
     ``notes``: what was deduced or assumed, for the user; ``pixels_told``: whether ``preprocessing`` was given or comes
     with the network, and is no guess; ``random``: whether the weights are known to be random.
@@ -34,7 +35,7 @@ class Loaded:
 
     module: nn.Module
     name: str
-    input_shape: Shape
+    input_shape: tuple[Any, ...]
     preprocessing: Preprocessing
     outputs: tuple[int, ...] | None
     source: Mapping[str, Any] = field(default_factory=dict)

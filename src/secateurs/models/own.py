@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from secateurs.errors import DataError, why
 from secateurs.models.loading import Loaded, carried, shape_of
 from secateurs.models.preprocessing import Preprocessing, as_preprocessing
 
 
-def own(model: nn.Module, example: Any, normalize: str | Preprocessing | None = None) -> Loaded:
+def own(model: nn.Module, example: Any, normalize: str | Preprocessing | None = None, *, images: bool = True) -> Loaded:
     """A module with what is known of it.
 
     Args:
@@ -21,18 +22,23 @@ def own(model: nn.Module, example: Any, normalize: str | Preprocessing | None = 
         example: its inputs; the first tensor among them is an image [batch, channels, height, width].
         normalize: how pixels reach it, see :func:`~secateurs.models.preprocessing.parse_normalize`; None: as the module
             says (built-in networks and timm's do), else not known.
+        images: the network takes images; else its inputs may be any.
 
     Raises:
         DataError: the example is no image, or ``normalize`` is not understood or fits other channels.
     """
+    if not images:
+        leaves = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor) and leaf.ndim]
+        shape = tuple(leaves[0].shape[1:]) if leaves else ()
+        return Loaded(model, type(model).__name__, shape, Preprocessing(), None, pixels_told=False)
     first = example
     while isinstance(first, Sequence) and first:
         first = first[0]
     shape = tuple(first.shape[1:]) if isinstance(first, torch.Tensor) else ()
     if len(shape) != 3:
         raise DataError(
-            f"The example's first input has shape {(1, *shape)}; the main job works on images, so it must be [batch, "
-            f"channels, height, width]. Use trace, profile, plan and apply for other networks."
+            f"The example's first input has shape {(1, *shape)}; classification is of images, so it must be [batch, "
+            f"channels, height, width]. Say what another network is for with task=, or loss= and metric=."
         )
     told = carried(model) if normalize is None else as_preprocessing(normalize)
     preprocessing = Preprocessing() if told is None else told.for_channels(shape[0]) if normalize is None else told

@@ -21,11 +21,14 @@ from secateurs.search.legal import DEFAULT_STRATEGY, Legal, SearchOptions, find_
 from secateurs.search.rows import kept_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
+    from torch import Tensor
 
     from secateurs.data import Data
+    from secateurs.data.tasks import Task
     from secateurs.importance.context import Criterion
-    from secateurs.importance.scoring import Loss
     from secateurs.latency.model import LatencyModel
     from secateurs.models import Preprocessing
     from secateurs.planning.elements.space import ElementSpace
@@ -49,7 +52,8 @@ def plan(
     data: Batches | str | None = None,
     normalize: str | Preprocessing | None = None,
     allow_chance: bool = False,
-    loss: Loss | None = None,
+    task: Task | str | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
     seed: int = 0,
     legal: Legal | None = None,
     images: Data | None = None,
@@ -78,10 +82,12 @@ def plan(
             ``"imagefolder:photos"``.
         normalize: how pixels of such a source reach the network, see :func:`secateurs.prune`.
         allow_chance: go on where the network is at chance on the source's test images.
-        loss: mean loss of a batch from (outputs, targets); cross-entropy by default.
+        task: what the network is for, see :class:`secateurs.Task`; a name of :func:`secateurs.task`; None:
+            classification, whose batches are pairs (inputs, labels).
+        loss: instead of a task: mean loss of a batch from (outputs, batch).
         seed: of everything random.
         legal: which networks may be returned.
-        images: for strategies that judge candidates on images, such as ``lap``; scores mind its ``classes`` only.
+        images: for strategies that judge candidates on images, such as ``lap``; scores mind its task.
         options: of such strategies.
         elements: where kernel elements may go too, instead of ``costs``
             (:func:`secateurs.planning.elements.costs.measured_space`).
@@ -108,7 +114,7 @@ def plan(
             "Give either budgets (latency='60%', memory=, file_size=, macs=) or keep= (the share of units that stays)."
         )
     if isinstance(data, str):
-        opened = _opened(graph, data, normalize, allow_chance, seed, progress)
+        opened = _opened(graph, data, _asked(task, loss), normalize, allow_chance, seed, progress)
         data, images = calibration_batches(opened), images or opened
     elif normalize is not None:
         raise PlanError("normalize= is for a source's text as data=, but there are ready batches. Leave it out.")
@@ -117,14 +123,14 @@ def plan(
             "A latency model of int8 files does not tell what the dense network takes in float. Give latency= as a "
             "share of dense int8 or in ms; sc.prune measures both."
         )
-    classes = None if images is None else images.classes
+    asked = _asked(task, loss) or (None if images is None else images.task)
     if keep is not None:
         if strategy not in (None, "uniform"):
             raise PlanError("keep= sets one ratio for all groups: only strategy='uniform' does. Give latency= instead.")
         if not graph.groups:
             raise PlanError(nothing_can_go(graph))
         wanted = criterion or default_criterion(data, graph, progress, order_only=True)
-        found = Scorer(graph, wanted, data, loss, seed, classes, progress=progress).scores
+        found = Scorer(graph, wanted, data, asked, seed, progress=progress).scores
         made = _uniform_plan(graph, keep, found, provenance("uniform", wanted, seed, {"keep": keep}), legal or Legal())
         return _remarked(made, shortfall(graph, 1 - keep, made.widths()), progress)
     options, allowed = options or SearchOptions(), legal or Legal()
@@ -135,7 +141,7 @@ def plan(
     search = find_strategy(strategy or DEFAULT_STRATEGY, options)
     planner = Planner(
         space.allowing(allowed),
-        Scorer(graph, criterion, data, loss, seed, classes, kept_rows(options.values), progress=progress),
+        Scorer(graph, criterion, data, asked, seed, kept_rows(options.values), progress=progress),
         search if precisions is None else precisions.search(search),
         resources=tuple(budget.name for budget in budgets),
         target=target if elements is None else elements.target,
@@ -207,8 +213,23 @@ def _by_name(models: Sequence[LatencyModel]) -> dict[str, LatencyModel]:
     return dict(zip(names, models, strict=True))
 
 
+def _asked(task: Task | str | None, loss: Callable[[Any, Any], Tensor] | None) -> Task | None:
+    """The task that a caller asks for; None: the default."""
+    if task is None and loss is None:
+        return None
+    from secateurs.data.tasks import asked_task
+
+    return asked_task(task, loss, None)
+
+
 def _opened(
-    graph: Graph, text: str, normalize: str | Preprocessing | None, allow_chance: bool, seed: int, progress: Progress
+    graph: Graph,
+    text: str,
+    task: Task | None,
+    normalize: str | Preprocessing | None,
+    allow_chance: bool,
+    seed: int,
+    progress: Progress,
 ) -> Data:
     """The images of a source, on which the network is better than chance."""
     from secateurs.data import given, look
@@ -216,8 +237,10 @@ def _opened(
     from secateurs.structure.untouched import as_found
 
     with as_found(graph.model):
-        loaded = own(graph.model, graph.args, normalize)
-        opened = given(text, loaded, seed=seed, normalize=normalize, progress=progress)
+        example, images = (graph.args, graph.kwargs), task is None or task.labels_images
+        loaded = own(graph.model, graph.args if images else example, normalize, images=images)
+        fed = None if task is None else task.fed(example, graph.model)
+        opened = given(text, loaded, seed=seed, normalize=normalize, task=fed, progress=progress)
         for note in (*opened.notes, *look(loaded, opened, allow=allow_chance, progress=progress)):
             progress.say(note)
     return opened

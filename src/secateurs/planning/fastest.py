@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from secateurs.budgets import RESOURCES, ROUNDING
+from secateurs.budgets import ACCURACY, RESOURCES, ROUNDING, Metric
 from secateurs.errors import InfeasibleBudgetError
 from secateurs.plan import Measurement
 from secateurs.planning.closed_loop import Attempt, Goal, Limits, Measurable
 from secateurs.progress import Progress, silent
-from secateurs.report.wording import duration, points
+from secateurs.report.wording import apart, duration
 
 C = TypeVar("C", bound=Measurable)
 
@@ -120,6 +120,7 @@ class FastestSearch(Generic[C]):
         measure: measures a network beside dense.
         dense: the dense network's accuracy on the same images.
         least: the accuracy that must stay.
+        metric: what the judge's figures are; "accuracy" stands for any of them.
         goals: budgets of other resources, which hold as well.
         progress: told about every network.
     """
@@ -131,6 +132,7 @@ class FastestSearch(Generic[C]):
     least: float
     goals: Sequence[Goal] = ()
     progress: Progress = silent
+    metric: Metric = ACCURACY
     tried: list[Tried[C]] = field(default_factory=list)
     attempts: dict[str, Attempt[C]] = field(default_factory=dict)
 
@@ -171,7 +173,7 @@ class FastestSearch(Generic[C]):
                 choice = self.solve({"latency": limit, **limits})
                 known = next((one.accuracy for one in self.tried if one.choice.key == choice.key), None)
                 accuracy = self.judge(choice) if known is None else known
-                return Tried(limit, choice, accuracy, accuracy >= self.least - ROUNDING)
+                return Tried(limit, choice, accuracy, self.metric.gain(self.least, accuracy) >= -ROUNDING)
 
             def told(tried: Tried[C], left: int) -> None:
                 task.advance(1)
@@ -210,13 +212,15 @@ class FastestSearch(Generic[C]):
         return tighter
 
     def _described(self, tried: Tried[C], left: int, seconds: float) -> str:
-        lost = points(tried.accuracy - self.dense)
-        room = 100 * abs(tried.accuracy - self.least)
-        held = f"{room:.2f} points to spare" if tried.holds else f"{room:.2f} points too few"
+        lost = apart(self.metric, tried.accuracy - self.dense)
+        room = self.metric.distance(tried.accuracy - self.least)
+        few = "too few" if self.metric.better == "higher" else "too much"
+        held = f"{room} to spare" if tried.holds else f"{room} {few}"
         more = f"; {left} more at most, about {duration(seconds)}" if left else ""
         return (
             f"Network {len(self.tried)}, {tried.choice.predicted['latency']:.1%} of dense latency by the model: "
-            f"validation accuracy {tried.accuracy:.2%} repaired ({lost} against dense), {held}{more}."
+            f"validation {self.metric.name} {self.metric.said(tried.accuracy)} repaired ({lost} against dense), "
+            f"{held}{more}."
         )
 
     def _none_holds(self, tried: Sequence[Tried[C]]) -> InfeasibleBudgetError:
@@ -226,14 +230,15 @@ class FastestSearch(Generic[C]):
                 "give the search more freedom (a smaller --min-width, --blocks, fewer --keep).",
                 {"constraint": "latency"},
             )
-        nearest, networks = max(tried, key=lambda one: one.accuracy), {one.choice.key for one in tried}
+        nearest = max(tried, key=lambda one: self.metric.worth(one.accuracy))
+        networks, name, said = {one.choice.key for one in tried}, self.metric.name, self.metric.said
         among = " within the other budgets" if self.goals else ""
         more = f", raise {self._other_options}" if self.goals else ""
         return InfeasibleBudgetError(
-            f"None of {len(networks)} networks{among} tried keeps a validation accuracy of {self.least:.2%}: "
+            f"None of {len(networks)} networks{among} tried keeps a validation {name} of {said(self.least)}: "
             f"the nearest, at {nearest.choice.predicted['latency']:.1%} of the dense latency by the model, has "
-            f"{nearest.accuracy:.2%} when repaired, dense {self.dense:.2%}. Allow a larger loss{more}, or "
-            f"give --latency and let --epochs of fine-tuning bring accuracy back.",
+            f"{said(nearest.accuracy)} when repaired, dense {said(self.dense)}. Allow a larger loss{more}, or "
+            f"give --latency and let --epochs of fine-tuning bring {name} back.",
             {"constraint": "accuracy", "nearest": nearest.accuracy, "least": self.least},
         )
 

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from secateurs.budgets import RESOURCES
+from secateurs.data.calls import Inputs, tensors_of
+from secateurs.data.tasks.task import classification
 from secateurs.errors import PlanError
 from secateurs.importance.output_change import Answers
 from secateurs.importance.scoring import calibration_batches
@@ -108,8 +110,8 @@ class MixedSpace:
 
         Both in the scores' own currency: how much they say that some cuts cost, by how far those change the outputs.
         """
-        classes = None if images is None else images.classes
-        answers = Answers(self.graph, [(batch[0],) for batch in self.calibration], rows, classes)
+        judge = classification() if images is None else images.task
+        answers = Answers(self.graph, [judge.called_with(batch) for batch in self.calibration], rows, judge)
         with progress.task("what int8 costs", len(self.mix.layers)) as task:
             rate = exchange_rate(self.graph, scores, answers)
             lost = []
@@ -127,8 +129,8 @@ class MixedSpace:
             return float(held["loss"])
         run = FileAnswers(self.files.only(layer))
 
-        def answered(batch: tuple[Any, ...]) -> list[torch.Tensor]:
-            return [torch.from_numpy(found) for found in run([x.cpu().numpy() for x in batch])]
+        def answered(batch: Inputs) -> list[torch.Tensor]:
+            return [torch.from_numpy(found) for found in run([x.cpu().numpy() for _, x in tensors_of(batch)])]
 
         loss = answers.distance_of(answered)
         if rows is not None:

@@ -178,7 +178,7 @@ class Planner:
             self.scores,
             images.calibration,
             images.validation.take(VALIDATED),
-            classes=images.classes,
+            task=images.task,
             rows=self.rows,
         )
 

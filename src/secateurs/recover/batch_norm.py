@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from secateurs.data.calls import CallInputs, Inputs, called, on
 from secateurs.errors import DataError
 from secateurs.progress import Progress, silent
 
@@ -23,7 +24,7 @@ class Reestimated:
 
 
 def reestimate(
-    module: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], *, progress: Progress = silent
+    module: nn.Module, batches: Iterable[Inputs | Sequence[Tensor]], *, progress: Progress = silent
 ) -> Reestimated:
     """Replace the running mean and variance of every batch norm in ``module``; weights stay.
 
@@ -64,16 +65,16 @@ def reestimate(
     return Reestimated(len(norms), images, f"Statistics of {len(norms)} batch norms re-estimated on {images} images.")
 
 
-def _run(module: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], progress: Progress) -> int:
+def _run(module: nn.Module, batches: Iterable[Inputs | Sequence[Tensor]], progress: Progress) -> int:
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     first, images = 0, 0
     with torch.no_grad(), progress.task("re-estimate batch norm") as task:
         for batch in batches:
-            inputs = batch if isinstance(batch, Tensor) else batch[0]
+            inputs = batch if isinstance(batch, (Tensor, CallInputs)) else batch[0]
             if len(inputs) < first:
                 break
             first = first or len(inputs)
-            module(inputs.to(device))
+            called(module, on(inputs, device))
             images += len(inputs)
             task.advance(1, f"{images} images")
     return images

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from torch import Tensor, nn
+
+from secateurs.data.calls import Inputs, called
 
 
 class Companion:
@@ -21,10 +24,9 @@ class Companion:
         """A context around the whole training; leaves both networks as they were."""
         return nullcontext()
 
-    def forward(self, student: nn.Module, inputs: Tensor) -> Tensor:
-        """The student's logits, as training should see them."""
-        logits: Tensor = student(inputs)
-        return logits
+    def forward(self, student: nn.Module, inputs: Inputs) -> Any:
+        """The student's outputs, as training should see them."""
+        return called(student, inputs)
 
     def loss(self) -> Tensor | None:
         """A further term for the forward passes just done (the teacher's before the student's)."""

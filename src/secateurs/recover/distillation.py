@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from secateurs.data.tasks.task import classification
 
 
 def distillation_loss(
@@ -18,7 +19,8 @@ def distillation_loss(
     """Mean loss of a batch: ``(1 - alpha) * CE(labels) + alpha * T² * KL(teacher || student)``, both at ``T``.
 
     Hinton et al. (arXiv 1503.02531); the factor T² keeps the gradient's size independent of the temperature.
-    Without a teacher it is the cross-entropy alone.
+    Without a teacher it is the cross-entropy alone. For other tasks see
+    :meth:`secateurs.Task.training_loss`, which this is for classification.
 
     Args:
         logits: [batch, classes] of the small network.
@@ -28,11 +30,11 @@ def distillation_loss(
         temperature: T.
         label_smoothing: of the label term.
     """
-    if teacher_logits is None or alpha == 0:
-        return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
-    student = F.log_softmax(logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
-    soft = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
-    if alpha == 1:
-        return soft
-    return alpha * soft + (1 - alpha) * F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+    return classification().training_loss(
+        logits,
+        (None, labels),
+        teacher_logits,
+        alpha=alpha,
+        temperature=temperature,
+        label_smoothing=label_smoothing,
+    )

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateurs.data.accuracy import accuracy, among
+from secateurs.data.accuracy import evaluate
+from secateurs.data.calls import Inputs, called, changed, on
 from secateurs.data.images import Data
+from secateurs.data.nests import moved, widened
 from secateurs.errors import PlanError
 from secateurs.progress import Progress, Task, silent
 from secateurs.recover import parallel
@@ -24,7 +26,6 @@ from secateurs.recover.allocation import freed_memory_kept
 from secateurs.recover.averaging import MovingAverage
 from secateurs.recover.checkpoint import Checkpoint, digest
 from secateurs.recover.companion import Companion
-from secateurs.recover.distillation import distillation_loss
 from secateurs.recover.precision import Mode, arrange_weights, fastest_mode
 from secateurs.recover.randomness import generator_for, seed_all, undisturbed
 from secateurs.recover.recipe import Recipe, learning_rate
@@ -42,10 +43,11 @@ _CLIP_WITHOUT = 1.0
 
 @dataclass(frozen=True)
 class Epoch:
-    """Means over one epoch: ``loss``, ``train_accuracy`` on augmented images, ``validation_accuracy``."""
+    """Means over one epoch: ``loss``, ``train_accuracy`` on augmented images, ``validation_accuracy``; of other tasks
+    than classification values of their metric, None where it is not to be had while training."""
 
     loss: float
-    train_accuracy: float
+    train_accuracy: float | None
     validation_accuracy: float
 
 
@@ -71,7 +73,7 @@ def finetune(
     resume: bool = False,
     progress: Progress = silent,
 ) -> Finetuned:
-    """Train ``student`` in place on ``data.train``, against the labels and ``teacher``'s outputs.
+    """Train ``student`` in place on ``data.train`` by the task's loss, and towards ``teacher``'s outputs.
 
     A checkpoint is written after every epoch and every half minute. With ``resume`` the run goes on from the last one
     and ends bit for bit where an uninterrupted run on the same machine ends (CPU, same number of threads): order,
@@ -82,7 +84,7 @@ def finetune(
 
     Args:
         student: the cut network; ends in evaluation mode.
-        data: ``train`` is learnt from, ``validation`` only watched; of the outputs only ``classes`` count.
+        data: ``train`` is learnt from, ``validation`` only watched; its task says how.
         recipe: all settings.
         teacher: the dense network, unchanged; None trains on the labels alone.
         companion: takes part in every step, such as :class:`~secateurs.recover.features.Features`.
@@ -130,21 +132,24 @@ class _Run:
         self.steps_per_epoch = max(1, len(data.train) // recipe.batch)
         normed = any(isinstance(child, _BatchNorm) for child in student.modules())
         self.peak = recipe.lr if recipe.lr is not None else default_rate(normed, recipe.epochs * self.steps_per_epoch)
-        self.clip = recipe.clip_norm if recipe.clip_norm is not None or normed else _CLIP_WITHOUT
+        self.task, clip = data.task, recipe.clip_norm if recipe.clip_norm is not None else data.task.clip_norm
+        self.clip = clip if clip is not None or normed else _CLIP_WITHOUT
         self.optimizer = _optimizer(student, recipe)
         self.average = None if recipe.ema is None else MovingAverage(student, recipe.ema)
         self.mode: Mode | None = None
         self.step = 0
         self.history: list[Epoch] = []
         self.sums = [0.0, 0.0, 0.0]
+        self.quick = False
         self.next_save = time.monotonic() + _SAVE_SECONDS
         self.identity = {
             "recipe": recipe.to_json(),
             "network": digest(student),
             "teacher": None if self.teacher is None else digest(self.teacher),
             "companion": companion.identity,
-            "images": [data.name, len(data.train), int(data.train.labels @ np.arange(1, len(data.train) + 1) % 2**31)],
+            "images": [data.name, len(data.train), data.train.identity],
             **({} if data.classes is None else {"classes": list(data.classes)}),
+            **({} if data.asked is None else {"task": f"{data.asked.kind} {data.asked.title}"}),
         }
 
     def settle_mode(self) -> None:
@@ -152,11 +157,11 @@ class _Run:
         if self.mode is None and self.recipe.epochs == 0:
             self.mode = Mode()
         elif self.mode is None:
-            inputs, _ = self.data.train.batch(np.arange(min(self.recipe.batch, len(self.data.train))))
+            few = self.data.train.batch(np.arange(min(self.recipe.batch, len(self.data.train))))
             found = fastest_mode(
                 self.student,
                 self.teacher,
-                inputs.to(self.device),
+                on(self.task.called_with(few), self.device),
                 precision=self.recipe.precision,
                 layout=self.recipe.layout,
                 steps=self.recipe.epochs * self.steps_per_epoch,
@@ -175,6 +180,7 @@ class _Run:
 
     def train_epoch(self, task: Task) -> None:
         """Steps up to the next epoch's start."""
+        metric = self.task.measured
         self.student.train()
         epoch, first = divmod(self.step, self.steps_per_epoch)
         order = torch.randperm(len(self.data.train), generator=generator_for(self.recipe.seed, epoch)).numpy()
@@ -183,14 +189,19 @@ class _Run:
             self._train_step(chosen, epoch, index)
             seen = max(1.0, self.sums[2])
             note = f"epoch {epoch + 1}/{self.recipe.epochs}  loss {self.sums[0] / seen:.3f}"
-            task.advance(1, f"{note}  train accuracy {self.sums[1] / seen:.2%}")
+            reached = self._train_metric(seen)
+            task.advance(1, note if reached is None else f"{note}  train {metric.name} {metric.said(reached)}")
             if index + 1 < self.steps_per_epoch and time.monotonic() > self.next_save:
                 self.save()
-        reached = accuracy(self._result(), self.data.validation, classes=self.data.classes)
-        self.history.append(Epoch(self.sums[0] / self.sums[2], self.sums[1] / self.sums[2], reached))
+        found = evaluate(self._result(), self.data.validation, self.task).value
+        self.history.append(Epoch(self.sums[0] / self.sums[2], self._train_metric(self.sums[2]), found))
         self.sums = [0.0, 0.0, 0.0]
-        task.advance(0, f"epoch {epoch + 1}/{self.recipe.epochs}  validation accuracy {reached:.2%}")
+        task.advance(0, f"epoch {epoch + 1}/{self.recipe.epochs}  validation {metric.name} {metric.said(found)}")
         self.save()
+
+    def _train_metric(self, seen: float) -> float | None:
+        """The metric over the epoch so far, on so many augmented samples."""
+        return self.sums[1] / seen if self.quick else None
 
     def _result(self) -> nn.Module:
         """The network that would be returned now."""
@@ -205,14 +216,15 @@ class _Run:
         generator = generator_for(self.recipe.seed, epoch, index, rank)
         seed_all(generator)
         mine = chosen[rank::size]
-        inputs, labels = self.data.train.batch(mine, augment=self.recipe.augment, generator=generator)
-        inputs, labels = self.settled.arrange(inputs.to(self.device)), labels.to(self.device)
+        batch = moved(self.data.train.batch(mine, augment=self.recipe.augment, generator=generator), self.device)
+        inputs = self.settled.arrange(on(self.task.called_with(batch), self.device))
         rate = learning_rate(self.step, self.recipe.epochs * self.steps_per_epoch, self.peak, self.recipe.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, logits, targets = self._loss(inputs, labels)
-        right = float((logits.detach().argmax(dim=1) == targets).sum())
-        sums = parallel.total((float(loss.detach()) * len(labels), right, float(len(labels))), self.device)
+        loss, outputs = self._loss(inputs, batch)
+        right = self.task.quick(outputs, batch)
+        self.quick = right is not None
+        sums = parallel.total((float(loss.detach()) * len(mine), right or 0.0, float(len(mine))), self.device)
         if not np.isfinite(sums[0]):
             raise PlanError(
                 f"Fine-tuning diverged: the loss is {sums[0]} in epoch {epoch + 1}, step {index + 1}, at rate "
@@ -231,24 +243,25 @@ class _Run:
         self.step += 1
         self.sums = [held + new for held, new in zip(self.sums, sums, strict=True)]
 
-    def _loss(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch's loss, and logits and labels among the classes that count."""
-        recipe, soft, classes = self.recipe, None, self.data.classes
+    def _loss(self, inputs: Inputs, batch: Any) -> tuple[Tensor, Any]:
+        """The batch's loss, and what the student answers."""
+        recipe, soft = self.recipe, None
         with self.settled.autocast(self.device):
             if self.teacher is not None:
                 with torch.no_grad():
-                    soft, _ = among(self.teacher(inputs.clone()), labels, classes)  # it may change them in place
-            logits, labels = among(self.companion.forward(self.student, inputs), labels, classes)
-        loss = distillation_loss(
-            logits,
-            labels,
+                    soft = called(self.teacher, changed(inputs, Tensor.clone))  # it may change them in place
+            outputs = self.companion.forward(self.student, inputs)
+        outputs = widened(outputs)
+        loss = self.task.training_loss(
+            outputs,
+            batch,
             soft,
             alpha=recipe.alpha,
             temperature=recipe.temperature,
             label_smoothing=recipe.label_smoothing,
         )
         further = self.companion.loss()
-        return loss if further is None else loss + further, logits, labels
+        return loss if further is None else loss + further, outputs
 
     def save(self) -> None:
         """Write a checkpoint of this very step."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from secateurs.data.calls import Inputs, called, changed, on, tensors_of
+from secateurs.data.nests import leaves
 from secateurs.recover.allocation import freed_memory_kept
 from secateurs.recover.randomness import undisturbed
 from secateurs.structure.slicing import deep_copy
@@ -36,10 +38,10 @@ class Mode:
             return torch.autocast(device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def arrange(self, inputs: Tensor) -> Tensor:
+    def arrange(self, inputs: Inputs) -> Inputs:
         """``inputs`` in this layout; only images [batch, channels, H, W] have one."""
-        if self.layout == "channels_last" and inputs.ndim == 4:
-            return inputs.contiguous(memory_format=torch.channels_last)
+        if self.layout == "channels_last":
+            return changed(inputs, _channels_last)
         return inputs
 
     def __str__(self) -> str:
@@ -49,7 +51,7 @@ class Mode:
 def fastest_mode(
     student: nn.Module,
     teacher: nn.Module | None,
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     precision: str = "auto",
     layout: str = "auto",
@@ -63,7 +65,8 @@ def fastest_mode(
     longer than it can save.
     """
     precisions = ("fp32", "bf16") if precision == "auto" else (precision,)
-    layouts = ("contiguous", "channels_last") if layout == "auto" and inputs.ndim == 4 else (layout,)
+    images = any(tensor.ndim == 4 for _, tensor in tensors_of(inputs))
+    layouts = ("contiguous", "channels_last") if layout == "auto" and images else (layout,)
     layouts = ("contiguous",) if layouts == ("auto",) else layouts
     modes = [Mode(number, order) for number in precisions for order in layouts]
     if len(modes) == 1:
@@ -82,29 +85,35 @@ def fastest_mode(
     return modes[best]
 
 
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
 def arrange_weights(module: nn.Module, layout: torch.memory_format) -> nn.Module:
     """``module`` with its 4-D weights in this memory layout (in place)."""
     return module.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
 def _seconds(
-    student: nn.Module, teacher: nn.Module | None, inputs: Tensor, mode: Mode, hopeless: float = math.inf
+    student: nn.Module, teacher: nn.Module | None, inputs: Inputs, mode: Mode, hopeless: float = math.inf
 ) -> float:
     """Of one step; a mode whose first step takes longer than ``hopeless`` gets no other."""
     trial = deep_copy(student, {}).train()
     if mode.layout == "channels_last":
         trial = arrange_weights(trial, torch.channels_last)
     inputs = mode.arrange(inputs)
+    device = next((tensor.device for _, tensor in tensors_of(inputs)), torch.device("cpu"))
 
     def step() -> None:
-        with mode.autocast(inputs.device):
+        with mode.autocast(device):
             if teacher is not None:
                 with torch.no_grad():
-                    teacher(inputs.clone())  # it may change them in place
-            result = trial(inputs)
-        result.float().square().mean().backward()
-        if inputs.is_cuda:
-            torch.cuda.synchronize(inputs.device)
+                    called(teacher, on(inputs, device, copy=True))  # it may change them in place
+            result = called(trial, inputs)
+        answers = [tensor for _, tensor in leaves(result) if tensor.requires_grad]
+        torch.stack([answer.float().square().mean() for answer in answers]).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     try:
         with ExitStack() as stack:

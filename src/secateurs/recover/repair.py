@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from secateurs.data.accuracy import Scored, evaluate
-from secateurs.data.images import Data, Images
+from secateurs.data.calls import numbers
+from secateurs.data.images import Data
 from secateurs.errors import DataError, StructureError
 from secateurs.plan import Plan
 from secateurs.progress import Progress, silent
@@ -23,8 +24,8 @@ _CORRECTED = 4
 
 @dataclass(frozen=True)
 class Repaired:
-    """What was done. ``chosen``: the kind that was kept; ``accuracies``: validation top-1 per kind that was tried;
-    ``notes``: lines for the user.
+    """What was done. ``chosen``: the kind that was kept; ``accuracies``: the metric on the validation samples per kind
+    that was tried; ``notes``: lines for the user.
     """
 
     chosen: str
@@ -45,8 +46,8 @@ def repair(
     """Bring ``small`` (in place) as close to ``dense`` as goes without training.
 
     Tried are: nothing, re-estimated batch norm (without any: corrected biases), least squares, and both after each
-    other. What reaches the highest
-    top-1 (then the lowest loss) on up to 512 validation images is kept; the test images play no part.
+    other. What does best by the task's metric (then has the lowest loss) on up to 512 validation images is kept; the
+    test images play no part.
 
     Args:
         dense: the network before the cut.
@@ -59,21 +60,21 @@ def repair(
     """
     small.eval()
     calibration = data.calibration.take(images)
-    size = batch_size(calibration)
+    size = batch_size(data)
     tried: dict[str, tuple[Scored, dict[str, Tensor]]] = {}
     notes: list[str] = []
 
     def judge(kind: str) -> None:
-        found = evaluate(small, data.validation.take(512), classes=data.classes, progress=progress)
+        found = evaluate(small, data.validation.take(512), data.task, progress=progress)
         tried[kind] = found, {name: tensor.detach().clone() for name, tensor in small.state_dict().items()}
 
     judge("nothing")
-    done = reestimate(small, calibration.batches(size), progress=progress)
+    done = reestimate(small, data.inputs(calibration, size), progress=progress)
     if done.layers:
         judge("batch norm")
     else:
         notes.append(done.note)
-    batches = [inputs for inputs, _ in calibration.batches(size)]
+    batches = list(data.inputs(calibration, size))
     try:
         if not done.layers:
             correct_bias(dense, small, plan, batches[:_CORRECTED], progress=progress)
@@ -85,17 +86,21 @@ def repair(
     except (DataError, StructureError) as error:
         notes.append(f"Layers were not refitted: {error}")
     if "least squares" in tried and done.layers:
-        reestimate(small, calibration.batches(size), progress=progress)
+        reestimate(small, data.inputs(calibration, size), progress=progress)
         judge("least squares and batch norm")
-    chosen = max(tried, key=lambda kind: (tried[kind][0].top1, -tried[kind][0].loss))
+    metric = data.task.measured
+    chosen = max(tried, key=lambda kind: (metric.worth(tried[kind][0].value), -tried[kind][0].loss))
     small.load_state_dict(tried[chosen][1])
-    notes.append(f"Repair by {chosen}: {tried[chosen][0].top1:.2%} on {tried[chosen][0].images} validation images.")
-    return Repaired(chosen, {kind: found.top1 for kind, (found, _) in tried.items()}, tuple(notes))
+    best = tried[chosen][0]
+    notes.append(f"Repair by {chosen}: {metric.said(best.value)} on {best.images} validation {data.samples}.")
+    return Repaired(chosen, {kind: found.value for kind, (found, _) in tried.items()}, tuple(notes))
 
 
-def batch_size(images: Images) -> int:
-    """Images per calibration batch: fewer of the large ones, whose activations would fall out of the caches."""
+def batch_size(data: Data) -> int:
+    """Samples per calibration batch: fewer of the large ones, whose activations would fall out of the caches."""
+    images = data.calibration
     if len(images) == 0:
         raise DataError("There are no calibration images to repair on. Give data with more training images.")
-    inputs, _ = images.batch(np.array([0]))
-    return int(max(8, min(128, _PIXELS_AT_ONCE // max(1, inputs[0, 0].numel()), len(images))))
+    inputs = data.task.called_with(images.batch(np.array([0])))
+    pixels = inputs[0, 0].numel() if isinstance(inputs, Tensor) and inputs.ndim > 1 else numbers(inputs)
+    return int(max(8, min(128, _PIXELS_AT_ONCE // max(1, pixels), len(images))))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from secateurs.budgets import ACCURACY, Metric
 from secateurs.report.record import GroupRecord, Point
 from secateurs.report.wording import milliseconds, percent
 
@@ -106,10 +107,11 @@ def axis(low: float, high: float) -> tuple[float, float, list[float]]:
     return low, high, ticks
 
 
-def accuracy_chart(stages: Sequence[tuple[str, float]]) -> str:
-    """Accuracy from dense over the cut to the finished network, as a line. [(stage, fraction)] to SVG text."""
+def metric_chart(stages: Sequence[tuple[str, float]], metric: Metric = ACCURACY) -> str:
+    """A metric from dense over the cut to the finished network, as a line. [(stage, value)] to SVG text."""
+    scale = 100 if metric.unit == "%" else 1
     values = [value for _, value in stages]
-    low, high, ticks = axis(100 * min(values), 100 * max(values))
+    low, high, ticks = axis(scale * min(values), scale * max(values))
     width, height, left, top, bottom = 460, 300, 52, 22, 56
     plot_w, plot_h = width - left - 28, height - top - bottom
     step = plot_w / max(1, len(stages) - 1)
@@ -117,22 +119,24 @@ def accuracy_chart(stages: Sequence[tuple[str, float]]) -> str:
     def y(value: float) -> float:
         return top + plot_h * (1 - (value - low) / (high - low))
 
-    parts = [f"<svg class='chart small' viewBox='0 0 {width} {height}' role='img' aria-label='Accuracy by stage'>"]
+    label = f"{escape(metric.words)} by stage"
+    parts = [f"<svg class='chart small' viewBox='0 0 {width} {height}' role='img' aria-label='{label}'>"]
     for tick in ticks:
         parts.append(
             f"<line x1='{left}' x2='{left + plot_w}' y1='{y(tick):.1f}' y2='{y(tick):.1f}' class='grid'/>"
             f"<text x='{left - 8}' y='{y(tick) + 4:.1f}' class='value end'>{tick:g}</text>"
         )
-    line = " ".join(f"{left + index * step:.1f},{y(100 * value):.1f}" for index, value in enumerate(values))
+    line = " ".join(f"{left + index * step:.1f},{y(scale * value):.1f}" for index, value in enumerate(values))
     parts.append(f"<polyline points='{line}' class='line'/>")
     for index, (name, value) in enumerate(stages):
-        x, above = left + index * step, y(100 * value)
+        x, above = left + index * step, y(scale * value)
         anchor = "start" if index == 0 else "end" if index == len(stages) - 1 else "middle"
+        shown = f"{100 * value:.2f}" if scale == 100 else f"{value:.4g}"
         beside = [values[other] for other in (index - 1, index + 1) if 0 <= other < len(values)]
         dip = all(value < other for other in beside)
         parts.append(
             f"<circle cx='{x:.1f}' cy='{above:.1f}' r='4.5' class='mark final'/>"
-            f"<text x='{x:.1f}' y='{above + (19 if dip else -9):.1f}' class='label middle'>{100 * value:.2f}</text>"
+            f"<text x='{x:.1f}' y='{above + (19 if dip else -9):.1f}' class='label middle'>{shown}</text>"
             f"<text x='{x:.1f}' y='{height - 10}' class='value {anchor}'>{escape(name)}</text>"
         )
     parts.append("</svg>")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from secateurs.budgets import ACCURACY, Metric
 from secateurs.report import wording
 from secateurs.report.record import Record, TargetRow
 from secateurs.report.terminal import styled
@@ -25,15 +26,16 @@ def table(record: Record) -> Table:
     return result
 
 
-def files(row: TargetRow | Record) -> Table:
+def files(row: TargetRow | Record, metric: Metric = ACCURACY) -> Table:
     """The four files of a quantised target, as a rich table."""
-    return _plain(wording.FILE_COLUMNS, wording.file_rows(row.files))
+    return _plain(wording.file_columns(metric), wording.file_rows(row.files, metric))
 
 
 def targets(record: Record) -> Table:
     """The network on every target, as a rich table; what the model said is on the page, the files are told below it."""
-    shown = wording.TARGET_COLUMNS.index("by the model")
-    return _plain(wording.TARGET_COLUMNS[:shown], [row[:shown] for row in wording.target_rows(record)])
+    columns = wording.target_columns(record.metric)
+    shown = columns.index("by the model")
+    return _plain(columns[:shown], [row[:shown] for row in wording.target_rows(record)])
 
 
 def _plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -52,11 +54,11 @@ def show(record: Record, console: Console) -> None:
     if len(record.targets) > 1:
         console.print(targets(record))
     if record.files:
-        console.print(files(record))
+        console.print(files(record, record.metric))
     for row in record.targets[1:]:
         if row.files:
             console.print(styled(f"Files on {row.name}:"))
-            console.print(files(row))
+            console.print(files(row, record.metric))
     colour = "green" if record.pruned_within_budget else "red"
     console.print(styled((wording.verdict(record), colour)))
     for note in record.notes:

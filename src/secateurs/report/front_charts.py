@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from secateurs.budgets import ACCURACY, Metric
 from secateurs.report.charts import axis
 from secateurs.report.front_record import Front, FrontPoint
 
@@ -78,11 +79,17 @@ def front_chart(front: Front) -> str:
     costs = [point.costs[front.main] * factor for point in front.points]
     errors = [100 * point.error for point in front.points]
     dense = front.dense_costs[front.main] * factor, 100 * front.dense_error
-    tuned = [_tuned_place(point, front.main) for point in front.points if point.tuned is not None]
+    tuned = [_tuned_place(point, front.main, front.metric) for point in front.points if point.tuned is not None]
     tuned = [(cost * factor, error) for cost, error in tuned]
     shown = [*zip(costs, errors, strict=True), dense, *tuned]
     frame = Frame(900, 460, *(axis(min(values), max(values)) for values in zip(*shown, strict=True)))
-    parts = [frame.open("Error against cost", f"{front.main}, {unit} (by the model)", "error, %")]
+    parts = [
+        frame.open(
+            "Error against cost",
+            f"{front.main}, {unit} (by the model)",
+            "error, %" if front.metric == ACCURACY else f"1 - worth of {front.metric.name}, %",
+        )
+    ]
     for cost, error in front.seeds:
         x, y = frame.place(cost * factor, 100 * error)
         if y >= TOP and x <= frame.width:
@@ -100,11 +107,11 @@ def front_chart(front: Front) -> str:
     return "".join(parts) + "</svg>"
 
 
-def _tuned_place(point: FrontPoint, name: str) -> tuple[float, float]:
+def _tuned_place(point: FrontPoint, name: str, metric: Metric) -> tuple[float, float]:
     """(cost as measured where it was, test error in %) of a fine-tuned point."""
     assert point.tuned is not None
     measured = point.tuned.measured(name)
-    return point.costs[name] if measured is None else measured, 100 * (1 - point.tuned.accuracy)
+    return point.costs[name] if measured is None else measured, 100 * (1 - metric.worth(point.tuned.accuracy))
 
 
 def hypervolume_chart(front: Front) -> str:

@@ -81,7 +81,7 @@ def _figures(front: Front, point: FrontPoint) -> str:
         f"{quantity(point.costs[name], front.units[name])} ({wording.percent(point.costs[name] / dense, 0)} of dense)"
         for name, dense in front.dense_costs.items()
     )
-    return f"error {wording.percent(point.error, 1)}, {costs}"
+    return f"{wording.proxy_name(front.metric)} {wording.proxy(front.metric, point.error)}, {costs}"
 
 
 def _table(front: Front) -> str:
@@ -92,7 +92,7 @@ def _table(front: Front) -> str:
     names = [*front.dense_costs, *measured, "blocks removed"]
     rows = []
     for point in front.points:
-        cells = [f"{point.number}{' (knee)' if point.number == knee else ''}", wording.percent(point.error, 1)]
+        cells = [f"{point.number}{' (knee)' if point.number == knee else ''}", wording.proxy(front.metric, point.error)]
         cells += [quantity(point.costs[name], front.units[name]) for name in front.dense_costs]
         if timed:
             cells.append("" if point.measured_ms is None else wording.milliseconds(point.measured_ms))
@@ -100,7 +100,7 @@ def _table(front: Front) -> str:
             seen = point.measured_memory_bytes
             cells.append("" if seen is None else quantity(seen, front.units["memory"]))
         rows.append([*cells, str(len(point.removed))])
-    return _grid(["point", "error", *names], rows, "scroll tall")
+    return _grid(["point", wording.proxy_name(front.metric), *names], rows, "scroll tall")
 
 
 def _tuned(front: Front) -> str:
@@ -111,8 +111,8 @@ def _tuned(front: Front) -> str:
     names = [name for name in front.dense_costs if name not in ("latency", "macs")]
     head = [
         "point",
-        "validation error in the search",
-        "test accuracy, deployed",
+        f"validation {wording.proxy_name(front.metric)} in the search",
+        f"test {front.metric.name}, deployed",
         "what that is",
         "latency by the model",
         "measured",
@@ -124,8 +124,8 @@ def _tuned(front: Front) -> str:
         predicted = point.costs.get("latency")
         cells = [
             str(point.number),
-            wording.percent(point.error, 1),
-            wording.percent(point.tuned.accuracy, 2),
+            wording.proxy(front.metric, point.error),
+            wording.value(front.metric, point.tuned.accuracy),
             point.tuned.how,
             "" if predicted is None else wording.milliseconds(predicted),
             wording.milliseconds(point.tuned.latency_ms),
@@ -140,7 +140,8 @@ def _tuned(front: Front) -> str:
     note = ""
     if front.rank_correlation is not None:
         note = (
-            f"<p class='soft'>Rank correlation (Spearman) between the search's error and the deployed test error: "
+            f"<p class='soft'>Rank correlation (Spearman) between the search's {wording.proxy_name(front.metric)} and "
+            f"the deployed test {wording.proxy_name(front.metric)}: "
             f"{front.rank_correlation:.2f} over {len(tuned)} networks.</p>"
         )
     return _grid(head, rows, "scroll") + note

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from secateurs.budgets import ACCURACY, Metric
 from secateurs.errors import DataError, why
 
 SCHEMA = "secateurs.front/1"
@@ -55,12 +56,14 @@ class FrontPoint(BaseModel):
 
 
 class Front(BaseModel):
-    """A front and how it was found. ``points``: slowest first; ``history``: per generation of the search;
+    """A front and how it was found. ``metric``: what networks are judged by, an ``error`` being 1 less its worth
+    (:meth:`secateurs.budgets.Metric.worth`); ``points``: slowest first; ``history``: per generation of the search;
     ``seeds``: (costs of the main resource, error) of the networks that the search began with; ``picked``: number of the
     point that a run was started for (None: this is the front itself)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
     schema_: str = Field(default=SCHEMA, alias="schema")
+    metric: Metric = ACCURACY
     model: str
     data: str
     target: str

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
+from secateurs.budgets import ACCURACY
 from secateurs.report import wording
-from secateurs.report.charts import accuracy_chart, prediction_chart, widths_chart
+from secateurs.report.charts import metric_chart, prediction_chart, widths_chart
 from secateurs.report.record import FileRecord, GroupRecord, LayersRecord, Record, Validation
 from secateurs.report.searching import sections
 
@@ -15,7 +16,7 @@ from secateurs.report.searching import sections
 def render(record: Record, extra_sections: tuple[tuple[str, str], ...] = ()) -> str:
     """The whole page as HTML text. ``extra_sections``: (heading, HTML) pairs that a strategy adds."""
     style = resources.files("secateurs.report").joinpath("page.css").read_text(encoding="utf-8")
-    title = wording.title(record)
+    title, name = wording.title(record), record.metric.name
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p class='soft'>{escape(record.strategy)} with {escape(record.criterion)} scores, seed {record.seed}, "
@@ -24,14 +25,18 @@ def render(record: Record, extra_sections: tuple[tuple[str, str], ...] = ()) -> 
         _tiles(record),
         _section("Dense against pruned", _table(record)),
         *([_section("On every target", _targets(record))] if len(record.targets) > 1 else []),
-        *([_section("Float and quantised", _files(record.files, record.int8_layers))] if record.files else []),
-        *(_section(f"Float and quantised on {one.name}", _files(one.files)) for one in record.targets[1:] if one.files),
-        *([_section("Networks tried for the accuracy", _tried(record.validation))] if record.validation else []),
+        *([_section("Float and quantised", _files(record, record.files, record.int8_layers))] if record.files else []),
+        *(
+            _section(f"Float and quantised on {one.name}", _files(record, one.files))
+            for one in record.targets[1:]
+            if one.files
+        ),
+        *([_section(f"Networks tried for the {name}", _tried(record, record.validation))] if record.validation else []),
         _section("Needs attention", _notes(record)),
         _section("Units kept per group", _widths(record)),
         "<div class='pair'>",
         _section("Predicted against measured latency", _prediction(record)),
-        _section("Accuracy on the way", _accuracy(record)),
+        _section(f"{record.metric.words} on the way", _accuracy(record)),
         "</div>",
         *(_section(heading, content) for heading, content in (*sections(record.search), *extra_sections)),
         _section("Where the time went", _seconds(record)),
@@ -55,7 +60,10 @@ def _tiles(record: Record) -> str:
     factor, _, kind = ("a tie", "", "as fast as dense") if record.latency_tie else wording.speed(record).partition(" ")
     tiles = [
         (factor, f"{kind}, {wording.milliseconds(pruned.latency_ms)} a run"),
-        (wording.percent(pruned.accuracy), f"accuracy, {wording.beside_dense(record, 'dense untouched')}"),
+        (
+            wording.value(record.metric, pruned.accuracy),
+            f"{record.metric.name}, {wording.beside_dense(record, 'dense untouched')}",
+        ),
         (wording.percent(pruned.macs / max(1, dense.macs), 0), "of the multiply-adds kept"),
         (wording.percent(pruned.params / max(1, dense.params), 0), "of the parameters kept"),
         (wording.size(pruned.file_bytes), f"on disk, was {wording.size(dense.file_bytes)}"),
@@ -71,7 +79,7 @@ def _table(record: Record) -> str:
         f"{escape(record.target.name)} ({record.target.threads} thread{'s' if record.target.threads != 1 else ''}, "
         f"batch {record.batch}, {escape(record.target.precision)}), ± half the interquartile range. "
         f"Ratio to dense {wording.percent(record.latency_ratio, 1)}, at most "
-        f"{wording.percent(record.latency_ratio_upper, 1)} (95 %). Accuracy: top-1 over {record.class_count} classes "
+        f"{wording.percent(record.latency_ratio_upper, 1)} (95 %). {escape(_measure(record))} "
         f"on the test set, which nothing was chosen on{_test(record)}.</p>"
     )
 
@@ -85,25 +93,35 @@ def _targets(record: Record) -> str:
     ]
     errors = f" Errors of the latency models on held-out networks: {escape('; '.join(models))}." if models else ""
     return (
-        f"{_cells(wording.TARGET_COLUMNS, wording.target_rows(record))}"
+        f"{_cells(wording.target_columns(record.metric), wording.target_rows(record))}"
         f"<p class='soft' style='margin-top:10px'>One network, exported for every target and measured there beside the "
         f"dense one in one interleaved run; the other figures of this page are those of the first target.{errors}</p>"
     )
 
 
-def _files(files: Sequence[FileRecord], layers: LayersRecord | None = None) -> str:
+def _measure(record: Record) -> str:
+    """What the metric is."""
+    metric = record.metric
+    if metric == ACCURACY:
+        return f"Accuracy: top-1 over {record.class_count} classes"
+    return f"{metric.words} ({metric.better} is better)"
+
+
+def _files(record: Record, files: Sequence[FileRecord], layers: LayersRecord | None = None) -> str:
+    figures = "Accuracies" if record.metric == ACCURACY else f"Figures of {escape(record.metric.name)}"
     return (
-        f"{_cells(wording.FILE_COLUMNS, wording.file_rows(files))}"
-        f"<p class='soft' style='margin-top:10px'>All four from one interleaved run. Accuracies of quantised files are "
+        f"{_cells(wording.file_columns(record.metric), wording.file_rows(files, record.metric))}"
+        f"<p class='soft' style='margin-top:10px'>All four from one interleaved run. {figures} of quantised files are "
         f"those of the runtime's own answers.{escape(wording.int8_layers(layers))}</p>"
     )
 
 
-def _tried(validation: Validation) -> str:
+def _tried(record: Record, validation: Validation) -> str:
+    metric = record.metric
     return (
-        f"{_cells(wording.STEP_COLUMNS, wording.step_rows(validation))}"
+        f"{_cells(wording.step_columns(metric), wording.step_rows(validation, metric))}"
         f"<p class='soft' style='margin-top:10px'>In the order of trying, by bisection over the latency, as shares of "
-        f"dense. {wording.percent(validation.least)} must stay on {validation.samples} validation images.</p>"
+        f"dense. {wording.value(metric, validation.least)} must stay on {validation.samples} validation images.</p>"
     )
 
 
@@ -119,9 +137,17 @@ def _test(record: Record) -> str:
     test = record.test
     if test is None:
         return ""
+    if record.metric != ACCURACY:
+        if test.standard_error is None:
+            return f": {test.samples} samples; how far it is to be trusted is not known of this metric"
+        return (
+            f": {test.samples} samples, standard error {record.metric.distance(test.standard_error)}, by leaving out "
+            f"blocks of samples (jackknife). Differences are taken block by block, ± two standard errors; one within "
+            f"them is a tie"
+        )
     return (
-        f": {test.samples} images, standard error {100 * test.standard_error:.2f} points. Differences are taken image "
-        f"by image, ± two standard errors; one within them is a tie"
+        f": {test.samples} images, standard error {100 * (test.standard_error or 0.0):.2f} points. Differences are "
+        f"taken image by image, ± two standard errors; one within them is a tie"
     )
 
 
@@ -173,7 +199,7 @@ def _accuracy(record: Record) -> str:
         stages.append((wording.epochs(record.tuned_epochs), record.pruned.accuracy))
     elif record.pruned.accuracy != record.pruned.accuracy_recalibrated:
         stages.append(("deployed", record.pruned.accuracy))
-    return accuracy_chart(stages)
+    return metric_chart(stages, record.metric)
 
 
 def _seconds(record: Record) -> str:

@@ -9,12 +9,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from secateurs.budgets import ROUNDING
+from secateurs.budgets import ACCURACY, ROUNDING, Metric
 from secateurs.errors import DataError, why
 from secateurs.files import read_json
 from secateurs.plan import differs_by_noise
 
 SCHEMA = "secateurs.result/1"
+_VALUE = "metric"
+_NOT_RENAMED = ("metric", "settings", "search")
+"""Columns whose keys are not the record's own."""
 
 
 class _Frozen(BaseModel):
@@ -56,13 +59,14 @@ class PrunedSide(Side):
 
 class Certainty(_Frozen):
     """What the test images tell. ``samples``: how many; ``standard_error``: of the pruned network's accuracy;
-    ``difference``: pruned - dense, untouched; its error is paired, image by image; ``tie``: within two of them."""
+    ``difference``: pruned - dense, untouched; its error is paired, image by image, or by blocks of samples where the
+    metric is of all of them at once (None: not known); ``tie``: within two of them."""
 
     samples: int
-    standard_error: float
-    dense_standard_error: float
+    standard_error: float | None
+    dense_standard_error: float | None
     difference: float
-    difference_standard_error: float
+    difference_standard_error: float | None
     tie: bool
 
 
@@ -97,10 +101,10 @@ class DenseFinetuned(_Frozen):
 
     epochs: int
     accuracy: float
-    standard_error: float
+    standard_error: float | None
     seconds: float
     difference: float
-    difference_standard_error: float
+    difference_standard_error: float | None
     tie: bool
 
 
@@ -130,15 +134,17 @@ class Validation(_Frozen):
     dense: float
     repaired: float
     deployed: float
-    standard_error: float
+    standard_error: float | None
     difference: float
-    difference_standard_error: float
+    difference_standard_error: float | None
     tie: bool
     steps: tuple[ValidationStep, ...] = ()
 
     @property
     def held(self) -> bool:
-        """Whether the repaired network keeps enough."""
+        """Whether the repaired network keeps enough; what must stay is worse than what the dense network has."""
+        if self.least > self.dense:
+            return self.repaired <= self.least + ROUNDING
         return self.repaired >= self.least - ROUNDING
 
 
@@ -244,6 +250,8 @@ class TargetRow(_Frozen):
 class Record(_Frozen):
     """Everything ``result.json`` holds.
 
+    ``metric``: what networks are judged by; in every ``accuracy`` is its value, and in the file of another metric these
+    keys are called ``metric…`` (``metric_cut``);
     ``budget``: as the user gave it, or what was picked from a front; ``budgets``: every one with its figures (none
     for a pick, nor of latency where an accuracy was asked for: ``max_loss`` in points, or ``min_accuracy``, and
     ``validation`` is what became of it);
@@ -265,6 +273,7 @@ class Record(_Frozen):
     """
 
     schema_: str = Field(default=SCHEMA, alias="schema")
+    metric: Metric = ACCURACY
     model: str
     strategy: str
     criterion: str
@@ -327,7 +336,14 @@ class Record(_Frozen):
 
     def to_json(self) -> str:
         """Stable JSON text."""
-        return json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1) + "\n"
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values: what ``result.json`` holds."""
+        held: dict[str, Any] = self.model_dump(by_alias=True, mode="json")
+        if self.metric == ACCURACY:
+            return held
+        return _renamed_columns(held, "accuracy", _VALUE)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Record:
@@ -345,9 +361,27 @@ class Record(_Frozen):
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
             raise DataError(f"{path} has schema {found!r}, this version reads {SCHEMA!r}. Run the job again.")
+        raw = _renamed_columns(raw, _VALUE, "accuracy")
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise DataError(f"{path} is damaged at {where}: {first['msg']}. Run the job again.") from error
+
+
+def _renamed_columns(held: dict[str, Any], before: str, after: str) -> dict[str, Any]:
+    return {name: one if name in _NOT_RENAMED else _renamed(one, before, after) for name, one in held.items()}
+
+
+def _renamed(value: Any, before: str, after: str) -> Any:
+    """JSON values whose keys ``before``, ``before_…`` begin with ``after`` instead."""
+    if isinstance(value, list):
+        return [_renamed(one, before, after) for one in value]
+    if not isinstance(value, dict):
+        return value
+    named = {}
+    for name, one in value.items():
+        own = name == before or name.startswith(f"{before}_")
+        named[after + name.removeprefix(before) if own else name] = _renamed(one, before, after)
+    return named

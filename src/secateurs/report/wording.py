@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from secateurs.budgets import ACCURACY, Metric
 from secateurs.report.record import BudgetRecord, FileRecord, LayersRecord, Record, TargetRow, Validation
 
 
@@ -60,6 +61,26 @@ def points(difference: float) -> str:
     return f"{sign}{100 * abs(difference):.2f} points"
 
 
+def value(metric: Metric, found: float) -> str:
+    """``89.79 %``, ``31.52 dB``: what networks are judged by."""
+    return percent(found) if metric.unit == "%" else metric.said(found)
+
+
+def apart(metric: Metric, difference: float) -> str:
+    """``−0.41 points``, ``+0.3 dB``: a difference of two values."""
+    return points(difference) if metric.unit == "%" else metric.change(difference)
+
+
+def proxy(metric: Metric, error: float) -> str:
+    """What a search judged a network by: its error, of other tasks than classification their metric."""
+    return percent(error, 1) if metric == ACCURACY else value(metric, metric.value_of(1.0 - error))
+
+
+def proxy_name(metric: Metric) -> str:
+    """What :func:`proxy` shows."""
+    return "error" if metric == ACCURACY else metric.name
+
+
 def duration(seconds: float) -> str:
     """``0.8 s``, ``41 s``, ``3 min 20 s``, ``1 h 02 min``."""
     if seconds < 10:
@@ -94,9 +115,11 @@ def speed(record: Record | TargetRow) -> str:
     return f"{record.speedup:.2f}× faster" if record.speedup >= 1 else f"{1 / record.speedup:.2f}× slower"
 
 
-def change(difference: float, error: float, whom: str = "", *, tie: bool) -> str:
+def change(difference: float, error: float | None, whom: str = "", *, tie: bool, metric: Metric = ACCURACY) -> str:
     """``−0.41 ± 0.60 points, a tie``: a difference of accuracies with two standard errors; ``whom``: against whom."""
-    text = f"{points(difference).removesuffix(' points')} ± {200 * error:.2f} points"
+    text, unit = apart(metric, difference), " points" if metric.unit == "%" else f" {metric.unit}".rstrip()
+    if error is not None:
+        text = f"{text.removesuffix(unit)} ± {metric.distance(2 * error)}"
     return f"{text}{f' against {whom}' if whom else ''}{', a tie' if tie else ''}"
 
 
@@ -104,14 +127,17 @@ def beside_dense(record: Record, whom: str = "") -> str:
     """The pruned network's accuracy against the untouched dense one's."""
     test = record.test
     if test is None:
-        return points(record.pruned.accuracy - record.dense.accuracy) + (f" against {whom}" if whom else "")
-    return change(test.difference, test.difference_standard_error, whom, tie=test.tie)
+        difference = record.pruned.accuracy - record.dense.accuracy
+        return apart(record.metric, difference) + (f" against {whom}" if whom else "")
+    return change(test.difference, test.difference_standard_error, whom, tie=test.tie, metric=record.metric)
 
 
 def beside_tuned(record: Record, whom: str = "") -> str:
     """The same against the dense one that was fine-tuned equally; "" where it was not."""
     tuned = record.dense_finetuned
-    return "" if tuned is None else change(tuned.difference, tuned.difference_standard_error, whom, tie=tuned.tie)
+    if tuned is None:
+        return ""
+    return change(tuned.difference, tuned.difference_standard_error, whom, tie=tuned.tie, metric=record.metric)
 
 
 def epochs(count: int) -> str:
@@ -126,7 +152,8 @@ def verdict(record: Record) -> str:
     pace = "As fast as dense (a tie)" if record.latency_tie else f"{speed(record)} than dense"
     if len(record.targets) > 1:
         pace = f"Beside dense {', '.join(f'{speed(one)} on {one.name}' for one in record.targets)}"
-    tail = f"{pace}, accuracy {percent(record.pruned.accuracy)}: {beside_dense(record, 'dense untouched')}{equally}."
+    reached = f"{record.metric.name} {value(record.metric, record.pruned.accuracy)}"
+    tail = f"{pace}, {reached}: {beside_dense(record, 'dense untouched')}{equally}."
     if record.validation is not None:
         return f"{_held(record, record.validation)}. {tail}"
     if not record.budgets:
@@ -162,7 +189,8 @@ def _held(record: Record, validation: Validation) -> str:
     """Whether the accuracy that was asked for is held, and how fast the network is that holds it."""
     parts = [
         f"Bound {'held' if validation.held else 'missed'}: {record.budget}",
-        f"validation accuracy {percent(validation.repaired)} repaired, {percent(validation.dense)} dense",
+        f"validation {record.metric.name} {value(record.metric, validation.repaired)} repaired, "
+        f"{value(record.metric, validation.dense)} dense",
         f"{milliseconds(record.pruned.latency_ms)} measured, {percent(record.latency_ratio, 1)} of dense",
     ]
     missed = [_what(one) for one in record.budgets if not one.met]
@@ -170,18 +198,20 @@ def _held(record: Record, validation: Validation) -> str:
     return "; ".join(parts)
 
 
-STEP_COLUMNS = ("network", "latency by the model", "measured", "validation accuracy, repaired", "against dense", "")
+def step_columns(metric: Metric) -> tuple[str, ...]:
+    """Headings of :func:`step_rows`."""
+    return ("network", "latency by the model", "measured", f"validation {metric.name}, repaired", "against dense", "")
 
 
-def step_rows(validation: Validation) -> list[tuple[str, ...]]:
-    """Networks that were tried for an accuracy, one row each; see :data:`STEP_COLUMNS`."""
+def step_rows(validation: Validation, metric: Metric) -> list[tuple[str, ...]]:
+    """Networks that were tried for an accuracy, one row each."""
     return [
         (
             str(number),
             percent(one.predicted_ratio, 1),
             "" if one.latency_ratio is None else percent(one.latency_ratio, 1),
-            percent(one.accuracy),
-            points(one.accuracy - validation.dense),
+            value(metric, one.accuracy),
+            apart(metric, one.accuracy - validation.dense),
             "chosen" if one.chosen else "enough" if one.holds else "too little",
         )
         for number, one in enumerate(validation.steps, 1)
@@ -224,36 +254,42 @@ def _accuracies(record: Record) -> list[tuple[str, str, str, str, str]]:
     """What was done to which network, one row per step, and the deployed one beside dense."""
     dense, pruned, tuned = record.dense, record.pruned, record.dense_finetuned
     before, after = in_float(record)
-    found = [("Accuracy, cut", "", "", percent(pruned.accuracy_cut), points(pruned.accuracy_cut - before))]
+    metric, words = record.metric, record.metric.words
+    cut, recalibrated = pruned.accuracy_cut, pruned.accuracy_recalibrated
+    found = [(f"{words}, cut", "", "", value(metric, cut), apart(metric, cut - before))]
     if pruned.repaired_by:
         how = REPAIRS.get(pruned.repaired_by, pruned.repaired_by)
-        change_now = points(pruned.accuracy_recalibrated - before)
-        found.append((f"Accuracy, repaired: {how}", "", "", percent(pruned.accuracy_recalibrated), change_now))
-    elif pruned.accuracy_recalibrated != pruned.accuracy_cut:
-        change_now = points(pruned.accuracy_recalibrated - before)
-        found.append(("Accuracy, repaired", "", "", percent(pruned.accuracy_recalibrated), change_now))
+        change_now = apart(metric, recalibrated - before)
+        found.append((f"{words}, repaired: {how}", "", "", value(metric, recalibrated), change_now))
+    elif recalibrated != cut:
+        change_now = apart(metric, recalibrated - before)
+        found.append((f"{words}, repaired", "", "", value(metric, recalibrated), change_now))
     trained = record.kept == "tuned"
     if trained or tuned is not None:
         lengths = {record.tuned_epochs} if trained else set()
         lengths |= set() if tuned is None else {tuned.epochs}
-        name = f"Accuracy, fine-tuned {epochs(lengths.pop())}" if len(lengths) == 1 else "Accuracy, fine-tuned"
-        shown = percent(after) if trained else "thrown away" if record.kept == "repaired" else ""
+        name = f"{words}, fine-tuned {epochs(lengths.pop())}" if len(lengths) == 1 else f"{words}, fine-tuned"
+        shown = value(metric, after) if trained else "thrown away" if record.kept == "repaired" else ""
         beside = beside_tuned(record, "that dense") if trained and not record.files else ""
-        found.append((name, "", "" if tuned is None else percent(tuned.accuracy), shown, beside))
+        found.append((name, "", "" if tuned is None else value(metric, tuned.accuracy), shown, beside))
     if record.validation is not None:
         seen = record.validation
-        name = f"Validation accuracy, repaired (≥ {percent(seen.least)})"
-        error = change(seen.difference, seen.difference_standard_error, tie=seen.tie)
-        found.append((name, percent(seen.dense), "", percent(seen.repaired), error))
-    found.append(("Accuracy, as deployed", percent(dense.accuracy), "", percent(pruned.accuracy), beside_dense(record)))
+        limit = "≥" if metric.better == "higher" else "≤"
+        name = f"Validation {metric.name}, repaired ({limit} {value(metric, seen.least)})"
+        error = change(seen.difference, seen.difference_standard_error, tie=seen.tie, metric=metric)
+        found.append((name, value(metric, seen.dense), "", value(metric, seen.repaired), error))
+    both = (value(metric, dense.accuracy), "", value(metric, pruned.accuracy))
+    found.append((f"{words}, as deployed", *both, beside_dense(record)))
     return found
 
 
-TARGET_COLUMNS = ("target", "dense", "pruned", "", "of the budget", "accuracy", "by the model", "file")
+def target_columns(metric: Metric) -> tuple[str, ...]:
+    """Headings of :func:`target_rows`."""
+    return ("target", "dense", "pruned", "", "of the budget", metric.name, "by the model", "file")
 
 
 def target_rows(record: Record) -> list[tuple[str, ...]]:
-    """The network on every target, one row each; see :data:`TARGET_COLUMNS`."""
+    """The network on every target, one row each; see :func:`target_columns`."""
     return [
         (
             one.name,
@@ -261,7 +297,7 @@ def target_rows(record: Record) -> list[tuple[str, ...]]:
             milliseconds(one.pruned.latency_ms),
             speed(one),
             _of_budget(one),
-            percent(one.pruned.accuracy),
+            value(record.metric, one.pruned.accuracy),
             "" if one.predicted_ms is None else milliseconds(one.predicted_ms),
             f"{one.file}, {size(one.pruned.file_bytes)}",
         )
@@ -277,7 +313,9 @@ def _of_budget(row: TargetRow) -> str:
     return f"{used} of {row.budget}{'' if row.met else ', missed'}"
 
 
-FILE_COLUMNS = ("file", "latency", "beside dense float", "accuracy", "size")
+def file_columns(metric: Metric) -> tuple[str, ...]:
+    """Headings of :func:`file_rows`."""
+    return ("file", "latency", "beside dense float", metric.name, "size")
 
 
 def in_float(record: Record) -> tuple[float, float]:
@@ -294,15 +332,15 @@ def int8_layers(layers: LayersRecord | None) -> str:
     return f" Layers of the pruned file in int8: {layers.quantised} of {layers.count}{left}."
 
 
-def file_rows(files: Sequence[FileRecord]) -> list[tuple[str, ...]]:
-    """The four files of a quantised target, one row each; see :data:`FILE_COLUMNS`."""
+def file_rows(files: Sequence[FileRecord], metric: Metric = ACCURACY) -> list[tuple[str, ...]]:
+    """The four files of a quantised target, one row each; see :func:`file_columns`."""
     first = next((one.ratio for one in files if (one.network, one.precision) == ("dense", "f32")), 1.0)
     return [
         (
             f"{one.network}, {one.precision}",
             milliseconds(one.latency_ms),
             "" if one.ratio == first else _beside(first / one.ratio),
-            percent(one.accuracy),
+            value(metric, one.accuracy),
             size(one.file_bytes),
         )
         for one in files

@@ -50,7 +50,7 @@ def measured_losses(
     calibration, graph = images.calibration, space.graph
     half = len(calibration) // 2
     judged = calibration.select(np.arange(half, len(calibration))[:_JUDGED])
-    evaluator = make_evaluator(graph, scores, calibration.take(half), judged, classes=images.classes)
+    evaluator = make_evaluator(graph, scores, calibration.take(half), judged, task=images.task)
     empty = graph.plan({}, ())
 
     kept: Rows = MemoryRows() if rows is None else rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -82,8 +83,8 @@ def refined(dense: nn.Module, plan: Plan, data: Data, example: Any = None, *, pr
     for name, mask in masks_of(small, found).items():
         block = found[name].block if found[name].scope == "block" else mask.shape[0]
         counts[name] = ElementCount(float(mask.double().mean()), block, found[name].order)
-    calibration = data.calibration.take(IMAGES)
-    batches = [inputs for inputs, _ in calibration.batches(batch_size(calibration))]
+    data = replace(data, calibration=data.calibration.take(IMAGES))
+    batches = list(data.inputs(data.calibration, batch_size(data)))
     masks = least_squares(dense, small, bare, batches, counts=counts, progress=progress).masks
     chosen: dict[str, ElementPattern] = dict(plan.elements)
     for name, mask in masks.items():

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
+from secateurs.data.calls import Inputs, changed, on
 from secateurs.errors import DataError, PlanMismatchError
 from secateurs.plan import ElementPattern, Plan
 from secateurs.progress import Progress, silent
@@ -69,7 +70,7 @@ def least_squares(
     dense: nn.Module,
     small: nn.Module,
     plan: Plan,
-    batches: Sequence[Tensor],
+    batches: Sequence[Inputs],
     *,
     settings: RefitSettings | None = None,
     counts: Mapping[str, ElementCount] | None = None,
@@ -91,8 +92,8 @@ def least_squares(
         dense: the network before the cut.
         small: ``apply(dense, plan)``; changed in place.
         plan: which outputs of each layer stayed.
-        batches: inputs of one shape [batch, ...]; a last smaller one is left out. As many as ``memory_bytes`` allows
-            are used.
+        batches: inputs of one shape [batch, ...], one tensor or several; a last smaller one is left out. As many as
+            ``memory_bytes`` allows are used.
         settings: see :class:`RefitSettings`.
         counts: kernel elements to choose and prune on the way, per weight (:mod:`.element_choice`).
         lane: ``dense`` exported for such batches, where several networks are compared with it.
@@ -140,7 +141,7 @@ def least_squares(
 
 
 def correct_bias(
-    dense: nn.Module, small: nn.Module, plan: Plan, batches: Sequence[Tensor], *, progress: Progress = silent
+    dense: nn.Module, small: nn.Module, plan: Plan, batches: Sequence[Inputs], *, progress: Progress = silent
 ) -> Refitted:
     """Shift the constants of ``small`` (in place) so that every output's mean is the dense network's.
 
@@ -159,12 +160,12 @@ def workable(module: nn.Module) -> bool:
     return all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
 
 
-def _on_copies(dense: nn.Module, small: nn.Module, plan: Plan, batches: Sequence[Tensor], **options: Any) -> Refitted:
+def _on_copies(dense: nn.Module, small: nn.Module, plan: Plan, batches: Sequence[Inputs], **options: Any) -> Refitted:
     """:func:`least_squares` on copies that it can work on; ``small`` gets the weights."""
     dtype = max((tensor.dtype for tensor in dense.parameters()), key=lambda dtype: dtype.itemsize)
     dtype = dtype if dtype == torch.float64 else torch.float32
     whole, cut = (deep_copy(module, {}).cpu().to(dtype) for module in (dense, small))
-    inputs = [b.detach().cpu().to(dtype) if b.is_floating_point() else b.detach().cpu() for b in batches]
+    inputs = [on(changed(batch, Tensor.detach), torch.device("cpu"), floats=dtype) for batch in batches]
     done = least_squares(whole, cut, plan, inputs, **options)
     found = cut.state_dict()
     with torch.no_grad():

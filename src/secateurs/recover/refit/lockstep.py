@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
+from secateurs.data.calls import Inputs
 from secateurs.errors import StructureError, why
 from secateurs.structure.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, is_a, operator_name
 from secateurs.structure.untouched import exporting
@@ -49,10 +51,10 @@ class Lane:
         StructureError: the network cannot be exported.
     """
 
-    def __init__(self, module: nn.Module, example: Tensor) -> None:
+    def __init__(self, module: nn.Module, example: Inputs) -> None:
         try:
             with exporting(module):
-                program = torch.export.export(module, (example,), strict=False)
+                program = torch.export.export(module, *_split(example), strict=False)
         except Exception as error:
             raise StructureError(
                 f"The network cannot be exported for repair ({why(error)}). Re-estimate batch norm only, or fine-tune."
@@ -70,12 +72,13 @@ class Lane:
         self.values: dict[fx.Node, list[Any] | Any] = {}
         self._per_batch: set[fx.Node] = set()
 
-    def feed(self, batches: Sequence[Tensor]) -> None:
+    def feed(self, batches: Sequence[Inputs]) -> None:
         """Put the network back to its start, with these inputs."""
         self._place, self.count = 0, len(batches)
         fed = [node for node in self.nodes if node.op == "placeholder" and node.name in self.inputs]
         # a network may change its inputs in place
-        self.values = {node: [batch.clone() for batch in batches] for node in fed}
+        given = [[_copied(leaf) for leaf in pytree.tree_leaves(_split(batch))] for batch in batches]
+        self.values = {node: [batch[place] for batch in given] for place, node in enumerate(fed)}
         self._per_batch = set(fed)
 
     def advance(self, until: fx.Node, *, after: bool = False) -> None:
@@ -128,6 +131,14 @@ class Lane:
             raise StructureError(f"Operator {node.target} cannot be run for repair. Re-estimate batch norm only.")
         with torch.no_grad():
             return node.target(*arguments, **named)
+
+
+def _split(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+    return ((inputs,), None) if isinstance(inputs, Tensor) else (inputs.args, dict(inputs.kwargs))
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _placeholders(program: torch.export.ExportedProgram) -> tuple[dict[str, str], set[str], dict[str, Tensor]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
+from secateurs.data.calls import Inputs
 from secateurs.elements.penalty import HardMask, Penalty, Schedule
 from secateurs.plan import ElementPattern
 from secateurs.recover.companion import Companion
@@ -52,8 +54,8 @@ class ElementTraining(Companion):
             if self._penalty is not None:  # the training was no longer than the penalty
                 self._penalty.harden().release()
 
-    def forward(self, student: nn.Module, inputs: Tensor) -> Tensor:
-        """The other companion's logits; hardens first where the penalty's steps are over."""
+    def forward(self, student: nn.Module, inputs: Inputs) -> Any:
+        """The other companion's outputs; hardens first where the penalty's steps are over."""
         if self._penalty is not None and self._penalty.steps_done >= self.penalty_steps:
             hold = self._penalty.harden()
             self._state = self._penalty.state

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from secateurs.data.calls import Inputs, called
 from secateurs.errors import PlanError
 from secateurs.recover.schedules._base import Plain, Planning, Prepared, Training
 from secateurs.recover.schedules.soft import FROZEN_SHARE, SoftMasks
@@ -113,12 +114,11 @@ class PruneRegrow(SoftMasks):
                 self._next_round(student)
         return super().attached(student, teacher)
 
-    def forward(self, student: nn.Module, inputs: Tensor) -> Tensor:
-        """Logits of the network without the units that are out; nothing flows back to them."""
+    def forward(self, student: nn.Module, inputs: Inputs) -> Any:
+        """Outputs of the network without the units that are out; nothing flows back to them."""
         parameters = dict(student.named_parameters())
         changed = {name: parameters[name] * mask.to(parameters[name].device) for name, mask in self._masks.items()}
-        masked: Tensor = functional_call(student, changed, (inputs,))
-        return masked
+        return called(lambda *args, **kwargs: functional_call(student, changed, args, kwargs), inputs)
 
     def after_backward(self, student: nn.Module, step: int) -> None:
         """Snapshots within a round, and the next round at its end."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from secateurs.data.calls import Inputs, called
 from secateurs.errors import PlanError
 from secateurs.progress import silent
 from secateurs.recover import parallel
@@ -82,19 +83,17 @@ class SoftMasks(Companion):
             "label": label,
         }
 
-    def forward(self, student: nn.Module, inputs: Tensor) -> Tensor:
-        """Logits of the network without the units that are out."""
+    def forward(self, student: nn.Module, inputs: Inputs) -> Any:
+        """Outputs of the network without the units that are out."""
         if not self._masks:
-            logits: Tensor = student(inputs)
-            return logits
+            return called(student, inputs)
         parameters = dict(student.named_parameters())
         changed = {}
         for name, mask in self._masks.items():
             value = parameters[name]
             # the value of the masked tensor, the gradient of the whole one
             changed[name] = value + (value * (mask.to(value.device) - 1)).detach()
-        masked: Tensor = functional_call(student, changed, (inputs,))
-        return masked
+        return called(lambda *args, **kwargs: functional_call(student, changed, args, kwargs), inputs)
 
     def after_backward(self, student: nn.Module, step: int) -> None:
         """Add this step's scores; every ``interval`` steps decide anew."""
