@@ -18,7 +18,7 @@ import secateurs as sc
 from secateurs.budgets import AccuracyBound, Metric
 from secateurs.data.accuracy import evaluate
 from secateurs.data.calls import CallInputs, as_inputs, joined, split
-from secateurs.data.images import Data
+from secateurs.data.images import BatchesOf, Data, InputsOf
 from secateurs.data.nests import count, form, mapped
 from secateurs.data.opening import from_batches
 from secateurs.data.samples import wrap_samples
@@ -235,3 +235,15 @@ def test_average_precision_of_boxes() -> None:
         none.update([wrong], [boxes(5.0)])
     with pytest.raises(DataError, match="have no 'scores'"):
         none.update([boxes(5.0)], [boxes(5.0)])
+
+
+def test_int8_files_are_calibrated_by_what_the_network_is_called_with() -> None:
+    from secateurs.export.quantised import samples
+
+    given = [{"mask": torch.ones(6, 2), "x": torch.arange(6.0)[:, None], "labels": torch.zeros(6)}]
+    example = {"x": torch.zeros(1, 1), "mask": torch.zeros(1, 2)}
+    task = sc.Task(lambda outputs, batch: outputs.mean(), lambda outputs, batch: 0.0).fed(example)
+    held = from_batches(given, given, task)
+    found = list(samples(InputsOf(BatchesOf(held.test, 4), held.task), 2))
+    assert [[array.shape for array in part] for part in found] == [[(2, 1), (2, 2)]] * 3
+    assert found[1][0].flatten().tolist() == [2.0, 3.0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -125,6 +125,19 @@ class BatchesOf:
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class InputsOf:
+    """What the network is called with, of batches that can be gone through any number of times: [inputs] each."""
+
+    batches: Iterable[Any]
+    task: Task
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            inputs = self.task.called_with(batch)
+            yield [inputs if isinstance(inputs, Tensor) else (inputs.args, dict(inputs.kwargs))]
 
 
 @dataclass(frozen=True, eq=False)
