@@ -136,7 +136,7 @@ def test_a_plan_that_was_changed_is_refused(name: str, made: sc.Plan, dense: nn.
 
 def test_what_follows_from_the_groups_cannot_be_changed() -> None:
     dense, example = Sized(), torch.randn(2, 5, 8)
-    graph = sc.trace(dense, example)
+    graph = sc.trace(dense, example, grid="columns")
     made = graph.plan({group.name: tuple(range(group.units // 2)) for group in graph.groups})
     assert sc.apply(dense, made, example) is not None
     raw = json.loads(made.to_json())

@@ -154,7 +154,7 @@ def _calibrated(
 ) -> tuple[nn.Module, Any, Quantising]:
     """The network that a plan is for, an example, and what files are quantised by on processors like this one."""
     from secateurs.export.quantised import Quantising
-    from secateurs.importance.scoring import calibration_batches
+    from secateurs.importance.scoring import calibration_inputs
     from secateurs.latency.targets._base import instructions, overflows
 
     source = open_source(data)
@@ -164,7 +164,7 @@ def _calibrated(
         source, loaded, classes="all", normalize=normalize, seed=given["seed"], progress=given["progress"]
     )
     saturates = overflows(platform.machine(), instructions())
-    return loaded.module, loaded.example(), Quantising(calibration_batches(images), saturates, in_float=plan.in_float)
+    return loaded.module, loaded.example(), Quantising(calibration_inputs(images), saturates, in_float=plan.in_float)
 
 
 def _load_checkpoint(small: nn.Module, path: Path) -> None:

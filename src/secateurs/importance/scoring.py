@@ -45,6 +45,14 @@ def calibration_batches(data: Data) -> Batches:
     return BatchesOf(images, max(1, min(SCORED_BATCH, SCORED_AT_ONCE // max(1, each))))
 
 
+def calibration_inputs(data: Data) -> Iterable[Any]:
+    """The same batches for what reads nothing but what the network is called with."""
+    from secateurs.data.images import InputsOf
+
+    batches = calibration_batches(data)
+    return batches if data.asked is None else InputsOf(batches, data.task)
+
+
 def default_criterion(data: Batches | None, graph: Graph, progress: Progress, *, order_only: bool = False) -> str:
     """What scores units best by our evidence: with calibration data a loss-aware criterion.
 

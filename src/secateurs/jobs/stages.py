@@ -9,7 +9,6 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,8 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from secateurs.data import Data
-from secateurs.data.images import InputsOf
-from secateurs.importance.scoring import calibration_batches
+from secateurs.importance.scoring import calibration_inputs
 from secateurs.jobs.comparison import RepairedAccuracies, on_test_images, told
 from secateurs.jobs.deployment import DenseFound, DeployFound, Deployment, ValidationFound
 from secateurs.jobs.plan_stage import PlanFound, PlanStage
@@ -183,9 +181,7 @@ class Job:
         target = open_target(aim.target if dense is None else used_target(aim.target, dense))
         dense_file, candidate = files.dense(target.artifact, aim.place), files.candidate(target.artifact)
         given = (self.example, settings.threads, settings.batch, settings.seed, self.progress)
-        batches: Iterable[Any] = calibration_batches(self.data)
-        calibration = batches if self.data.asked is None else InputsOf(batches, self.data.task)
-        return Bench(target, dense_file, candidate, *given, calibration=calibration)
+        return Bench(target, dense_file, candidate, *given, calibration=calibration_inputs(self.data))
 
     def _deployment(self, aim: Aim, dense: DenseFound | None = None) -> Deployment:
         bench = self._bench(aim, dense)

@@ -21,7 +21,7 @@ from secateurs.data.calls import Inputs, tensors_of
 from secateurs.data.tasks.task import classification
 from secateurs.errors import PlanError
 from secateurs.importance.output_change import Answers
-from secateurs.importance.scoring import calibration_batches
+from secateurs.importance.scoring import calibration_batches, calibration_inputs
 from secateurs.latency.targets.opening import in_float, open_target
 from secateurs.measure.mixed import FileAnswers, MixedFiles, drawn_mixes, mixed_ratios
 from secateurs.measure.profile import profile
@@ -241,7 +241,7 @@ def mixed_space(
     opened = open_target(target)
     check_mixes(opened)
     with progress.task("export for precisions"):
-        files = MixedFiles.of(graph, calibration, batch=batch, seven_bits=opened.saturates)
+        files = MixedFiles.of(graph, calibration_inputs(images), batch=batch, seven_bits=opened.saturates)
         layers = _choosable(graph, files)
     floats = profile(graph, in_float(target), threads=threads, batch=batch, store=store, seed=seed, progress=progress)
     mix = mix_of(graph.spec, layers, files, channels.costs, floats)
