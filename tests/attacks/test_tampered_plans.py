@@ -21,16 +21,16 @@ class Sized(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.width, self.heads = 16, 4
+        self.width, self.heads, self.size = 16, 4, 4
         self.first = nn.Linear(8, 16)
         self.qkv = nn.Linear(16, 48)
         self.last = nn.Linear(16, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x).view(-1, 5, self.width)
-        q, k, v = self.qkv(x).view(-1, 5, 3, 4, 4).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).view(-1, 5, 3, self.heads, self.size).permute(2, 0, 3, 1, 4)
         y = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.last(y.transpose(1, 2).reshape(-1, 5, 16) + x).mean(1)
+        return self.last(y.transpose(1, 2).flatten(2)).mean(1)
 
 
 @pytest.fixture(scope="module")
