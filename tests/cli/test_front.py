@@ -27,6 +27,14 @@ def call(*words: str | Path) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+def put(folder: Path, text: str) -> None:
+    """Another front.json, as that of a run which kept no digest of it: a changed one is made again."""
+    (folder / "front.json").write_text(text)
+    job = json.loads((folder / "job.json").read_text())
+    del job["digests"]["front.json"]
+    (folder / "job.json").write_text(json.dumps(job))
+
+
 @pytest.fixture(scope="module")
 def made(fake_target: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("front") / "run"
@@ -108,7 +116,7 @@ def test_a_pick_by_budget_is_measured_to_be_within_it(made: tuple[Path, Result])
 def test_a_picked_point_is_that_point_however_slow_it_turns_out(copied: Path) -> None:
     front = Front.load(copied / "front.json")
     wrong = tuple(p.model_copy(update={"costs": {"latency": p.costs["latency"] / 3}}) for p in front.points)
-    (copied / "front.json").write_text(front.model_copy(update={"points": wrong}).to_json())
+    put(copied, front.model_copy(update={"points": wrong}).to_json())
     result = call("front", "--resume", "-o", copied, "--pick", "knee")
     assert result.exit_code == 0, result.stderr
     picked, name = copied / "picked" / "knee", f"point {front.knee().number} of the front"
@@ -139,7 +147,7 @@ def test_a_pick_may_be_trained_longer_in_a_folder_of_its_own(copied: Path, monke
 def test_a_budget_below_the_front_is_refused_and_nothing_outside_it_is_made(copied: Path) -> None:
     front = Front.load(copied / "front.json")
     slowest = front.points[0]
-    (copied / "front.json").write_text(front.model_copy(update={"points": (slowest,)}).to_json())
+    put(copied, front.model_copy(update={"points": (slowest,)}).to_json())
     budget = f"latency={50 * slowest.costs['latency'] / front.dense_costs['latency']:.1f}%"
     result = call("front", "--resume", "-o", copied, "--pick", budget)
     assert result.exit_code == 3, result.stderr
@@ -150,7 +158,7 @@ def test_a_budget_below_the_front_is_refused_and_nothing_outside_it_is_made(copi
 def test_the_dense_point_cannot_be_picked(copied: Path) -> None:
     front = Front.load(copied / "front.json")
     dense = front.points[0].model_copy(update={"widths": front.group_sizes, "removed": ()})
-    (copied / "front.json").write_text(front.model_copy(update={"points": (dense, *front.points[1:])}).to_json())
+    put(copied, front.model_copy(update={"points": (dense, *front.points[1:])}).to_json())
     result = call("front", "--resume", "-o", copied, "--pick", f"point={dense.number}")
     assert result.exit_code == 1
     assert "nothing to cut" in result.stderr
@@ -177,7 +185,11 @@ def test_other_options_beside_resume_are_refused_and_the_right_verb_is_named(cop
 
 def test_damaged_evaluations_are_told_as_such(copied: Path) -> None:
     rows, front = copied / "evaluations.sqlite3", copied / "front.json"
-    front.write_text(front.read_text()[:-50])
+    before, damaged = Front.load(front), front.read_text()[:-50]
+    front.write_text(damaged)
+    assert call("front", "--resume", "-o", copied).exit_code == 0
+    assert Front.load(front).points == before.points  # made again from its rows
+    put(copied, damaged)
     result = call("front", "--resume", "-o", copied)
     assert result.exit_code == 1
     assert "Delete this file and continue with" in result.stderr

@@ -20,13 +20,13 @@ from secateurs.report import console as report_console
 from secateurs.report.record import Record
 from secateurs.report.terminal import styled, terminal
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 ODD = ("[red]", "[/b]", "[executorch]", ":smile:", "[/]", "[link=x]")
 FOLDER = Path("a[red]b") / "c[" / "b] [executorch] :smile:"
 NETWORK = """
 import torch
 from torch import nn
-
-pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 class Net(nn.Module):
