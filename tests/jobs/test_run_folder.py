@@ -304,14 +304,31 @@ def test_files_are_known_by_their_digests(tmp_path: Path) -> None:
         assert not again.sound(again.files.dense("onnx"))
         with pytest.raises(DataError, match=r"dense\.onnx is missing, or is not the file"):
             again.require_sound(again.files.dense("onnx"))
+
+
+def test_what_an_older_version_wrote_is_the_run_s_own_however_often_it_is_resumed(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", JOB)
+    run.files.carrier.write_bytes(b"trained before the cut")
+    (run.path / "notes.md").touch()
     held = json.loads(run.files.job.read_text())
-    del held["digests"]  # as an older version left it
+    del held["digests"]  # which that version kept none of
     run.files.job.write_text(json.dumps(held))
-    older = RunFolder.resume(run.path)
-    assert older.sound(older.files.dense("onnx"))
-    assert not older.made(older.files.carrier)
-    older.files.carrier.touch()
-    assert older.made(older.files.carrier)
+    with RunFolder.resume(run.path) as older:
+        assert older.made(older.files.carrier)
+        older.write(older.files.repaired, b"cut and repaired")
+    later = RunFolder.resume(run.path)
+    assert later.made(later.files.carrier)
+    assert set(json.loads(run.files.job.read_text())["digests"]) == {"carrier.safetensors", "repaired.safetensors"}
+    later.files.carrier.write_bytes(b"of somebody else")
+    assert not later.sound(later.files.carrier)
+
+
+def test_what_somebody_puts_into_a_new_run_is_not_its_own(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "run", JOB)
+    run = RunFolder.resume(tmp_path / "run")
+    run.files.carrier.touch()
+    assert not run.made(run.files.carrier)
+    assert not RunFolder.resume(tmp_path / "run").made(run.files.carrier)
 
 
 @pytest.mark.parametrize(
@@ -396,6 +413,7 @@ def _text(node: ast.AST) -> str:
 STATED_ELSEWHERE = {
     ("search/hamp/picked.py", "front.json"): "strategy front reads it in the folder that is its own",
     ("latency/store.py", ".lock"): "ending of a file beside the store of measurements",
+    ("elements/native.py", ".lock"): "a file in the folder of compiled kernels",
 }
 
 

@@ -87,7 +87,7 @@ class RunFolder:
         self.path, self.files = path, RunFiles(path)
         self.job = dict(job)
         self._seals = Seals(path, self.job.pop(_DIGESTS, {}))
-        self.made_here = self._corrected = False
+        self.made_here = self._changed = False
         self.seconds: dict[str, float] = {}
         """By what they were spent on, over all sittings."""
         self._lock: IO[bytes] | None = None
@@ -130,6 +130,9 @@ class RunFolder:
         held = _read_job(folder)
         run = cls(folder, held)
         run._done = run._read_events()
+        if _DIGESTS not in held:  # of an older version, which kept none: what is there now is what it wrote
+            run._seals.add({one: digest_of(one) for one in sorted(folder.iterdir()) if run._is_result(one)})
+            run._changed = True
         for name, wanted in ({} if job is None else json.loads(json.dumps(dict(job)))).items():
             had = held.get(name, (assumed or {}).get(name))
             if name in run.correctable and had != wanted:
@@ -146,7 +149,7 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         self._lock = self._take_lock()
-        if self._corrected:
+        if self._changed:
             self._write_job()
         for entry in self.path.iterdir():  # what a killed sitting was writing
             if self.files.is_draft(entry):
@@ -217,7 +220,7 @@ class RunFolder:
         return unused(self.job, self._done, trained=self.files.checkpoints.exists())
 
     def _correct(self, name: str, wanted: Any) -> None:
-        self.job[name], self._corrected = wanted, True
+        self.job[name], self._changed = wanted, True
         self.forget("mode")
 
     def _unwritable(self, error: OSError) -> DataError:
@@ -306,18 +309,21 @@ class RunFolder:
             self._write_job()
 
     def _write_job(self) -> None:
-        known = {_DIGESTS: self._seals.digests} if self._seals.digests else {}
-        write_atomic(self.files.job, (json.dumps({"schema": SCHEMA, **self.job, **known}, indent=1) + "\n").encode())
+        held = {"schema": SCHEMA, **self.job, _DIGESTS: self._seals.digests}
+        write_atomic(self.files.job, (json.dumps(held, indent=1) + "\n").encode())
+
+    def _is_result(self, path: Path) -> bool:
+        """Whether it is a file that a stage left."""
+        told = (self.files.job, self.files.events, self.files.lock)
+        return path not in told and path.is_file() and self.files.owns(path) and not self.files.is_draft(path)
 
     def sound(self, path: Path) -> bool:
-        """Whether a file is there and as the run wrote it; one of an older version, which kept no digests, is if it is
-        there."""
+        """Whether a file is there and as the run wrote it."""
         return self._seals.sound(path)
 
     def made(self, path: Path) -> bool:
-        """Whether the run made such a file; of a run of an older version, which kept no digests, whether it is there.
-        What somebody put there is not taken for the run's."""
-        return self._seals.knows(path) if self._seals.digests else path.is_file()
+        """Whether the run made such a file; what somebody put there is not taken for the run's."""
+        return self._seals.knows(path)
 
     def require_sound(self, *paths: Path) -> None:
         """Nothing, if these files are as the run wrote them.
