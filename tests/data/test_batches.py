@@ -293,6 +293,9 @@ def test_an_item_that_raises_is_named(loaded: Loaded) -> None:
                 raise OSError("disk gone")
             return super().__getitem__(index)
 
+    with pytest.raises(DataError, match="Item 6 of the training data raised OSError: disk gone"):
+        from_loaders(Raises(20), Floats(20), loaded)  # its own list of labels is not its items', so they are read
+    Raises.targets = [int(Floats(20)[index][1]) for index in range(20)]
     data = from_loaders(Raises(20), Floats(20), loaded)
     with pytest.raises(DataError, match="Item 6 of the training data raised OSError: disk gone"):
         data.train.source.fetch(np.array([5, 6]))

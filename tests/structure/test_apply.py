@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,15 +180,24 @@ def test_damaged_plans_are_refused(model: nn.Module) -> None:
     plan = plan_of(trace(model, image()))
     kept = plan.slices["stem.0.weight"][0]
     swapped = {**plan.slices, "stem.0.weight": {0: (kept[1], kept[0], *kept[2:])}}
-    with pytest.raises(StructureError, match=r"stem\.0\.weight along dimension 0 does not ascend between"):
+    with pytest.raises(PlanError, match=r"group stem\.0:out keeps other units than slices does of stem\.0\.weight"):
         apply(model, plan.model_copy(update={"slices": swapped}), image())
+    unsorted = next(name for name, axes in plan.slices.items() if name.endswith(".weight") and len(axes.get(1, ())) > 1)
+    backwards = {**plan.slices, unsorted: {**plan.slices[unsorted], 1: plan.slices[unsorted][1][::-1]}}
+    with pytest.raises(PlanError, match="along dimension 1 does not ascend between"):
+        apply(model, plan.model_copy(update={"slices": backwards}), image())
     others = tuple(i for i in range(16) if i not in kept) + kept
-    moved = {**plan.slices, "stem.0.weight": {0: tuple(sorted(others[: len(kept)]))}}
+    others = tuple(sorted(others[: len(kept)]))
+    moved: dict[str, Any] = {"slices": {**plan.slices, "stem.0.weight": {0: others}}}
+    with pytest.raises(PlanError, match=r"group stem\.0:out keeps other units than slices does of stem\.0\.weight"):
+        apply(model, plan.model_copy(update=moved), image())
+    moved["groups"] = {**plan.groups, "stem.0:out": others}
     with pytest.raises(StructureError, match=r"computes something else.*stem"):
-        apply(model, plan.model_copy(update={"slices": moved}), image())
-    shorter = {**plan.slices, "stem.0.weight": {0: kept[1:]}}
+        apply(model, plan.model_copy(update=moved), image())
+    shorter: dict[str, Any] = {"slices": {**plan.slices, "stem.0.weight": {0: kept[1:]}}}
+    shorter["groups"] = {**plan.groups, "stem.0:out": kept[1:]}
     with pytest.raises(StructureError, match="does not run"):
-        apply(model, plan.model_copy(update={"slices": shorter}), image())
+        apply(model, plan.model_copy(update=shorter), image())
 
 
 def test_check_returns_the_error_and_needs_no_example(model: nn.Module) -> None:

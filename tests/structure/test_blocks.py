@@ -15,6 +15,7 @@ from traits import load_all
 from secateurs.errors import PlanError
 from secateurs.plan import Plan
 from secateurs.structure import apply, check_plan, trace
+from secateurs.structure.groups import digest
 from secateurs.testing.structure import judge, random_cut, redrawn
 
 
@@ -127,7 +128,7 @@ def _renamed(plan: Plan) -> Plan:
     return plan.model_copy(
         update={
             "slices": {rename(name): axes for name, axes in plan.slices.items()},
-            "fingerprint": plan.fingerprint.model_copy(update={"shapes": shapes}),
+            "fingerprint": plan.fingerprint.model_copy(update={"shapes": shapes, "digest": digest(shapes)}),
         }
     )
 

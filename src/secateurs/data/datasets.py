@@ -139,17 +139,26 @@ def _labels_of(dataset: Any, name: str) -> np.ndarray:
         targets = dataset.tensors[1]
     if targets is None or len(targets) != len(dataset) or not _are_those(targets, dataset, name):
         targets = []
-        for row, item in enumerate(guarded((dataset[row] for row in range(len(dataset))), name)):
+        for row in range(len(dataset)):
+            item = _item(dataset, row, name)
             if not isinstance(item, (list, tuple)) or len(item) < 2:
                 raise DataError(f"Item {row} of the {name} data is no (input, label) pair. Return pairs.")
             targets.append(item[1])
     return _whole(targets, f"The {name} data")
 
 
+def _item(dataset: Any, row: int, name: str) -> Any:
+    """One item of a data set; what the user's code raises is told as such."""
+    try:
+        return dataset[row]
+    except (Exception, SystemExit) as error:
+        raise DataError(f"Item {row} of the {name} data raised {why(error)}. Make the data set run alone.") from error
+
+
 def _are_those(targets: Any, dataset: Any, name: str) -> bool:
     """Whether a data set's own list has the labels that some of its items have: transforms may change them."""
     for row in np.unique(np.linspace(0, len(dataset) - 1, _COMPARED).astype(int)).tolist():
-        [item] = guarded((dataset[one] for one in (row,)), name)
+        item = _item(dataset, row, name)
         try:
             if int(item[1]) != int(targets[row]):
                 return False

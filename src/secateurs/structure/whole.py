@@ -96,7 +96,7 @@ def _of_groups(plan: Plan, modules: dict[str, nn.Module]) -> Iterator[str]:
         rows, cut = shapes.get(weight, (size,))[0], plan.slices.get(weight, {}).get(0)
         if size > rows:
             yield f"group_sizes[{name!r}] is {size}, but {weight} has {rows} rows"
-        elif size == rows and kept and cut is not None and tuple(cut) != tuple(kept):
+        elif size == rows and kept and cut and tuple(cut) != tuple(kept):  # () is of a block that is removed
             yield f"group {name} keeps other units than slices does of {weight}"
     if len(set(plan.blocks_removed)) != len(plan.blocks_removed):
         yield "a block is removed twice"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import unittest.mock
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -217,6 +218,7 @@ def blind() -> Iterator[None]:
     with (
         unittest.mock.patch("secateurs.structure.slicing.require_sound", return_value=None),
         unittest.mock.patch("secateurs.structure.verify.require_sound", return_value=None),
+        unittest.mock.patch.object(importlib.import_module("secateurs.structure.apply"), "require_whole"),
     ):
         yield
 
