@@ -152,7 +152,7 @@ def _item(dataset: Any, row: int, name: str) -> Any:
     try:
         return dataset[row]
     except (Exception, SystemExit) as error:
-        raise DataError(f"Item {row} of the {name} data raised {why(error)}. Make the data set run alone.") from error
+        raise DataError(f"Item {row} of the {name} data raised {why(error)}. Repair the data set.") from error
 
 
 def _are_those(targets: Any, dataset: Any, name: str) -> bool:
