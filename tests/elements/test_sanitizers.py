@@ -57,6 +57,7 @@ def build(sanitizers: str, *, vectors: bool) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers_are_clean(sanitizers: str) -> None:
     program = build(sanitizers, vectors=sanitizers != "thread")

@@ -157,8 +157,8 @@ def test_what_dense_does_not_keep_is_refused_before_anything_is_measured(
     run_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for step in ("profile", "trace"):
-        monkeypatch.setattr(f"secateurs.jobs.plan_stage.{step}", None)
+    monkeypatch.setattr("secateurs.measure.targeted.profile", None)
+    monkeypatch.setattr("secateurs.jobs.plan_stage.trace", None)
     untrained, asked = training_job.network(), {"max_loss": None, "allow_chance": True, **bound}
     with pytest.raises(sc.PlanError, match=told):
         run(untrained, DATA, replace(settings, **asked), Place(run_folder))  # type: ignore[arg-type]
