@@ -95,7 +95,9 @@ def test_large_ones_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_format_is_told_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"writes 'tflite' files. Known are onnx, onnx:int8, .*pt2, pte, pte:int8, xml"):
+    with pytest.raises(
+        ExportError, match=r"writes 'tflite' files. Known are onnx, onnx:int8, .*pt2, pte, pte:int8, xml"
+    ):
         export_artifact("tflite", NETWORK, EXAMPLE, tmp_path / "m")
     with pytest.raises(ExportError, match=r"writes 'xml' files. Known are onnx, onnx:int8, .*pt2, pte"):
         variants("xml", sc.trace(NETWORK, EXAMPLE))

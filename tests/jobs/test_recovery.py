@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import training_job
 from torch import nn
 
-from secateurs.data import Images
+from secateurs.data import Images, Scored
 from secateurs.errors import PlanError
 from secateurs.jobs import recovery
 from secateurs.jobs.comparison import standard_error
@@ -96,12 +97,13 @@ def test_the_dense_network_itself_stays_untouched(fake_target: str, tmp_path: Pa
 def test_the_repaired_network_is_kept_where_training_made_it_worse(
     fake_target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = recovery.accuracy
+    real = recovery.evaluate
 
-    def favours_untrained(module: nn.Module, images: Images, **more: object) -> float:
-        return 1.0 if images.name == "validation" else real(module, images, **more)  # type: ignore[arg-type]
+    def favours_untrained(module: nn.Module, images: Images, *more: Any, **others: Any) -> Scored:
+        found = real(module, images, *more, **others)
+        return replace(found, value=1.0) if images.name == "validation" else found
 
-    monkeypatch.setattr(recovery, "accuracy", favours_untrained)
+    monkeypatch.setattr(recovery, "evaluate", favours_untrained)
     chosen = replace(settings(fake_target), lr=1e-9, epochs=1)
     done = run(training_job.network(), training_job.images(), chosen, Place(tmp_path / "run", store=tmp_path / "store"))
     assert any("that one was kept" in note for note in done.record.notes)
