@@ -28,6 +28,7 @@ from secateurs.export.xnnpack_graph import (
     becomes_clamp,
     drop_unused,
     integers,
+    pass_scales_on,
     read_graph,
     replace_value,
     same_layout,
@@ -224,6 +225,7 @@ class ExecutorchVariants:
                 replace_value(graph, value, renamed)
         for graph in parts.graphs:
             drop_unused(graph)
+            pass_scales_on(graph)
 
     def _writer(self, parts: _Parts, name: str) -> tuple[int, Json]:
         """Index of the XNNPACK graph, and the operator in it, that computes the traced node ``name``."""

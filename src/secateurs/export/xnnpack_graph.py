@@ -124,6 +124,24 @@ def drop_unused(graph: Json) -> None:
     graph["xvalues"] = [value for value in graph["xvalues"] if tensor_of(value)["id_out"] in needed]
 
 
+_ONE_SCALE = frozenset({
+    "XNNStaticTranspose", "XNNMaxPooling2d", "XNNStaticReshape", "XNNStaticSlice", "XNNStaticConstantPad", "XNNClamp",
+    "XNNStaticResizeBilinear2D", "XNNCopy",
+})  # fmt: skip
+"""Operators of which XNNPACK wants outputs in the scale of their inputs."""
+
+
+def pass_scales_on(graph: Json) -> None:
+    """Give what operators that only move numbers write the scale of what they read, which may be another value now."""
+    unions = {tensor_of(one)["id_out"]: one["xvalue_union"] for one in graph["xvalues"]}
+    for entry in graph["xnodes"]:
+        node = entry["xnode_union"]
+        if entry["xnode_union_type"] in _ONE_SCALE:
+            source, made = unions[node["input_id"]], unions[node["output_id"]]
+            if "quant_params" in source and "quant_params" in made:
+                made["quant_params"] = dict(source["quant_params"])
+
+
 def integers(tree: Any) -> Iterator[tuple[Any, Any]]:
     """Places of the integers in nested JSON."""
     entries: Iterable[tuple[Any, Any]] = tree.items() if isinstance(tree, dict) else enumerate(tree)
