@@ -27,14 +27,18 @@ from secateurs.search.lap.settings import Agent
 from secateurs.search.problem import Strategy
 from secateurs.testing.latency import FakeTarget
 
-OTHERWISE = {("plan", "strategy"): "none is uniform where --ratio is given, else that of the settings"}
+OTHERWISE = {
+    ("plan", "strategy"): "none is uniform where --ratio is given, else that of the settings",
+    ("plan", "target"): "a list, in which none is that of the settings",
+    ("prune", "target"): "a list, in which none is that of the settings",
+}
 
 
 @pytest.mark.parametrize("module", [apply, compare, doctor, elements, export, plan, profile, prune, entry])
 def test_every_default_is_that_of_the_settings(module: ModuleType) -> None:
     verb = module.prune if module is entry else module.verb
     wanted, asked = defaults(Settings), inspect.signature(verb).parameters
-    short = module.__name__.rpartition(".")[2]
+    short = module.__name__.rpartition(".")[2] if module is not entry else "entry"
     shared = [name for name in wanted if name in asked and (short, name) not in OTHERWISE]
     assert shared
     for name in shared:
