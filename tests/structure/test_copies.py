@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -147,6 +149,109 @@ def test_hooks_of_a_copy_reach_into_the_copy() -> None:
         model.gain.zero_()
     assert torch.equal(small(EXAMPLE), before)
     assert model.kept == {}
+
+
+class Calls(nn.Module):
+    """Its forward calls what it was given, which reaches its layer by another way than the attribute."""
+
+    def __init__(self, give: Callable[[nn.Module], object]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.given = give(self.a)
+
+    def forward(self, x):
+        return self.b(self.call(x, self.given))
+
+    def call(self, x, given):
+        if isinstance(given, dict):
+            given = given["one"]
+        return given[0](x) if isinstance(given, (list, tuple)) else given(x)
+
+
+class Helper:
+    """A plain object of the network's own that keeps a function."""
+
+    def __init__(self, function) -> None:
+        self.function = function
+
+    def __call__(self, x):
+        return self.function(x)
+
+
+def scaled(x, scale, layer):
+    return layer(x) * scale
+
+
+def keyword(layer):
+    def call(x, *, layer=layer):
+        return layer(x)
+
+    return call
+
+
+def wrapped(layer):
+    @functools.wraps(layer.forward)
+    def call(*given):
+        return call.__wrapped__(*given)
+
+    return call
+
+
+WAYS: dict[str, Callable[[nn.Module], object]] = {
+    "encloses": lambda layer: lambda x: layer(x),
+    "encloses a list": lambda layer: (lambda layers: lambda x: layers[0](x))([layer]),
+    "encloses a function": lambda layer: (lambda inner: lambda x: inner(x))(lambda x: layer(x)),
+    "encloses a method": lambda layer: (lambda inner: lambda x: inner(x))(layer.forward),
+    "encloses a helper": lambda layer: (lambda inner: lambda x: inner(x))(Helper(layer)),
+    "a default": lambda layer: lambda x, layer=layer: layer(x),
+    "a keyword's default": keyword,
+    "wraps": wrapped,
+    "a partial": lambda layer: functools.partial(scaled, scale=2, layer=layer),
+    "a partial of one that encloses": lambda layer: functools.partial(lambda s, x: layer(x) * s, 2),
+    "in a list": lambda layer: [lambda x: layer(x)],
+    "in a tuple": lambda layer: (lambda x: layer(x),),
+    "in a list in a dictionary": lambda layer: {"one": [lambda x: layer(x)]},
+    "in a helper": lambda layer: Helper(lambda x: layer(x)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_copy_reaches_nothing_of_the_original(way: str) -> None:
+    model = Calls(WAYS[way]).eval()
+    wanted = model(EXAMPLE)
+    copied = deep_copy(model, {})
+    assert torch.equal(copied(EXAMPLE), wanted)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    assert torch.equal(copied(EXAMPLE), wanted)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_functions_reach_is_cut(way: str) -> None:
+    model = Calls(WAYS[way]).eval()
+    graph = sc.trace(model, EXAMPLE)
+    plan = graph.plan(random_cut(graph, 0.5, 0))
+    small = sc.apply(model, plan, EXAMPLE)
+    assert small.a.weight.shape == (4, 3, 1, 1)
+    before = small(EXAMPLE)
+    with torch.no_grad():
+        model.a.weight.zero_()
+    assert torch.equal(small(EXAMPLE), before)
+
+
+def test_what_is_not_the_networks_is_shared() -> None:
+    """A hook's counter and log are the user's: a copy counts in the same place."""
+    seen, log = [], threading.Lock()
+    model = net(Inner)
+
+    def count(module, given, found, model=model):
+        with log:
+            seen.append(found.shape)
+
+    model[0].register_forward_hook(count)
+    deep_copy(model, {})(EXAMPLE)
+    assert len(seen) == 1
 
 
 class MadeLate(nn.Module):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import copy
-import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 from torch import nn
 
 from secateurs.errors import StructureError, why
+from secateurs.structure.functions import FunctionsOf
 from secateurs.structure.places import place_of
 from secateurs.structure.reach import held_tensors, is_library
 
@@ -44,89 +42,28 @@ def deep_copy(model: nn.Module, replaced: dict[int, object]) -> nn.Module:
 def _copied(model: nn.Module, replaced: dict[int, object]) -> nn.Module:
     """A deep copy; the first error of a module's own way to copy, where Python's fails as well."""
     failure: Exception | None = None
+    functions = FunctionsOf(model)
     try:
-        memo = dict(replaced)
+        memo = {**replaced, **functions.fresh()}
         small = copy.deepcopy(model, memo)
         if not _copies_itself(model) or _holds_its_own(small, model, replaced):
-            return _with_its_own_functions(small, memo)
+            functions.fill(memo)
+            return small
     except Exception as error:
         failure = error
         if not _copies_itself(model):
             raise
-    memo = dict(replaced)
+    memo = {**replaced, **functions.fresh()}
     fresh = [(module, type(module).__new__(type(module))) for module in _copies_itself(model)]
     memo.update({id(module): new for module, new in fresh})
     try:
         for module, new in fresh:
             new.__dict__.update(copy.deepcopy(vars(module), memo))
-        return _with_its_own_functions(copy.deepcopy(model, memo), memo)
+        small = copy.deepcopy(model, memo)
+        functions.fill(memo)
+        return small
     except Exception as error:
         raise failure or error from None
-
-
-def _with_its_own_functions(small: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A copy whose hooks and functions reach into the copy: Python leaves functions and what they enclose as they are.
-
-    Args:
-        small: the copy.
-        memo: what stands for what, by identity.
-    """
-    for module in small.modules():
-        for container in (vars(module), *(value for value in vars(module).values() if type(value) in _HOLD_FUNCTIONS)):
-            for key, value in list(container.items()):
-                if isinstance(value, types.FunctionType):
-                    container[key] = _reaching(value, memo)
-    return small
-
-
-_HOLD_FUNCTIONS = (dict, collections.OrderedDict)
-
-
-def _reaching(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
-    """The function with copies in place of what it encloses of the original, or itself where that is nothing.
-
-    Functions that enclose each other, or themselves, and cells that several share stay so; ``memo`` gains them.
-    """
-    if id(function) in memo:
-        return memo[id(function)]  # type: ignore[no-any-return]
-    if not _encloses(function, memo, set()):
-        return function
-    held = function.__closure__ or ()
-    cells = [memo.setdefault(id(cell), types.CellType()) for cell in held]
-    code, name = function.__code__, function.__name__
-    fresh = types.FunctionType(code, function.__globals__, name, function.__defaults__, tuple(cells))
-    fresh.__kwdefaults__ = function.__kwdefaults__
-    fresh.__dict__.update(function.__dict__)
-    memo[id(function)] = fresh
-    for cell, old in zip(cells, held, strict=True):
-        with contextlib.suppress(ValueError):  # not set yet
-            cell.cell_contents = _stands_for(old.cell_contents, memo)
-    return fresh
-
-
-def _stands_for(value: Any, memo: dict[int, Any]) -> Any:
-    """What a copied function encloses in place of this."""
-    if isinstance(value, types.FunctionType):
-        return _reaching(value, memo)
-    if isinstance(value, types.MethodType) and id(value.__self__) in memo:
-        return types.MethodType(value.__func__, memo[id(value.__self__)])
-    return memo.get(id(value), value)
-
-
-def _encloses(function: types.FunctionType, memo: Mapping[int, Any], seen: set[int]) -> bool:
-    """Whether a function encloses something of which there is a copy, itself or through functions that it encloses."""
-    if id(function) in seen:
-        return False
-    seen.add(id(function))
-    for cell in function.__closure__ or ():
-        try:
-            value = cell.cell_contents
-        except ValueError:  # not set yet
-            continue
-        value = value.__self__ if isinstance(value, types.MethodType) else value
-        if id(value) in memo or (isinstance(value, types.FunctionType) and _encloses(value, memo, seen)):
-            return True
-    return False
 
 
 def _copies_itself(model: nn.Module) -> list[nn.Module]:
