@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from secateurs import models
 from secateurs.data import Augmentation, Data, Images, accuracy, evaluate, from_loaders, open_data
 from secateurs.data.datasets import TensorSource
+from secateurs.data.samples import wrap_samples
 from secateurs.errors import DataError
 from secateurs.models import Loaded, Preprocessing
 
@@ -299,6 +301,26 @@ def test_an_item_that_raises_is_named(loaded: Loaded) -> None:
     data = from_loaders(Raises(20), Floats(20), loaded)
     with pytest.raises(DataError, match="Item 6 of the training data raised OSError: disk gone"):
         data.train.source.fetch(np.array([5, 6]))
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["labelled images", "samples of a task"])
+def test_what_exits_is_named(loaded: Loaded, labelled: bool) -> None:
+    """``sys.exit`` in an item or in what puts items together is an error like others: it must not end the program."""
+
+    class Exits(Floats):
+        targets = tuple(int(Floats(20)[index][1]) for index in range(20))
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return sys.exit(0) if index == 6 else super().__getitem__(index)
+
+    source = (
+        from_loaders(Exits(20), Floats(20), loaded).train.source if labelled else wrap_samples(Exits(20), "training")
+    )
+    with pytest.raises(DataError, match="Item 6 of the training data raised SystemExit: 0"):
+        source.fetch(np.array([5, 6]))
+    together = wrap_samples(DataLoader(Floats(20), collate_fn=lambda items: sys.exit(0)), "training")
+    with pytest.raises(DataError, match=r"Items 0 to 1 of the training data cannot be put together .SystemExit: 0"):
+        together.fetch(np.array([0, 1]))
 
 
 def test_tensor_source() -> None:

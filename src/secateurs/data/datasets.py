@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,16 +37,7 @@ class DatasetSource:
         Raises:
             DataError: the data set raised, or its items differ in kind or shape.
         """
-        items = []
-        for row in rows:
-            try:
-                items.append(self._input(self.dataset[int(row)][0]))
-            except DataError:
-                raise
-            except (Exception, SystemExit) as error:
-                raise DataError(
-                    f"Item {int(row)} of the {self.name} data raised {why(error)}. Repair the data set."
-                ) from error
+        items = [item_of(self.dataset, int(row), self.name, self._input_of) for row in rows]
         try:
             return torch.stack(items)
         except RuntimeError as error:
@@ -55,7 +46,8 @@ class DatasetSource:
                 f"The {self.name} data gives inputs of different shapes ({', '.join(forms[:4])}). Resize them to one."
             ) from error
 
-    def _input(self, value: Any) -> Tensor:
+    def _input_of(self, item: Any) -> Tensor:
+        value = item[0]
         if isinstance(value, Image.Image):
             return torch.from_numpy(self.sizing.shape(value).copy())
         tensor = torch.as_tensor(value)
@@ -140,17 +132,19 @@ def _labels_of(dataset: Any, name: str) -> np.ndarray:
     if targets is None or len(targets) != len(dataset) or not _are_those(targets, dataset, name):
         targets = []
         for row in range(len(dataset)):
-            item = _item(dataset, row, name)
+            item = item_of(dataset, row, name)
             if not isinstance(item, (list, tuple)) or len(item) < 2:
                 raise DataError(f"Item {row} of the {name} data is no (input, label) pair. Return pairs.")
             targets.append(item[1])
     return _whole(targets, f"The {name} data")
 
 
-def _item(dataset: Any, row: int, name: str) -> Any:
-    """One item of a data set; what the user's code raises is told as such."""
+def item_of(dataset: Any, row: int, name: str, taken: Callable[[Any], Any] = lambda item: item) -> Any:
+    """What is ``taken`` of an item of a data set; what the user's code raises is told as such."""
     try:
-        return dataset[row]
+        return taken(dataset[row])
+    except DataError:
+        raise
     except (Exception, SystemExit) as error:
         raise DataError(f"Item {row} of the {name} data raised {why(error)}. Repair the data set.") from error
 
@@ -158,7 +152,7 @@ def _item(dataset: Any, row: int, name: str) -> Any:
 def _are_those(targets: Any, dataset: Any, name: str) -> bool:
     """Whether a data set's own list has the labels that some of its items have: transforms may change them."""
     for row in np.unique(np.linspace(0, len(dataset) - 1, _COMPARED).astype(int)).tolist():
-        item = _item(dataset, row, name)
+        item = item_of(dataset, row, name)
         try:
             if int(item[1]) != int(targets[row]):
                 return False

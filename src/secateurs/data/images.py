@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from secateurs.data.augmentation import UNCHANGED, Augmentation
+from secateurs.data.order import positions_of_batches
 from secateurs.data.tasks.task import Task, classification
 from secateurs.models.preprocessing import Preprocessing
 from secateurs.progress import Progress, silent
@@ -94,11 +95,7 @@ class Images:
 
         Order and augmentation come from ``generator`` alone: equal generators give equal batches.
         """
-        order = torch.randperm(len(self), generator=generator).numpy() if shuffle else np.arange(len(self))
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            if drop_last and len(chosen) < size and start > 0:
-                return
+        for chosen in positions_of_batches(len(self), size, shuffle=shuffle, generator=generator, drop_last=drop_last):
             yield self.batch(chosen, augment=augment, generator=generator)
 
     def batch(self, positions: np.ndarray, *, augment: bool = False, generator: torch.Generator | None = None) -> Batch:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from secateurs.data.datasets import guarded
+from secateurs.data.datasets import guarded, item_of
 from secateurs.data.nests import count, described, form, parts, rebuilt, tensored
+from secateurs.data.order import positions_of_batches
 from secateurs.errors import DataError, why
 from secateurs.progress import Progress, silent
 
@@ -67,11 +68,7 @@ class Samples:
         drop_last: bool = False,
     ) -> Iterator[Any]:
         """Batches of ``size`` samples; order from ``generator`` alone."""
-        order = torch.randperm(len(self), generator=generator).numpy() if shuffle else np.arange(len(self))
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            if drop_last and len(chosen) < size and start > 0:
-                return
+        for chosen in positions_of_batches(len(self), size, shuffle=shuffle, generator=generator, drop_last=drop_last):
             yield self.batch(chosen, augment=augment, generator=generator)
 
     def batch(self, positions: np.ndarray, *, augment: bool = False, generator: torch.Generator | None = None) -> Any:
@@ -94,17 +91,10 @@ class ItemSource:
         Raises:
             DataError: the data set raised, or its items cannot be put together.
         """
-        items = []
-        for row in rows:
-            try:
-                items.append(self.dataset[int(row)])
-            except Exception as error:
-                raise DataError(
-                    f"Item {int(row)} of the {self.name} data raised {why(error)}. Repair the data set."
-                ) from error
+        items = [item_of(self.dataset, int(row), self.name) for row in rows]
         try:
             return tensored(self.collate(items))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"Items {int(rows[0])} to {int(rows[-1])} of the {self.name} data cannot be put together "
                 f"({why(error)}). Give a DataLoader with the collate_fn that suits them."

@@ -72,7 +72,7 @@ def _answered(task: Task, module: nn.Module, batch: Any, name: str) -> Any:
         return called(module, inputs)
     except SecateursError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(
             f"The network does not take a batch of the {name} data: {why(error)}. The batch is {described(batch)}. "
             f"Give Task(inputs=...), which says what the network is called with, or batches that it was trained with."

@@ -128,7 +128,7 @@ class Task:
             return by_example(batch, self._example)
         try:
             return as_inputs(self.inputs(batch))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"inputs= raised {why(error)} for a batch of {described(batch)}. It must give what the network is "
                 f"called with."
@@ -154,7 +154,7 @@ class Task:
             found = loss(outputs, batch)
         except (SecateursError, MemoryError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if isinstance(loss, CrossEntropy):
                 raise
             raise DataError(
@@ -225,7 +225,7 @@ class Task:
         """
         try:
             chosen = outputs if self.outputs is None else self.outputs(outputs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"outputs= raised {why(error)} for outputs of {described(outputs)}. It must give those that count."
             ) from error
