@@ -31,6 +31,7 @@ from secateurs.export.quantised import (
     require_finite_input,
     require_varying,
     samples,
+    unrunnable,
 )
 from secateurs.files import write_atomic
 from secateurs.structure.operators import CONVOLUTIONS, is_a
@@ -177,9 +178,7 @@ def calibrate(prepared: Observed, program: torch.export.ExportedProgram, given: 
         except ExportError:
             raise
         except Exception as error:
-            raise ExportError(
-                f"The calibration samples cannot be run ({why(error)}). They must be what the network is called with."
-            ) from error
+            raise unrunnable(error) from error
         count += len(arrays[0])
     require_enough(count)
     for name, (low, high) in watching.spans.items():

@@ -165,9 +165,7 @@ def ranges_of(model: onnx.ModelProto, given: Iterable[list[np.ndarray]], least: 
         except ExportError:
             raise
         except Exception as error:
-            raise ExportError(
-                f"The calibration samples cannot be run ({why(error)}). They must be what the network is called with."
-            ) from error
+            raise unrunnable(error) from error
         require_enough(reader.count, least)
         found = calibrator.compute_data()
     ranges = {name: tuple(float(np.asarray(end).min()) for end in data.range_value) for name, data in found.items()}
@@ -199,6 +197,13 @@ def _check_known(layers: OnnxLayers, names: Collection[str]) -> None:
             f"Layer {name!r} is to stay in float, but no convolution or matrix product of the exported file is called "
             f"so: they are {known}. Correct the plan's precision."
         )
+
+
+def unrunnable(error: Exception) -> ExportError:
+    """What to tell of calibration samples that a network does not take."""
+    return ExportError(
+        f"The calibration samples cannot be run ({why(error)}). They must be what the network is called with."
+    )
 
 
 def require_enough(count: int, least: int = LEAST) -> None:

@@ -80,10 +80,6 @@ def becomes_clamp(graph: Json, entry: Json, value: int) -> bool:
     if "output_min_max" not in entry or "output_min_max" in writer:
         return False
     node = {"input_id": value, "output_id": entry["xnode_union"]["output_id"], "flags": 0}
-    unions = {tensor_of(one)["id_out"]: one["xvalue_union"] for one in graph["xvalues"]}
-    source, made = unions[value], unions[node["output_id"]]
-    if "quant_params" in source and "quant_params" in made:  # a clamp reads and writes one scale
-        made["quant_params"] = dict(source["quant_params"])
     entry |= {"xnode_union_type": "XNNClamp", "xnode_union": node}
     return True
 
