@@ -34,8 +34,8 @@ from secateurs.importance.context import Context, Criterion, needs, within_group
 from secateurs.importance.duplicates import removal_scores
 from secateurs.importance.weights import filters, producers
 from secateurs.progress import Progress, silent
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.graph import Graph
-from secateurs.structure.slicing import deep_copy
 
 ACS_MODES = ("pairs", "self")
 PARTNERS = 3
@@ -172,8 +172,8 @@ class Dynamics:
     def _check(self) -> None:
         if self.changes == 0:
             raise DataError(
-                "Filters were seen once only, so nothing is known of how they change. CallInputs observe() again after "
-                "some training steps."
+                "Filters were seen once only, so nothing is known of how they change. Call observe() again after some "
+                "training steps."
             )
 
 
