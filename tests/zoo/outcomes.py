@@ -16,7 +16,7 @@ from torch import nn
 
 import secateurs as sc
 from secateurs.errors import SecateursError
-from secateurs.structure.slicing import deep_copy
+from secateurs.structure.copies import deep_copy
 
 KEEP = 0.6
 TOLERANCE = 1e-6

@@ -184,8 +184,6 @@ def _check_mix(
     Raises:
         PlanError: they do not.
     """
-    from secateurs.errors import PlanError
-
     if mix == Settings.precision_mix:
         return
     Settings(

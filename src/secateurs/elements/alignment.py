@@ -14,8 +14,8 @@ from secateurs.elements.patterns import PatternChoice
 from secateurs.errors import PlanError
 from secateurs.plan import ElementPattern
 from secateurs.progress import Progress, silent
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.kernel_elements import groups_of
-from secateurs.structure.slicing import deep_copy
 
 if TYPE_CHECKING:
     from secateurs.structure import Graph, View

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from secateurs.elements.alignment import reordered
 from secateurs.errors import PlanError, StructureError
 from secateurs.plan import Plan
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.kernel_elements import masks_of
-from secateurs.structure.slicing import deep_copy
 
 
 def best_rectangle(score: Tensor, keep: int) -> tuple[slice, slice]:

@@ -19,9 +19,9 @@ from secateurs.importance.batches import checked, told
 from secateurs.importance.context import KINDS, Context, Criterion, find_criterion
 from secateurs.importance.probes import Mask, Moment, Probe, input_squares, unfolds, weight_module
 from secateurs.progress import Progress, silent
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.fold import batch_norm_pairs
 from secateurs.structure.graph import Graph
-from secateurs.structure.slicing import deep_copy
 
 IMAGES = 320
 """Images whose inputs are held for criteria that run the network themselves."""

@@ -19,7 +19,7 @@ from secateurs.recover.amount import too_few
 from secateurs.recover.checkpoint import tensors
 from secateurs.recover.finetune import Epoch, Finetuned
 from secateurs.report.wording import duration
-from secateurs.structure.slicing import deep_copy
+from secateurs.structure.copies import deep_copy
 
 CHEAP_S = 180.0
 """The dense network is trained equally without being asked where that takes no longer than this, by estimate."""

@@ -170,9 +170,8 @@ class RunFolder:
     def _discard(self) -> None:
         """Leave no trace of a run that failed before anything but measurements was done: those are in the store, and
         the same folder should serve the next try. What the run did not make stays."""
-        for entry in (*self.path.iterdir(), *self.files.empty_rows()):
-            if self.files.owns(entry) or entry in self.files.empty_rows():
-                self.remove(entry)
+        for entry in (*filter(self.files.owns, self.path.iterdir()), *self.files.empty_rows()):
+            self.remove(entry)
         if self.made_here:
             with contextlib.suppress(OSError):
                 self.path.rmdir()

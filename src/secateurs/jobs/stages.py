@@ -39,7 +39,7 @@ from secateurs.recover.precision import Mode
 from secateurs.report import Record, render
 from secateurs.search.rows import FileRows
 from secateurs.structure import apply
-from secateurs.structure.slicing import deep_copy
+from secateurs.structure.copies import deep_copy
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from secateurs.recover.schedules.regrow import PruneRegrow
 from secateurs.recover.schedules.soft import SoftMasks
 from secateurs.search.problem import Rows
 from secateurs.structure import Graph, apply, trace
-from secateurs.structure.slicing import deep_copy
+from secateurs.structure.copies import deep_copy
 
 JUDGED = 512
 """Images that a network is judged on while values are calibrated."""

@@ -29,8 +29,8 @@ from secateurs.recover.companion import Companion
 from secateurs.recover.precision import Mode, arrange_weights, fastest_mode
 from secateurs.recover.randomness import generator_for, seed_all, undisturbed
 from secateurs.recover.recipe import Recipe, learning_rate
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.layout import arrange, layout_of
-from secateurs.structure.slicing import deep_copy
 
 _SAVE_SECONDS = 30.0
 _SAVE_FACTOR = 50.0

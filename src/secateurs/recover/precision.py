@@ -15,7 +15,7 @@ from secateurs.data.calls import Inputs, called, changed, on, tensors_of
 from secateurs.data.nests import leaves
 from secateurs.recover.allocation import freed_memory_kept
 from secateurs.recover.randomness import undisturbed
-from secateurs.structure.slicing import deep_copy
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.untouched import evaluating
 
 _MARGIN = 1.15

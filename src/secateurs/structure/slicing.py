@@ -12,7 +12,7 @@ from torch import nn
 from secateurs.errors import PlanMismatchError, StructureError
 from secateurs.plan import Patch, Plan, Scale
 from secateurs.structure.computed import refresh
-from secateurs.structure.copies import deep_copy as deep_copy
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.layout import arranged_as
 
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.plan import Plan
-from secateurs.structure.slicing import deep_copy
+from secateurs.structure.copies import deep_copy
 
 _Operator = Callable[..., Any]
 _JUDGED: dict[str, Callable[..., Any]] = {}

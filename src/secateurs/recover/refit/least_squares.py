@@ -18,8 +18,8 @@ from secateurs.recover.refit.lockstep import Lane, Weighted
 from secateurs.recover.refit.normal_equations import NormalEquations
 from secateurs.recover.refit.pairing import constant_of, surroundings_of
 from secateurs.recover.refit.unfolding import Geometry, draw_positions, inputs_at, outputs_at
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.kernel_elements import mask_of
-from secateurs.structure.slicing import deep_copy
 
 _DAMPINGS = (0.001, 0.01, 0.1, 1.0)
 _SQUARES = 7

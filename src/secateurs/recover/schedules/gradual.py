@@ -14,7 +14,7 @@ from secateurs.errors import InfeasibleBudgetError, PlanError
 from secateurs.plan import Plan
 from secateurs.recover.schedules._base import Plain, Planning, Prepared, Training
 from secateurs.structure.apply import apply
-from secateurs.structure.slicing import deep_copy
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.training import agree_on_plan, scatter
 
 CUTS = 3

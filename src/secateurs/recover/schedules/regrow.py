@@ -17,8 +17,8 @@ from secateurs.errors import PlanError
 from secateurs.recover.schedules._base import Plain, Planning, Prepared, Training
 from secateurs.recover.schedules.soft import FROZEN_SHARE, SoftMasks
 from secateurs.structure.apply import apply
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.graph import Graph
-from secateurs.structure.slicing import deep_copy
 from secateurs.structure.training import scatter
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from secateurs.recover import parallel
 from secateurs.recover.companion import Companion
 from secateurs.recover.schedules._base import Plain, Planning, Prepared, Training
 from secateurs.search.values import keep
+from secateurs.structure.copies import deep_copy
 from secateurs.structure.graph import Graph
-from secateurs.structure.slicing import deep_copy
 
 FROZEN_SHARE = 0.75
 """Share of soft training after which the choice stays, so that the statistics settle."""
