@@ -70,6 +70,13 @@ class Bench:
         """Whether the target's files hold quantised numbers."""
         return self.target.precision in QUANTISED
 
+    @property
+    def most(self) -> int | None:
+        """The greatest whole number of a weight in the target's files; None where they hold float numbers."""
+        if not self.quantises:
+            return None
+        return 63 if self.target.saturates else 127
+
     def export(self, module: nn.Module, path: Path, plan: Plan | None = None, samples: int = ENOUGH) -> ExportReport:
         """Write the file that the target runs, compared with PyTorch.
 
