@@ -52,7 +52,7 @@ class Told:
         self.target, self.quantises = FakeTarget(lambda content: {}), False
         self.dense = self.folder / "dense.onnx"
 
-    def export(self, module: nn.Module, path: Path, plan: Plan | None = None) -> Any:
+    def export(self, module: nn.Module, path: Path, plan: Plan | None = None, in_float: Path | None = None) -> Any:
         path.write_bytes(b"x" * parameter_count(module))
         return SimpleNamespace(size_bytes=path.stat().st_size, max_rel_error=1e-7)
 

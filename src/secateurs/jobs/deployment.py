@@ -37,7 +37,7 @@ from secateurs.recover.checkpoint import tensors
 from secateurs.report.record import BudgetRecord, FileRecord, LayersRecord
 from secateurs.structure.kernel_elements import elements_pruned
 
-_FLOAT = "float "
+_FLOAT, _NETWORKS = "float ", ("dense", "pruned")
 _TRIES = 3
 """Final measurements at most: the machine may be busy during one."""
 
@@ -166,22 +166,23 @@ class Deployment:
     def _placed(self, accuracy: float, correct: str, images: int, said: Sequence[str]) -> DenseFound:
         """The dense network's file. ``accuracy``, ``correct``: on so many test images; ``said``: notes."""
         bench, module = self.bench, self.loaded.module
-        with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
-            written = bench.export(module, bench.dense)
         if not bench.quantises:
-            return self._dense(accuracy, correct, images, written, said)
-        with self.folder.timed("measure"):
-            in_float = bench.measure_in_float(module)
+            return self._dense(accuracy, correct, images, self._exported(bench), said)
+        with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
+            written, in_float = bench.export_dense_and_in_float(module)
         slow = slower_in(bench.target.precision, in_float, self.aim.name)
         if slow:
             self.progress.say(slow)
             bench = replace(bench, target=open_target(in_float_target(self.aim.target)))
-            with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
-                written = bench.export(module, bench.dense)
+            written = self._exported(bench)
             return replace(self, bench=bench)._dense(accuracy, correct, images, written, (*said, slow))
         deployed = deployed_on_test_images(bench, bench.dense, self.data, self.progress, module)
         made = self._dense(deployed.value, told(deployed), deployed.images, written, said)
         return replace(made, float_accuracy=accuracy, float_ratio=in_float.ratio)
+
+    def _exported(self, bench: Bench) -> ExportReport:
+        with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
+            return bench.export(self.loaded.module, bench.dense)
 
     def _dense(
         self, accuracy: float, correct: str, images: int, written: ExportReport, said: Sequence[str]
@@ -214,9 +215,10 @@ class Deployment:
         deployed = self.folder.files.deployed(bench.target.artifact, self.aim.place)
         if not self.aim.place:
             self.folder.write(self.folder.files.weights, save(tensors(small)))
-        with self.folder.timed("measure"):
+        with self.folder.timed("measure"), Scratch("float") as scratch:
+            floats = {f"{_FLOAT}{name}": Path(scratch) / f"{name}.{bench.target.artifact}" for name in _NETWORKS}
             with self.progress.task(self.aim.stage("export pruned")):
-                written = bench.export(small, deployed, plan)
+                written = bench.export(small, deployed, plan, in_float=floats[f"{_FLOAT}pruned"])
             self.folder.know(deployed)
             made: dict[str, Any] = {
                 "params": parameter_count(small) - elements_pruned(small, plan),
@@ -228,10 +230,10 @@ class Deployment:
             scored = deployed_on_test_images(bench, deployed, self.data, self.progress, self.loaded.module)
             layers = LayersRecord(quantised=len(written.int8_layers), in_float=written.float_layers)
             made |= {"accuracy": scored.value, "correct": told(scored), "int8_layers": layers}
-            with Scratch("float") as folder:
-                floats = self._float_files(Path(folder), small, plan)
-                four = _Four(dense, made, accuracy, {name: path.stat().st_size for name, path in floats.items()})
-                return self._measured(dense, planned, lambda: four.found(bench.final(deployed, floats), bench.target))
+            with self.progress.task(self.aim.stage("export dense in float")):
+                bench.export_float(self.loaded.module, floats[f"{_FLOAT}dense"])
+            four = _Four(dense, made, accuracy, {name: path.stat().st_size for name, path in floats.items()})
+            return self._measured(dense, planned, lambda: four.found(bench.final(deployed, floats), bench.target))
 
     def validate(
         self, accuracies: RepairedAccuracies, repaired: nn.Module, small: nn.Module, plan: Plan
@@ -255,17 +257,6 @@ class Deployment:
                 f"{self.aim.stage('The final measurement')} is not clearly within the budget; measuring again."
             )
         return found
-
-    def _float_files(self, folder: Path, small: nn.Module, plan: Plan) -> dict[str, Path]:
-        """Both networks as float files of the same format."""
-        names = (f"{_FLOAT}dense", f"{_FLOAT}pruned")
-        files = {name: folder / f"{number}.{self.bench.target.artifact}" for number, name in enumerate(names)}
-        with self.progress.task("export float files", len(files)) as task:
-            self.bench.export_float(self.loaded.module, files[names[0]])
-            task.advance(1)
-            self.bench.export_float(small, files[names[1]], plan)
-            task.advance(1)
-        return files
 
 
 def check_budgets(
