@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,8 +39,8 @@ from secateurs.report.record import BudgetRecord, FileRecord, LayersRecord
 from secateurs.structure.kernel_elements import elements_pruned
 
 _FLOAT, _NETWORKS = "float ", ("dense", "pruned")
-_TRIES = 3
-"""Final measurements at most: the machine may be busy during one."""
+_AGAIN = 2
+"""Further final measurements where the first is not clearly within the budget: the machine may have been busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,15 +249,18 @@ class Deployment:
         return ValidationFound(repaired=first, deployed=accuracies.judged(small, plan))
 
     def _measured(self, dense: DenseFound, planned: PlanFound, measure: Callable[[], DeployFound]) -> DeployFound:
-        """The final measurement, again where the machine was so busy that it is not clearly within the budget."""
-        for _ in range(_TRIES):
-            found = measure()
-            if all(budget.met for budget in check_budgets(self.aim.budgets, dense, planned, found)):
-                break
-            self.progress.say(
-                f"{self.aim.stage('The final measurement')} is not clearly within the budget; measuring again."
-            )
-        return found
+        """The final measurement. Where it is not clearly within the budget, two more decide with it: the one in the
+        middle counts, whatever it says. A network that is over the budget passes one measurement with probability p at
+        most (2.5 %, one end of a 95 % interval), and this rule with p + (1 - p) p²: 2.6 %."""
+        first = measure()
+        if all(budget.met for budget in check_budgets(self.aim.budgets, dense, planned, first)):
+            return first
+        self.progress.say(
+            f"{self.aim.stage('The final measurement')} is not clearly within the budget; two more follow, and the middle "
+            "one counts."
+        )
+        found = [first, *(measure() for _ in range(_AGAIN))]
+        return sorted(found, key=lambda one: one.pruned.ratio or math.inf)[len(found) // 2]
 
 
 def check_budgets(
