@@ -255,10 +255,8 @@ class Deployment:
         first = measure()
         if all(budget.met for budget in check_budgets(self.aim.budgets, dense, planned, first)):
             return first
-        self.progress.say(
-            f"{self.aim.stage('The final measurement')} is not clearly within the budget; two more follow, and the middle "
-            "one counts."
-        )
+        name = self.aim.stage("The final measurement")
+        self.progress.say(f"{name} is not clearly within the budget; two more follow, and the middle one counts.")
         found = [first, *(measure() for _ in range(_AGAIN))]
         return sorted(found, key=lambda one: one.pruned.ratio or math.inf)[len(found) // 2]
 
