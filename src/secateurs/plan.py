@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateurs.errors import PlanError, PlanMismatchError, why
-from secateurs.files import read_json, write_atomic
+from secateurs.files import read_json, read_text, write_atomic
 
 SCHEMA = "secateurs.plan/1"
 RELOADED = 0.01
@@ -216,7 +215,7 @@ class Plan(BaseModel):
             PlanError: the file is missing or damaged.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(f"Plan file {path} cannot be read ({why(error)}). Check the path.") from error
         return cls.from_json(text, str(path))

@@ -14,6 +14,7 @@ from secateurs.structure.forms import plain
 from secateurs.structure.graph import Graph
 from secateurs.structure.kernel_elements import cut_elements
 from secateurs.structure.rebuild import rebuild
+from secateurs.structure.scratch import let_go
 from secateurs.structure.slicing import cut_copy, require_match
 from secateurs.structure.trace import trace
 from secateurs.structure.training import slice_optimizer
@@ -69,6 +70,7 @@ def _checked(model: nn.Module, plan: Plan, example: Any) -> nn.Module:
     try:
         check_plan(model, plan, example)
     except StructureError as error:
+        let_go(error)
         if plan.patches or plan.bypasses or plan.scales:
             require_resolved(plan, _made_anew(model, plan, example))
         reason = str(error).partition(" The original is intact.")[0]
