@@ -90,13 +90,29 @@ def _locked(file: IO[bytes]) -> bool:
     return True
 
 
+def _named(path: Any) -> Path:
+    """The path, where it can be one.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
+        raise OSError(
+            None, f"{type(path).__name__} is no path" if "\0" not in repr(path) else "a path has no zero byte"
+        )
+    return Path(path)
+
+
 def require_regular(path: str | os.PathLike[str], what: str = "It") -> None:
     """Nothing, if ``path`` is missing or a regular file; links are followed.
 
     Raises:
         DataError: it is a folder, a device, a pipe or a socket, which are neither read nor replaced.
     """
-    kind = _kind(Path(path))
+    try:
+        kind = _kind(_named(path))
+    except OSError as error:
+        raise DataError(f"{what} {path!r} cannot be used ({error.strerror}). Give the name of a file.") from error
     if kind not in ("missing", "file"):
         raise DataError(f"{what} {path} is a {kind}, no regular file. Give the name of a file.")
 
@@ -142,8 +158,8 @@ def read_bytes(path: str | os.PathLike[str], *, own: bool = False, most: int = M
     """
     raised = os.environ.get(_READ_MB, "")
     most = int(raised) << 20 if raised.isascii() and raised.isdigit() and len(raised) < 10 else most
-    if not own and _kind(Path(path)) not in ("file", "missing"):
-        raise OSError(None, f"it is a {_kind(Path(path))}, no regular file")
+    if not own and (kind := _kind(_named(path))) not in ("file", "missing"):
+        raise OSError(None, f"it is a {kind}, no regular file")
     with open_own(path, os.O_RDONLY, "rb") if own else open(path, "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -167,6 +183,8 @@ def read_json(text: str | bytes) -> Any:
     Raises:
         ValueError: it is no JSON, or nested more deeply than anything of ours.
     """
+    if not isinstance(text, (str, bytes)):
+        raise ValueError(f"it is a {type(text).__name__}, no text")
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -253,10 +271,10 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | Iterable[bytes]) ->
         DataError: there is something that is no regular file: it stays.
     """
     require_regular(path, "Output")
-    path = Path(path)
-    place = path.resolve() if path.is_symlink() else path
-    draft = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    draft = path = Path(path)
     try:
+        place = path.resolve() if path.is_symlink() else path
+        draft = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
         with open_own(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, "wb") as file:
             file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from secateurs.errors import PlanError, PlanMismatchError, why
+from secateurs.errors import PlanError, PlanMismatchError, checked, why
 from secateurs.files import read_json, read_text, write_atomic
 
 SCHEMA = "secateurs.plan/1"
@@ -154,7 +154,7 @@ class Plan(BaseModel):
 
     def diff(self, other: Plan) -> dict[str, Any]:
         """What ``other`` decides differently, (only here, only there): units of groups, blocks, layers in float."""
-        names = sorted(set(self.groups) | set(other.groups))
+        names = sorted(set(self.groups) | set(checked(Plan, other, "diff(other=)", "Give a plan").groups))
         apart = {name: _apart(self.groups.get(name, ()), other.groups.get(name, ())) for name in names}
         found: dict[str, Any] = {"groups": {name: both for name, both in apart.items() if any(both)}}
         found["blocks_removed"] = _apart(self.blocks_removed, other.blocks_removed)
@@ -171,7 +171,7 @@ class Plan(BaseModel):
             PlanMismatchError: ``second`` was made for another network, or decides in units that the dense one lacks.
             PlanError: one round rebuilds the network as a graph and one scales rows of it.
         """
-        return _composed(self, second)
+        return _composed(self, checked(Plan, second, "then(second=)", "Give a plan"))
 
     def to_json(self) -> str:
         """Stable JSON text."""

@@ -17,7 +17,7 @@ from secateurs.structure.rebuild import rebuild
 from secateurs.structure.scratch import let_go
 from secateurs.structure.slicing import cut_copy, require_match
 from secateurs.structure.trace import trace
-from secateurs.structure.training import slice_optimizer
+from secateurs.structure.training import require_own, slice_optimizer
 from secateurs.structure.verify import verify
 from secateurs.structure.whole import require_resolved, require_whole
 
@@ -54,6 +54,8 @@ def apply(
     checked(Plan, plan, "apply(plan=)", "Give what sc.plan returned, or sc.Plan.load(FILE)")
     require_match(model, plan)
     require_whole(model, plan)
+    if optimizer is not None:
+        require_own(optimizer, model)
     with torch.inference_mode(False):  # tensors made in inference mode could never be trained
         if plan.rebuild is not None:
             small = rebuild(model, plan, example, check=check)
