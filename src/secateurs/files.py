@@ -96,10 +96,10 @@ def _named(path: Any) -> Path:
     Raises:
         OSError: it cannot.
     """
-    if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
-        raise OSError(
-            None, f"{type(path).__name__} is no path" if "\0" not in repr(path) else "a path has no zero byte"
-        )
+    if not isinstance(path, (str, os.PathLike)):
+        raise OSError(None, f"a {type(path).__name__} is no path")
+    if "\0" in os.fspath(path):
+        raise OSError(None, "a path has no zero byte")
     return Path(path)
 
 
@@ -168,12 +168,7 @@ def read_bytes(path: str | os.PathLike[str], *, own: bool = False, most: int = M
 
 
 def read_text(path: str | os.PathLike[str], *, own: bool = False) -> str:
-    """The same as UTF-8 text.
-
-    Raises:
-        OSError: as there.
-        UnicodeDecodeError: it is no UTF-8.
-    """
+    """The same as text; raises UnicodeDecodeError where it is no UTF-8."""
     return read_bytes(path, own=own).decode("utf-8")
 
 

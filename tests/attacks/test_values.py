@@ -29,9 +29,9 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 MODEL = Small()
 NAN, DEEP = float("nan"), "[" * 5000
 NO_BUDGETS = (
-    "", " ", "fast", "60", "60%%", "-60%", "0%", "101%", "nan%", "inf%", "0ms", "-3ms", "nan ms", "1e999ms", "٣ms", "3 ms 4",
-    "3 hours", "60% of", "\x00", "½", "0x10ms", "1_0ms", "--latency", "[/b]", "9" * 5000 + "ms", None, True, [], {}, NAN,
-    -0.5, 1j, b"60%", object(),
+    "", " ", "fast", "60", "60%%", "-60%", "0%", "101%", "nan%", "inf%", "0ms", "-3ms", "nan ms", "1e999ms",
+    "٣ms", "3 ms 4", "3 hours", "60% of", "\x00", "½", "0x10ms", "1_0ms", "--latency", "[/b]",
+    "9" * 5000 + "ms", None, True, [], {}, NAN, -0.5, 1j, b"60%", object(),
 )  # fmt: skip
 LOSSES: tuple[tuple[Any, Any], ...] = (
     (NAN, None), (-0.1, None), (float("inf"), None), ("a lot", None), (None, "fast"), (None, "nan%"), (None, "-3"),
