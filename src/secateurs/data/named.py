@@ -15,7 +15,8 @@ from secateurs.models.external import call_factory, import_factory
 
 FORMS = "digits, parquet:TRAIN,TEST, imagefolder:DIR, file.py:factory or package.module:factory"
 _KNOWN = {"fit": ("crop", "stretch", "auto"), "broken": ("skip", "refuse"), "flip": ("0", "1")}
-_FREE = ("pad", "image", "label", "classes")
+_FREE = ("pad", "image", "label", "classes", "pixels", "unpack")
+_NUMBERS = {"pad": "pixels", "pixels": "millions of pixels", "unpack": "gigabytes"}
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Named:
                 raise DataError(f"Data {self.text!r} has no option {key!r}. There are {', '.join([*_KNOWN, *_FREE])}.")
             if key in _KNOWN and value not in _KNOWN[key]:
                 raise DataError(f"Data {self.text!r}: option {key}={value!r} must be one of {', '.join(_KNOWN[key])}.")
-            if key == "pad" and not re.fullmatch("[0-9]{1,4}", value):
-                raise DataError(f"Data {self.text!r}: option pad={value!r} must be a number of pixels.")
+            if key in _NUMBERS and not re.fullmatch("[0-9]{1,4}", value):
+                raise DataError(f"Data {self.text!r}: option {key}={value!r} must be a number of {_NUMBERS[key]}.")
             options[key] = value
         return options
 

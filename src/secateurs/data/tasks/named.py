@@ -23,7 +23,7 @@ from secateurs.data.tasks.scores import (
     visible,
 )
 from secateurs.data.tasks.task import Task, classification, target_of
-from secateurs.errors import PlanError
+from secateurs.errors import PlanError, checked
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -40,7 +40,7 @@ def task(name: str, **options: Any) -> Task:
         PlanError: name or option are unknown, or one is lacking.
         DataError: a package that it measures with is not installed.
     """
-    plain, _, query = name.partition("?")
+    plain, _, query = checked(str, name, "task(name=)", f"Give one of {', '.join(NAMED)}").partition("?")
     if plain not in NAMED:
         raise PlanError(f"Task {plain!r} is unknown. Known: {', '.join(NAMED)}; or give a secateurs.Task.")
     make = NAMED[plain]
