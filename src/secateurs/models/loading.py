@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from secateurs.errors import DataError, why
 from secateurs.files import read_json
 from secateurs.models.built_in import BUILT_IN, PREPROCESSING, BuiltIn
 from secateurs.models.external import build_timm, build_torchvision, build_user, config_of
+from secateurs.models.from_files.hugging_face import open_hugging_face
+from secateurs.models.onnx_file.opening import open_onnx
 from secateurs.models.preprocessing import IMAGENET, Preprocessing, as_preprocessing
-from secateurs.models.weights import Weights, load_into, read_weights
+from secateurs.models.weights import Weights, fitted, load_into, read_weights
 
 Shape = tuple[int, int, int]
 
@@ -27,7 +30,7 @@ class Loaded:
     """A network with everything that is needed to feed it.
 
     ``module``: in evaluation mode; ``input_shape``: (channels, height, width), or of a network that takes no images
-    its first input without the batch; ``outputs``: shape of its output
+    its first input without the batch; ``given``: of such a network the inputs of one sample; ``outputs``: shape of its output
     without the batch, None where it is no single tensor; ``source``: JSON-able, :func:`rebuild` takes it;
     ``notes``: what was deduced or assumed, for the user; ``pixels_told``: whether ``preprocessing`` was given or comes
     with the network, and is no guess; ``random``: whether the weights are known to be random.
@@ -42,6 +45,7 @@ class Loaded:
     notes: tuple[str, ...] = ()
     pixels_told: bool = True
     random: bool = False
+    given: Any = None
 
     @property
     def classes(self) -> int | None:
@@ -63,8 +67,10 @@ class Loaded:
         """What pixels 0-255 are divided by first."""
         return self.preprocessing.scale
 
-    def example(self, batch: int = 1) -> torch.Tensor:
-        """A fixed random input [batch, channels, height, width]."""
+    def example(self, batch: int = 1) -> Any:
+        """A fixed random input [batch, channels, height, width], or inputs of another kind."""
+        if self.given is not None:
+            return pytree.tree_map_only(torch.Tensor, lambda x: torch.cat([x] * batch), self.given)
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch, *self.input_shape, generator=generator)
 
@@ -87,10 +93,11 @@ def load(
     """The network that ``text`` names, with its weights, input shape and preprocessing.
 
     Args:
-        text: a built-in name, ``timm:NAME``, ``torchvision:NAME``, ``file.py:factory`` or ``package.module:factory``,
-            with options behind a question mark (``mobilenet-v1?width=0.25&size=128``). A factory gets them as
+        text: a built-in name, ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER``, ``onnx:FILE``, ``file.py:factory``
+            or ``package.module:factory``, with options behind a question mark (``mobilenet-v1?width=0.25&size=128``). A factory gets them as
             keyword arguments (``size`` apart, which is the input size everywhere).
-        weights: a ``.safetensors`` file, or a ``.pth`` that holds only tensors. Without it the weights are random
+        weights: a ``.safetensors`` file, or a ``.pth`` that holds only tensors (see
+            :func:`~secateurs.models.weights.read_weights`). Without it the weights are random
             (built-in, timm, torchvision) or the factory's own.
         classes: outputs of a built-in network; the weights' own number where there are weights.
         input_shape: (channels, height, width).
@@ -102,13 +109,19 @@ def load(
         DataError: unknown name or option, unreadable or wrong weights, or an input the network does not take.
     """
     loaded, size, held = _opened(text, weights, classes, seed)
-    shape = _resolve_shape(loaded, size, input_shape, text, otherwise)
-    if normalize is None:
+    if loaded.given is None:
+        shape = _resolve_shape(loaded, size, input_shape, text, otherwise)
+    else:
+        shape = _own_shape(loaded, size or input_shape)
+    if loaded.given is not None:
+        pass  # nothing is known of pixels, and nothing needs to be
+    elif normalize is None:
         loaded = replace(loaded, preprocessing=loaded.preprocessing.for_channels(shape[0]))
     else:
         loaded = replace(loaded, preprocessing=as_preprocessing(normalize), pixels_told=True)
     loaded = replace(loaded, input_shape=shape)
-    loaded.preprocessing.check(shape[0])
+    if loaded.given is None:
+        loaded.preprocessing.check(shape[0])
     loaded.module.eval()
     loaded = replace(loaded, outputs=_probe(loaded, text))
     source = {
@@ -116,7 +129,7 @@ def load(
         "options": dict(loaded.source),
         "weights": None if held is None else str(Path(held.path).resolve()),
         "weights_sha256": None if held is None else held.sha256,
-        "input_shape": list(shape),
+        "input_shape": list(shape) if loaded.given is None else None,
         "preprocessing": loaded.preprocessing.to_dict() if loaded.pixels_told else None,
         "seed": seed,
     }
@@ -144,7 +157,9 @@ def _opened(
         torch.manual_seed(seed)
         loaded = _build(name, options, held, classes)
     if held is not None:
-        load_into(loaded.module, held, name)
+        fitting = fitted(held, loaded.module)
+        load_into(loaded.module, fitting, name)
+        loaded = replace(loaded, random=False, notes=(*loaded.notes, *fitting.notes))
     elif (name in BUILT_IN or name.startswith(("timm:", "torchvision:"))) and not options.get("pretrained"):
         note = f"{name} has random weights; give --weights FILE."
         loaded = replace(loaded, notes=(*loaded.notes, note), random=True)
@@ -162,7 +177,7 @@ def rebuild(source: Mapping[str, Any], *, weights: str | Path | None = None) -> 
     loaded = load(
         f"{source['model']}?{query}" if query else source["model"],
         weights=path,
-        input_shape=_shape(source["input_shape"]),
+        input_shape=None if source["input_shape"] is None else _shape(source["input_shape"]),
         normalize=None if source["preprocessing"] is None else Preprocessing.from_dict(source["preprocessing"]),
         seed=source.get("seed", 0),
     )
@@ -200,6 +215,10 @@ def _build(name: str, options: dict[str, Any], held: Weights | None, classes: in
             options.setdefault("num_classes", classes)
         module = build_torchvision(name.removeprefix("torchvision:"), options)
         return Loaded(module, name, (3, 224, 224), IMAGENET, None, options)
+    if name.startswith("hf:"):
+        return _of_hugging_face(name, options)
+    if name.startswith("onnx:"):
+        return _of_onnx(name, options)
     if ":" in name:
         module = build_user(name, options)
         told, size = carried(module), config_of(module).get("input_size")
@@ -207,7 +226,25 @@ def _build(name: str, options: dict[str, Any], held: Weights | None, classes: in
         return Loaded(module, name, shape, told or Preprocessing(), None, options, pixels_told=told is not None)
     raise DataError(
         f"Unknown model {name!r}. Give one of {', '.join(BUILT_IN)}, or timm:NAME, torchvision:NAME, "
-        f"file.py:factory, package.module:factory."
+        f"hf:FOLDER, onnx:FILE, file.py:factory, package.module:factory."
+    )
+
+
+def _of_hugging_face(name: str, options: dict[str, Any]) -> Loaded:
+    found = open_hugging_face(name.removeprefix("hf:"), options)
+    shape = found.image or tuple(next(iter((found.example or {}).values())).shape[1:])
+    told, pixels = found.preprocessing is not None, found.preprocessing or Preprocessing()
+    return Loaded(
+        found.module, name, shape, pixels, None, options, found.notes, told, found.random, given=found.example
+    )
+
+
+def _of_onnx(name: str, options: dict[str, Any]) -> Loaded:
+    opened = open_onnx(name.removeprefix("onnx:"), options)
+    shape = opened.image or tuple(opened.example[0].shape[1:])
+    given = None if opened.image else opened.example
+    return Loaded(
+        opened.module, name, shape, Preprocessing(), None, options, opened.notes, pixels_told=False, given=given
     )
 
 
@@ -285,6 +322,16 @@ def _resolve_shape(
     return shape
 
 
+def _own_shape(loaded: Loaded, asked: Any) -> tuple[int, ...]:
+    """The shape of a network's first input that is no image."""
+    if asked is not None:
+        raise DataError(
+            f"{loaded.name} takes no images, so --input and size say nothing of it. Give the length of its inputs with "
+            f"the model's own options, such as ?length=64."
+        )
+    return tuple(loaded.input_shape)
+
+
 def _shape(values: Any) -> Shape:
     values = tuple(values)
     if len(values) != 3 or not all(isinstance(value, int) and 0 < value < 100_000 for value in values):
@@ -296,13 +343,19 @@ def _probe(loaded: Loaded, text: str) -> tuple[int, ...] | None:
     """Shape of the output without the batch; runs the network once, which also proves that it runs."""
     try:
         with torch.inference_mode():
-            result = loaded.module(loaded.example())
+            result = _called(loaded.module, loaded.example())
     except (Exception, SystemExit) as error:
         raise DataError(
             f"Model {text!r} does not run on an input of shape {_form((1, *loaded.input_shape))}: {why(error)}. "
             f"Give the shape that it takes with --input, such as --input 1,3,224,224."
         ) from error
     return shape_of(result, f"Model {text!r}")
+
+
+def _called(module: nn.Module, example: Any) -> Any:
+    if isinstance(example, Mapping):
+        return module(**example)
+    return module(*example) if isinstance(example, tuple) else module(example)
 
 
 def shape_of(result: Any, what: str) -> tuple[int, ...] | None:
@@ -313,7 +366,8 @@ def shape_of(result: Any, what: str) -> tuple[int, ...] | None:
     """
     if result is None or isinstance(result, (str, bytes, bool, int, float)):
         raise DataError(f"{what} returned {type(result).__name__}, no tensor. Return the outputs from its forward.")
-    return tuple(result.shape[1:]) if isinstance(result, torch.Tensor) else None
+    scores = getattr(result, "logits", result)  # Hugging Face's outputs
+    return tuple(scores.shape[1:]) if isinstance(scores, torch.Tensor) else None
 
 
 def _form(shape: tuple[int, ...]) -> str:
