@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,10 +15,13 @@ from secateurs.errors import DataError, SecateursError, why
 from secateurs.models.onnx_file.graph import Node, OnnxGraph
 from secateurs.models.onnx_file.layers import Layer, embedding_of, layer_of, with_bias
 from secateurs.models.onnx_file.operators import function_of
-from secateurs.models.onnx_file.values import Value, at
+from secateurs.models.onnx_file.views import Numbered, View, batch_axis, runs
+from secateurs.models.onnx_file.values import Value, at, plain
 
 _ON_HOST = {"Resize": (1, 2, 3), "Upsample": (1,), "Pad": (1, 2, 3), "Clip": (1, 2), "Range": (0, 1, 2)}
 """Inputs that are plain numbers even where they are floats."""
+_SIZED = ("Split", "Slice", "Expand", "Reshape", "Tile", "Pad")
+"""Operators with numbers that a cut may change."""
 _LARGEST = 4096
 """Whole numbers up to so many stay numbers; more are a buffer."""
 
@@ -67,7 +69,7 @@ class OnnxNetwork(nn.Module):
             found = self.get_submodule(step.layer)(*given)
         else:
             found = function_of(step.op)(given, step.attributes, self.opset)
-        return found if isinstance(found, tuple) else (found,)
+        return tuple(plain(one) for one in (found if isinstance(found, tuple) else (found,)))
 
     def _input(self, kind: str, what: Any, values: Mapping[str, Value]) -> Value:
         if kind == "value":
@@ -132,6 +134,11 @@ class _Builder:
                 f"Output {constant[0]!r} of the ONNX file does not depend on its inputs. Name those that do: ?outputs=NAME."
             )
         self.network.steps = _with_ends(self.steps, self.graph.outputs)
+        used = {step.layer for step in self.network.steps}
+        for path in [step.layer for step in self.steps if step.layer is not None and step.layer not in used]:
+            place, _, leaf = path.rpartition(".")
+            del self.network.get_submodule(place)._modules[leaf]
+        _without_empty(self.network)
         return self.network
 
     def _take(self, node: Node) -> None:
@@ -151,25 +158,46 @@ class _Builder:
         else:
             inputs = tuple(self._reference(node, place, name) for place, name in enumerate(node.inputs))
             self._done(node, function_of(node.op)(given, node.attributes, self.graph.opset))
-            if node.op == "Reshape" and constant[1]:
-                inputs = (inputs[0], ("number", self._any_batch(node, given)))
-            self.steps.append(_Step(None, node.op, inputs, node.outputs, node.attributes))
-            self._again(self.steps[-1])
+            self._step_of_function(node, given, inputs)
 
-    def _any_batch(self, node: Node, given: Sequence[Value]) -> Value:
-        """The sizes of a reshape for any batch, where they can be told from two runs."""
+    def _step_of_function(self, node: Node, given: Sequence[Value], inputs: Sequence[tuple[str, Any]]) -> None:
+        """A call of an operator; of one with numbers that a cut may change as a module, in which it finds them."""
+        view = self._view(node, given) if node.op == "Reshape" else None
+        numbers = {place: what for place, (kind, what) in enumerate(inputs) if kind == "number"}
+        module: nn.Module | None = None
+        if view is not None:
+            module, inputs = View(view), inputs[:1]
+        elif node.op in _SIZED and any(np.asarray(value).dtype.kind in "iu" for value in numbers.values()):
+            module = Numbered(node.op, node.attributes, self.graph.opset, numbers, len(inputs))
+            inputs = [(kind, what) for kind, what in inputs if kind != "number"]
+        path = None
+        if module is not None:
+            path = self._free(f"{_path(node, '/')}.{node.op.lower()}" if "/" in node.name else _path(node, "/"))
+            self._place(path).add_module(path.rpartition(".")[2], module)
+        self.steps.append(_Step(path, node.op, tuple(inputs), node.outputs, node.attributes if path is None else {}))
+        self._again(self.steps[-1])
+        self._freeze(node.outputs[0])
+
+    def _freeze(self, name: str) -> None:
+        """A factor that is computed from sizes, such as that of attention, becomes a constant: cuts must not change it."""
+        value, other = self.values.get(name), (self.twice or {}).get(name)
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and np.array_equal(value, np.asarray(other)):
+            self.constants[name] = value
+
+    def _view(self, node: Node, given: Sequence[Value]) -> Any:
+        """A reshape as what it joins and splits, for any batch and any number of channels; None where that is not known."""
         if self.twice is None or not isinstance(given[0], Tensor):
-            return given[1]
-        before, after = given[0].shape, list(self.values[node.outputs[0]].shape)
-        other = self.twice[node.inputs[0]].shape
-        grown = [place for place, (one, two) in enumerate(zip(before, other, strict=True)) if one != two]
-        if len(grown) != 1:
-            return given[1]
-        place = _batch_axis(before, grown[0], after)
-        if place is None:
-            return given[1]
-        after[place] = -1
-        return np.array(after, dtype=np.int64)
+            return None
+        before, after = list(self.twice[node.inputs[0]].shape), list(self.values[node.outputs[0]].shape)
+        grown = [place for place, one in enumerate(given[0].shape) if one != before[place]]
+        if len(grown) > 1:
+            return None
+        if grown:
+            place = batch_axis(given[0].shape, grown[0], after)
+            if place is None:
+                return None
+            after[place] *= before[grown[0]] // given[0].shape[grown[0]]
+        return runs(before, after, place if grown else None)
 
     def _again(self, step: _Step) -> None:
         """The same step for twice the batch; where that fails, the network is of one batch size."""
@@ -283,30 +311,20 @@ class _Builder:
         return True
 
 
-def _batch_axis(before: Sequence[int], grown: int, after: Sequence[int]) -> int | None:
-    """Where the batch lies after a reshape at batch 1, from the axis in which it lay before; None where nothing tells.
-
-    An axis of size 1 is it. Else it was joined with an axis: with the one before where axes became fewer, such as
-    [length * batch, width], and with the one behind where they did not, such as [length, batch * heads, size].
-    """
-    lead = math.prod(before[:grown])
-    first = next((place for place in range(len(after)) if math.prod(after[:place]) == lead), None)
-    if first is None:
-        return None
-    last = first + 1
-    while last < len(after) and math.prod(after[first:last]) < before[grown]:
-        last += 1
-    same = range(first, last + 1 if last < len(after) and after[last] == 1 else last)
-    alone = next((place for place in same if after[place] == 1), None)
-    if alone is not None:
-        return alone
-    return first - 1 if first > 0 and len(after) < len(before) else first
+def _without_empty(module: nn.Module) -> None:
+    """Take out modules that hold nothing."""
+    for name, inner in list(module.named_children()):
+        _without_empty(inner)
+        if type(inner) is nn.Module and not any((inner._modules, inner._parameters, inner._buffers)):
+            del module._modules[name]
 
 
 def _with_ends(steps: Sequence[_Step], outputs: Sequence[str]) -> tuple[_Step, ...]:
-    """The steps with what each is the last to use, so that memory is freed."""
+    """The steps that are needed, with what each is the last to use, so that memory is freed."""
     needed, found = set(outputs), []
     for step in reversed(steps):
+        if not needed & set(step.outputs):
+            continue  # such as sizes that a view needs no more
         used = {what for kind, what in step.inputs if kind == "value"}
         unused = {name for name in step.outputs if name and name not in needed}
         done = tuple(sorted((used - needed) | unused))

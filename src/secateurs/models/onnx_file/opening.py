@@ -52,7 +52,7 @@ def open_onnx(where: str, options: Mapping[str, Any]) -> Opened:
     limits = _limits(graph)
     example = _random(graph, shapes, limits, seed=0)
     last = _channels_last(graph.inputs, shapes)
-    network = rebuilt(graph, example, None if free else _doubled(example), channels_last=last)
+    network = rebuilt(graph, example, _doubled(example), channels_last=last)
     notes, batches = _compared(network, graph, path, shapes, limits, free=free)
     if graph.half:
         notes = (*notes, f"{path} computes in float16; the network is rebuilt in float32.")

@@ -55,6 +55,13 @@ def array(values: Sequence[Any]) -> np.ndarray:
     return made
 
 
+def plain(value: Value) -> Value:
+    """A host value without symbols as whole numbers, for numpy computes little with objects."""
+    if isinstance(value, np.ndarray) and value.dtype == object and all(isinstance(one, int) for one in value.ravel()):
+        return value.astype(np.int64)
+    return value
+
+
 def tensor(value: Value, like: Tensor | None = None) -> Tensor:
     """A value as a tensor, on the device of another."""
     device = None if like is None else like.device
