@@ -30,6 +30,7 @@ WITHOUT_LIMIT = {
     "data": "one file per form of data and per kind of task",
     "export": "one file per format, and one for its variants",
     "importance": "one file per criterion",
+    "models": "one file per network, and per kind of file that networks come in",
     "latency": "one file per runtime, and one for its worker",
     "recover": "one file per schedule and per repair",
     "search": "one file per strategy",

@@ -58,7 +58,10 @@ CASES: dict[str, tuple[Callable[[State], Any], str]] = {
         "those below 'model.net.'",
     ),
     "half": (lambda s: {name: v.half() if v.is_floating_point() else v for name, v in s.items()}, "holds float16"),
-    "bfloat16": (lambda s: {name: v.bfloat16() if v.is_floating_point() else v for name, v in s.items()}, "holds bfloat16"),
+    "bfloat16": (
+        lambda s: {name: v.bfloat16() if v.is_floating_point() else v for name, v in s.items()},
+        "holds bfloat16",
+    ),
 }
 
 
@@ -95,7 +98,11 @@ def test_an_average_can_be_named_and_is_rebuilt(state: State, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("held", "part", "message"),
     [
-        ({"generator": {"a": torch.ones(1)}, "critic": {"a": torch.ones(1)}}, "", r"several sets.*generator, critic.*::generator"),
+        (
+            {"generator": {"a": torch.ones(1)}, "critic": {"a": torch.ones(1)}},
+            "",
+            r"several sets.*generator, critic.*::generator",
+        ),
         ({"first_ema": {"a": torch.ones(1)}, "swa": {"a": torch.ones(1)}}, "", "several sets"),
         ({"model": {"a": torch.ones(1)}}, "::best", "no weights under 'best'. It has model"),
         ({"epoch": 3}, "", "no state dict of tensors"),

@@ -119,7 +119,8 @@ def optional(module: str, purpose: str, extra: str | None = None) -> ModuleType:
     """A package that need not be there.
 
     Where torchvision was built for another PyTorch than this one, its compiled operators do not load and its import
-    fails, and with it that of packages above it such as timm, torchmetrics and transformers. Its networks need none of these
+    fails, and with it that of packages above it such as timm, torchmetrics and transformers. Its networks need none
+    of these
     operators: they are declared without a body, so that the rest loads.
 
     Args:

@@ -30,7 +30,8 @@ class Loaded:
     """A network with everything that is needed to feed it.
 
     ``module``: in evaluation mode; ``input_shape``: (channels, height, width), or of a network that takes no images
-    its first input without the batch; ``given``: of such a network the inputs of one sample; ``outputs``: shape of its output
+    its first input without the batch; ``given``: of such a network the inputs of one sample; ``outputs``: shape of
+    its output
     without the batch, None where it is no single tensor; ``source``: JSON-able, :func:`rebuild` takes it;
     ``notes``: what was deduced or assumed, for the user; ``pixels_told``: whether ``preprocessing`` was given or comes
     with the network, and is no guess; ``random``: whether the weights are known to be random.
@@ -94,7 +95,8 @@ def load(
 
     Args:
         text: a built-in name, ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER``, ``onnx:FILE``, ``file.py:factory``
-            or ``package.module:factory``, with options behind a question mark (``mobilenet-v1?width=0.25&size=128``). A factory gets them as
+            or ``package.module:factory``, with options behind a question mark (``mobilenet-v1?width=0.25&size=128``).
+            A factory gets them as
             keyword arguments (``size`` apart, which is the input size everywhere).
         weights: a ``.safetensors`` file, or a ``.pth`` that holds only tensors (see
             :func:`~secateurs.models.weights.read_weights`). Without it the weights are random
@@ -109,6 +111,7 @@ def load(
         DataError: unknown name or option, unreadable or wrong weights, or an input the network does not take.
     """
     loaded, size, held = _opened(text, weights, classes, seed)
+    shape: tuple[Any, ...]
     if loaded.given is None:
         shape = _resolve_shape(loaded, size, input_shape, text, otherwise)
     else:

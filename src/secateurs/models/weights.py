@@ -44,7 +44,8 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Tensors of a ``.safetensors`` file, or of a ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` or ``.tar`` that PyTorch wrote,
+    """Tensors of a ``.safetensors`` file, or of a ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` or ``.tar`` that PyTorch
+    wrote,
     read with ``weights_only=True``.
 
     Args:

@@ -38,7 +38,8 @@ def weights_in(held: Any, part: str, path: str) -> tuple[State, Notes]:
     if part:
         if part not in found:
             raise DataError(
-                f"Weights file {path} has no weights under {part!r}. It has {_some(found) or 'none'}: give FILE{BEHIND}NAME."
+                f"Weights file {path} has no weights under {part!r}. It has {_some(found) or 'none'}: give "
+                f"FILE{BEHIND}NAME."
             )
         return found[part], ()
     if not found:
@@ -57,14 +58,17 @@ def weights_in(held: Any, part: str, path: str) -> tuple[State, Notes]:
             f"{path}{BEHIND}{averaged[0]}.",
         )
     raise DataError(
-        f"Weights file {path} holds several sets of weights: {_some(found)}. Say which: {path}{BEHIND}{next(iter(found))}."
+        f"Weights file {path} holds several sets of weights: {_some(found)}. Say which: "
+        f"{path}{BEHIND}{next(iter(found))}."
     )
 
 
 def named_plainly(state: Mapping[str, Tensor], path: str) -> tuple[State, Notes]:
     """Weights without what wrappers put in front of their names."""
     tensors, removed = dict(state), []
-    if any(name in tensors for name in _COUNTS) and all(name.startswith("module.") or name in _COUNTS for name in tensors):
+    if any(name in tensors for name in _COUNTS) and all(
+        name.startswith("module.") or name in _COUNTS for name in tensors
+    ):
         tensors = {name: value for name, value in tensors.items() if name not in _COUNTS}
         removed.append("an average's count")
     changed = True
@@ -112,7 +116,9 @@ def _states(held: Any, name: str = "", depth: int = 0) -> Iterable[tuple[str, St
         if odd is None:
             yield name, dict(held)
         elif not name:
-            raise DataError(f"A weights file has the key {odd!r}, which is no name of a tensor. Save model.state_dict().")
+            raise DataError(
+                f"A weights file has the key {odd!r}, which is no name of a tensor. Save model.state_dict()."
+            )
         return
     for key, value in held.items():
         if isinstance(key, str) and not any(part in key.lower() for part in ("optim", "sched", "scaler")):

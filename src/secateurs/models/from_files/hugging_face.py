@@ -23,7 +23,7 @@ _OPTIONS = ("length", "kind", "revision")
 
 
 @dataclass(frozen=True)
-class Found:
+class FromFolder:
     """A network. ``image``: (channels, height, width) where it takes images, else ``example`` holds its keyword inputs
     at batch 1; ``preprocessing``: of images, None where the folder does not say; ``random``: no weights were there."""
 
@@ -35,7 +35,7 @@ class Found:
     random: bool
 
 
-def open_hugging_face(where: str, options: Mapping[str, Any]) -> Found:
+def open_hugging_face(where: str, options: Mapping[str, Any]) -> FromFolder:
     """The network of a folder with ``config.json`` and ``model.safetensors``, or of a name on the hub.
 
     It computes in float32. Without safetensors its weights are random, where the folder has no other weights either.
@@ -58,7 +58,7 @@ def open_hugging_face(where: str, options: Mapping[str, Any]) -> Found:
     how = {} if folder is not None or "revision" not in options else {"revision": str(options["revision"])}
     with _quiet(transformers):
         try:
-            config = transformers.AutoConfig.from_pretrained(where, **how)
+            config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False, **how)
         except Exception as error:
             raise _unreadable(where, error) from error
         cached = getattr(config, "use_cache", False)
@@ -70,7 +70,7 @@ def open_hugging_face(where: str, options: Mapping[str, Any]) -> Found:
     main = str(getattr(module, "main_input_name", "input_ids"))
     image = _image(config) if main == "pixel_values" else None
     example = None if image is not None else _example(module, main, config, int(options.get("length", _LENGTH)), text)
-    return Found(module, image, example, None if folder is None else _pixels(folder), notes, random)
+    return FromFolder(module, image, example, None if folder is None else _pixels(folder), notes, random)
 
 
 @contextmanager
@@ -91,11 +91,13 @@ def _quiet(transformers: Any) -> Iterator[None]:
 def _unreadable(where: str, error: Exception) -> DataError:
     if "trust_remote_code" in str(error):
         return DataError(
-            f"Model 'hf:{where}' needs Python code from its own folder, which is not run. Load it yourself and give it as "
+            f"Model 'hf:{where}' needs Python code from its own folder, which is not run. Load it yourself and give "
+            "it as "
             f"file.py:factory."
         )
     return DataError(
-        f"Model 'hf:{where}' has no readable configuration ({shortened(why(error))}). Give a folder with config.json and "
+        f"Model 'hf:{where}' has no readable configuration ({shortened(why(error))}). Give a folder with config.json "
+        "and "
         f"model.safetensors, as save_pretrained writes it, or a name on the hub where that can be reached."
     )
 
@@ -108,7 +110,8 @@ def _kind(transformers: Any, config: Any, asked: str, text: str) -> Any:
         if found is not None and hasattr(found, "from_pretrained"):
             return found
     raise DataError(
-        f"{text}: transformers has no network {names[0]!r}. Name the class of the network: ?kind=BertForSequenceClassification."
+        f"{text}: transformers has no network {names[0]!r}. Name the class of the network: "
+        "?kind=BertForSequenceClassification."
     )
 
 
@@ -132,7 +135,9 @@ def _module(
     notes: list[str] = []
     stored = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
     if stored in (torch.float16, torch.bfloat16):
-        notes.append(f"The weights are stored in {str(stored).removeprefix('torch.')}; the network computes in float32.")
+        notes.append(
+            f"The weights are stored in {str(stored).removeprefix('torch.')}; the network computes in float32."
+        )
     missing = sorted(about.get("missing_keys", ()))
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -144,7 +149,8 @@ def _require_no_pickles(folder: Path, text: str) -> None:
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles:
         raise DataError(
-            f"{text} has its weights as pickles only ({', '.join(pickles[:3])}), and reading those can run code. If you "
+            f"{text} has its weights as pickles only ({', '.join(pickles[:3])}), and reading those can run code. If "
+            "you "
             f"trust them, load the network with transformers and write it anew: model.save_pretrained(FOLDER)."
         )
 
@@ -168,12 +174,16 @@ def _example(module: nn.Module, main: str, config: Any, length: int, text: str) 
     elif main == "input_values" and not hasattr(config, "num_mel_bins"):
         found = {main: torch.randn(1, max(length, 16_000), generator=torch.Generator().manual_seed(0))}
     elif main in ("input_values", "input_features"):
-        bins, frames = int(config.num_mel_bins), int(getattr(config, "max_length", None) or 2 * config.max_source_positions)
+        bins, frames = (
+            int(config.num_mel_bins),
+            int(getattr(config, "max_length", None) or 2 * config.max_source_positions),
+        )
         shape = (1, frames, bins) if main == "input_values" else (1, bins, frames)
         found = {main: torch.randn(shape, generator=torch.Generator().manual_seed(0))}
     else:
         raise DataError(
-            f"{text} takes {main!r}, for which no example is known here. Load it yourself and use secateurs.prune with an "
+            f"{text} takes {main!r}, for which no example is known here. Load it yourself and use secateurs.prune "
+            "with an "
             f"example of its inputs."
         )
     if getattr(config, "is_encoder_decoder", False):

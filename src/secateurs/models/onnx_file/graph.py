@@ -18,7 +18,7 @@ _LISTED = 6
 
 
 @dataclass(frozen=True)
-class Node:
+class OnnxNode:
     """One operation. ``inputs`` and ``outputs``: names of values, "" for those left out."""
 
     name: str
@@ -41,7 +41,7 @@ class Input:
 class OnnxGraph:
     """A file's content. ``half``: it computes in float16, here read as float32."""
 
-    nodes: tuple[Node, ...]
+    nodes: tuple[OnnxNode, ...]
     constants: Mapping[str, np.ndarray]
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
@@ -107,16 +107,16 @@ def read_graph(path: Path, outputs: Sequence[str] = ()) -> OnnxGraph:
     return OnnxGraph(tuple(used), held, inputs, wanted, opset, half)
 
 
-def _node(number: int, node: Any) -> Node:
+def _node(number: int, node: Any) -> OnnxNode:
     import onnx
 
     attributes = {one.name: _attribute(onnx.helper.get_attribute_value(one)) for one in node.attribute}
-    return Node(
+    return OnnxNode(
         node.name or f"{node.op_type}_{number}", node.op_type, tuple(node.input), tuple(node.output), attributes
     )
 
 
-def _constant(node: Node) -> np.ndarray:
+def _constant(node: OnnxNode) -> np.ndarray:
     """What a Constant holds."""
     name, value = next(iter(node.attributes.items()))
     kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
@@ -152,7 +152,7 @@ def _wide(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32) if value.dtype == np.float16 or value.dtype.name == "bfloat16" else value
 
 
-def _needed(nodes: Sequence[Node], wanted: Iterable[str], given: set[str], path: Path) -> list[Node]:
+def _needed(nodes: Sequence[OnnxNode], wanted: Iterable[str], given: set[str], path: Path) -> list[OnnxNode]:
     """The nodes that lead to some values, in their order."""
     made = {name: node for node in nodes for name in node.outputs if name}
     missing = [name for name in wanted if name not in made and name not in given]
@@ -170,7 +170,7 @@ def _needed(nodes: Sequence[Node], wanted: Iterable[str], given: set[str], path:
     return [node for node in nodes if id(node) in keep]
 
 
-def _require_plain(nodes: Iterable[Node], path: Path) -> None:
+def _require_plain(nodes: Iterable[OnnxNode], path: Path) -> None:
     """Nothing, if no node depends on values or computes in whole numbers."""
     names = {node.op for node in nodes}
     branching = sorted(names & {"If", "Loop", "Scan", "SequenceMap"})
@@ -188,7 +188,8 @@ def _require_plain(nodes: Iterable[Node], path: Path) -> None:
     unknown = sorted(name for name in names if not known(name))
     if unknown:
         raise DataError(
-            f"ONNX file {path} uses operators that cannot be rebuilt in PyTorch: {_some(unknown)}. Where they come after "
+            f"ONNX file {path} uses operators that cannot be rebuilt in PyTorch: {_some(unknown)}. Where they come "
+            "after "
             f"the network, such as NonMaxSuppression, stop before them: onnx:FILE?outputs=NAME,NAME with names of "
             f"values in the file; else give the network itself."
         )

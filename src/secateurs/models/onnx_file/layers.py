@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateurs.errors import DataError
-from secateurs.models.onnx_file.graph import Node
+from secateurs.models.onnx_file.graph import OnnxNode
 from secateurs.models.onnx_file.operators.pooling import flat_pads, pads_of
 from secateurs.models.onnx_file.values import at
 
@@ -52,7 +52,7 @@ class Cropped(nn.Module):
         return F.pad(self.layer(values), self.pads)
 
 
-def layer_of(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
+def layer_of(node: OnnxNode, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
     """The layer for a node whose weights are constants, None where it is none.
 
     Args:
@@ -73,7 +73,7 @@ def layer_of(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Laye
     return found
 
 
-def _convolution(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Layer:
+def _convolution(node: OnnxNode, given: Sequence[Any], constant: Sequence[bool]) -> Layer:
     weight, bias = _tensor(given[1]), at(given, 2)
     about, free = node.attributes, weight.ndim - 2
     kernel, strides = list(weight.shape[2:]), list(about.get("strides") or [1] * free)
@@ -95,7 +95,7 @@ def _convolution(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> 
     return Layer(layer if even else Padded(flat_pads(pads), layer), node.inputs[1], node.inputs[:1])
 
 
-def _transposed(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Layer:
+def _transposed(node: OnnxNode, given: Sequence[Any], constant: Sequence[bool]) -> Layer:
     weight, bias = _tensor(given[1]), at(given, 2)
     about, free = node.attributes, weight.ndim - 2
     strides, groups = list(about.get("strides") or [1] * free), about.get("group", 1)
@@ -119,7 +119,7 @@ def _transposed(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> L
     return Layer(layer if even else Cropped(pads, layer), node.inputs[1], node.inputs[:1])
 
 
-def _batch_norm(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Layer:
+def _batch_norm(node: OnnxNode, given: Sequence[Any], constant: Sequence[bool]) -> Layer:
     weight, free = _tensor(given[1]), given[0].ndim - 2
     kind: Any = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[free]
     momentum = 1 - node.attributes.get("momentum", 0.9)
@@ -129,7 +129,7 @@ def _batch_norm(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> L
     return Layer(layer, node.inputs[1], node.inputs[:1])
 
 
-def _gemm(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
+def _gemm(node: OnnxNode, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
     about, bias = node.attributes, at(given, 2)
     plain = about.get("alpha", 1.0) == about.get("beta", 1.0) == 1.0 and not about.get("transA")
     weight = _tensor(given[1])
@@ -139,14 +139,14 @@ def _gemm(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Layer |
     return _linear(weight, None if bias is None else _tensor(bias).reshape(-1), node)
 
 
-def _matmul(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
+def _matmul(node: OnnxNode, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
     """A bias that is added afterwards is joined by the builder."""
     if not isinstance(given[0], Tensor) or np.ndim(given[1]) != 2:
         return None
     return _linear(_tensor(given[1]).t(), None, node)
 
 
-def _linear(weight: Tensor, bias: Tensor | None, node: Node) -> Layer:
+def _linear(weight: Tensor, bias: Tensor | None, node: OnnxNode) -> Layer:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
     _fill(layer, weight=weight, bias=bias)
     return Layer(layer, node.inputs[1], node.inputs[:1])
@@ -158,7 +158,7 @@ def with_bias(layer: nn.Linear, bias: Tensor) -> nn.Linear:
     return layer
 
 
-def _layer_norm(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
+def _layer_norm(node: OnnxNode, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
     axis, values = node.attributes.get("axis", -1), given[0]
     shape = tuple(int(size) for size in values.shape[axis % values.ndim :])
     if len(node.outputs) > 1 or tuple(np.shape(given[1])) != shape:
@@ -168,7 +168,7 @@ def _layer_norm(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> L
     return Layer(layer, node.inputs[1], node.inputs[:1])
 
 
-def embedding_of(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
+def embedding_of(node: OnnxNode, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
     """The layer of a gather of rows from a constant table by indices that are no constants."""
     if node.op != "Gather" or not constant[0] or constant[1] or node.attributes.get("axis", 0) != 0:
         return None
@@ -181,7 +181,7 @@ def embedding_of(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> 
     return Layer(layer, node.inputs[0], node.inputs[1:2])
 
 
-def _prelu(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
+def _prelu(node: OnnxNode, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
     slope, values = _tensor(given[1]), given[0]
     channels = slope.ndim == values.ndim - 1 and slope.numel() == len(slope) == values.shape[1] and values.ndim > 2
     if slope.numel() != 1 and not channels:
@@ -191,7 +191,7 @@ def _prelu(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Layer 
     return Layer(layer, node.inputs[1], node.inputs[:1])
 
 
-def _group_norm(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
+def _group_norm(node: OnnxNode, given: Sequence[Any], constant: Sequence[bool]) -> Layer | None:
     channels = int(given[0].shape[1])
     if len(_tensor(given[1])) != channels:
         return None
@@ -200,7 +200,7 @@ def _group_norm(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> L
     return Layer(layer, node.inputs[1], node.inputs[:1])
 
 
-def _instance_norm(node: Node, given: Sequence[Any], constant: Sequence[bool]) -> Layer:
+def _instance_norm(node: OnnxNode, given: Sequence[Any], constant: Sequence[bool]) -> Layer:
     free = given[0].ndim - 2
     kind: Any = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[free - 1]
     layer = kind(int(given[0].shape[1]), node.attributes.get("epsilon", 1e-5), affine=True)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import DataError, SecateursError, why
-from secateurs.models.onnx_file.graph import Node, OnnxGraph
+from secateurs.models.onnx_file.graph import OnnxGraph, OnnxNode
 from secateurs.models.onnx_file.layers import Layer, embedding_of, layer_of, with_bias
 from secateurs.models.onnx_file.operators import function_of
-from secateurs.models.onnx_file.views import Numbered, View, batch_axis, runs
 from secateurs.models.onnx_file.values import Value, at, plain
+from secateurs.models.onnx_file.views import Numbered, Reshaped, batch_axis, runs
 
 _ON_HOST = {"Resize": (1, 2, 3), "Upsample": (1,), "Pad": (1, 2, 3), "Clip": (1, 2), "Range": (0, 1, 2)}
 """Inputs that are plain numbers even where they are floats."""
@@ -131,7 +131,8 @@ class _Builder:
         constant = [name for name in self.graph.outputs if name not in self.values]
         if constant:
             raise DataError(
-                f"Output {constant[0]!r} of the ONNX file does not depend on its inputs. Name those that do: ?outputs=NAME."
+                f"Output {constant[0]!r} of the ONNX file does not depend on its inputs. Name those that do: "
+                "?outputs=NAME."
             )
         self.network.steps = _with_ends(self.steps, self.graph.outputs)
         used = {step.layer for step in self.network.steps}
@@ -141,7 +142,7 @@ class _Builder:
         _without_empty(self.network)
         return self.network
 
-    def _take(self, node: Node) -> None:
+    def _take(self, node: OnnxNode) -> None:
         given = [self._known(name) for name in node.inputs]
         constant = [not name or name in self.constants for name in node.inputs]
         if all(constant):
@@ -160,13 +161,13 @@ class _Builder:
             self._done(node, function_of(node.op)(given, node.attributes, self.graph.opset))
             self._step_of_function(node, given, inputs)
 
-    def _step_of_function(self, node: Node, given: Sequence[Value], inputs: Sequence[tuple[str, Any]]) -> None:
+    def _step_of_function(self, node: OnnxNode, given: Sequence[Value], inputs: Sequence[tuple[str, Any]]) -> None:
         """A call of an operator; of one with numbers that a cut may change as a module, in which it finds them."""
         view = self._view(node, given) if node.op == "Reshape" else None
         numbers = {place: what for place, (kind, what) in enumerate(inputs) if kind == "number"}
         module: nn.Module | None = None
         if view is not None:
-            module, inputs = View(view), inputs[:1]
+            module, inputs = Reshaped(view), inputs[:1]
         elif node.op in _SIZED and any(np.asarray(value).dtype.kind in "iu" for value in numbers.values()):
             module = Numbered(node.op, node.attributes, self.graph.opset, numbers, len(inputs))
             inputs = [(kind, what) for kind, what in inputs if kind != "number"]
@@ -179,13 +180,15 @@ class _Builder:
         self._freeze(node.outputs[0])
 
     def _freeze(self, name: str) -> None:
-        """A factor that is computed from sizes, such as that of attention, becomes a constant: cuts must not change it."""
+        """A factor that is computed from sizes, such as that of attention, becomes a constant: cuts must not change "
+        "it."""
         value, other = self.values.get(name), (self.twice or {}).get(name)
         if isinstance(value, np.ndarray) and value.dtype.kind == "f" and np.array_equal(value, np.asarray(other)):
             self.constants[name] = value
 
-    def _view(self, node: Node, given: Sequence[Value]) -> Any:
-        """A reshape as what it joins and splits, for any batch and any number of channels; None where that is not known."""
+    def _view(self, node: OnnxNode, given: Sequence[Value]) -> Any:
+        """A reshape as what it joins and splits, for any batch and any number of channels; None where that is not "
+        "known."""
         if self.twice is None or not isinstance(given[0], Tensor):
             return None
         before, after = list(self.twice[node.inputs[0]].shape), list(self.values[node.outputs[0]].shape)
@@ -218,16 +221,16 @@ class _Builder:
     def _known(self, name: str) -> Value:
         return None if not name else self.constants[name] if name in self.constants else self.values[name]
 
-    def _fold(self, node: Node, given: list[Value]) -> None:
+    def _fold(self, node: OnnxNode, given: list[Value]) -> None:
         found = function_of(node.op)(given, node.attributes, self.graph.opset)
         made = found if isinstance(found, tuple) else (found,)
         self.constants.update({name: one for name, one in zip(node.outputs, made, strict=False) if name})
 
-    def _done(self, node: Node, found: Any) -> None:
+    def _done(self, node: OnnxNode, found: Any) -> None:
         made = found if isinstance(found, tuple) else (found,)
         self.values.update({name: one for name, one in zip(node.outputs, made, strict=False) if name})
 
-    def _step_of_layer(self, node: Node, layer: Layer) -> None:
+    def _step_of_layer(self, node: OnnxNode, layer: Layer) -> None:
         path = self._free(_path(node, layer.weight))
         self._place(path).add_module(path.rpartition(".")[2], layer.module.eval())
         found = layer.module(*(self.values[name] for name in layer.inputs))
@@ -236,7 +239,7 @@ class _Builder:
         self.steps.append(_Step(path, node.op, inputs, node.outputs[:1]))
         self._again(self.steps[-1])
 
-    def _joins_bias(self, node: Node, given: list[Value], constant: list[bool]) -> bool:
+    def _joins_bias(self, node: OnnxNode, given: list[Value], constant: list[bool]) -> bool:
         """Whether the constant that a node adds became the bias of the linear layer right before it."""
         last = self.steps[-1] if self.steps else None
         if last is None or last.layer is None or sum(constant) != 1 or last.outputs[0] not in node.inputs:
@@ -253,7 +256,7 @@ class _Builder:
         self._again(self.steps[-1])
         return True
 
-    def _reference(self, node: Node, place: int, name: str) -> tuple[str, Any]:
+    def _reference(self, node: OnnxNode, place: int, name: str) -> tuple[str, Any]:
         if not name or name not in self.constants:
             return ("value", name) if name else ("number", None)
         value = self.constants[name]
@@ -263,7 +266,7 @@ class _Builder:
             return "number", value
         return "held", self._hold(node, name)
 
-    def _hold(self, node: Node, name: str) -> str:
+    def _hold(self, node: OnnxNode, name: str) -> str:
         """Where a constant lies in the network: a parameter where it was trained, else a buffer."""
         if name not in self.held:
             value = self.constants[name]
@@ -288,7 +291,8 @@ class _Builder:
 
     def _free(self, path: str) -> str:
         """The path, or one like it, that is nobody's, and below no layer."""
-        parts, place = path.split("."), self.network
+        parts = path.split(".")
+        place: Any = self.network
         for number, part in enumerate(parts[:-1]):
             inner = place._modules.get(part)
             if inner is None and not hasattr(place, part):
@@ -347,7 +351,7 @@ def _trained(name: str, tensor: Tensor, graph: OnnxGraph) -> bool:
     return re.match(r"(/|onnx::|const|_?v_?[0-9]+$|val_|[0-9]+$)", name) is None
 
 
-def _path(node: Node, constant: str, *, tensor: bool = False) -> str:
+def _path(node: OnnxNode, constant: str, *, tensor: bool = False) -> str:
     """A module's or tensor's path: that of its constant where it has one, else by the node's own name."""
     own = re.match(r"(onnx::|/|const|_?v_?[0-9]+$|val_|[0-9]+$)", constant) is None and "/" not in constant
     if own and re.search(r"[A-Za-z]", constant):
@@ -365,7 +369,9 @@ def _path(node: Node, constant: str, *, tensor: bool = False) -> str:
 def _unrepeated(parts: Sequence[str]) -> list[str]:
     """``["layer1", "layer1.0", "conv1"]`` -> ``["layer1.0", "conv1"]``."""
     found = list(parts)
-    return [part for place, part in enumerate(found) if not at(found, place + 1) or not _continues(part, found[place + 1])]
+    return [
+        part for place, part in enumerate(found) if not at(found, place + 1) or not _continues(part, found[place + 1])
+    ]
 
 
 def _continues(part: str, following: str) -> bool:

@@ -59,7 +59,8 @@ def open_onnx(where: str, options: Mapping[str, Any]) -> Opened:
     if not batches:
         notes = (
             *notes,
-            f"{path} is made for a batch of {shapes[0][0]}, and for no other: it can be looked at, not trained or judged. "
+            f"{path} is made for a batch of {shapes[0][0]}, and for no other: it can be looked at, not trained or "
+            "judged. "
             f"Export it with a free batch size.",
         )
     given = tuple(x.permute(0, 3, 1, 2).contiguous() for x in example) if last else example
@@ -72,7 +73,8 @@ def _shapes(graph: OnnxGraph, sizes: Mapping[str, Any], where: str) -> tuple[lis
     unknown = [key for key in sizes if key not in names]
     if unknown:
         raise DataError(
-            f"Model 'onnx:{where}' has no free size {unknown[0]!r}. It has {', '.join(sorted(names)) or 'none'}, and the "
+            f"Model 'onnx:{where}' has no free size {unknown[0]!r}. It has {', '.join(sorted(names)) or 'none'}, and "
+            "the "
             f"option outputs."
         )
     firsts = {one.dims[0] for one in graph.inputs if one.dims}
@@ -87,8 +89,12 @@ def _shapes(graph: OnnxGraph, sizes: Mapping[str, Any], where: str) -> tuple[lis
     chosen = {**dict.fromkeys(batches, 1), **sizes}
     wrong = [key for key, value in chosen.items() if not isinstance(value, int) or isinstance(value, bool) or value < 1]
     if wrong:
-        raise DataError(f"Model 'onnx:{where}': {wrong[0]}={chosen[wrong[0]]!r} is no size. Give a whole number above 0.")
-    return [tuple(chosen[dim] if isinstance(dim, str) else dim for dim in one.dims) for one in graph.inputs], bool(batches)
+        raise DataError(
+            f"Model 'onnx:{where}': {wrong[0]}={chosen[wrong[0]]!r} is no size. Give a whole number above 0."
+        )
+    return [tuple(chosen[dim] if isinstance(dim, str) else dim for dim in one.dims) for one in graph.inputs], bool(
+        batches
+    )
 
 
 def _limits(graph: OnnxGraph) -> dict[str, int]:
@@ -149,7 +155,8 @@ def _compared(
     apart = max(_apart(one, other) for one, other in zip(found, wanted, strict=True))
     if not apart <= (_CLOSE_IN_HALF if graph.half else _CLOSE):
         raise DataError(
-            f"The network rebuilt from {path} does not compute what ONNX Runtime does: outputs differ by {apart:.2g} of "
+            f"The network rebuilt from {path} does not compute what ONNX Runtime does: outputs differ by {apart:.2g} "
+            "of "
             f"the largest, on random inputs. Stop before the part that differs with ?outputs=NAME, or export it anew."
         )
     note = f"Rebuilt from {path}: {len(graph.nodes)} nodes, within {apart:.1g} of ONNX Runtime on random inputs."

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from secateurs.models.onnx_file.graph import Node, OnnxGraph
+from secateurs.models.onnx_file.graph import OnnxGraph, OnnxNode
 
 
 def with_layer_norms(graph: OnnxGraph) -> OnnxGraph:
@@ -23,7 +23,7 @@ def with_layer_norms(graph: OnnxGraph) -> OnnxGraph:
     return replace(graph, nodes=tuple(_used(nodes, graph.outputs)))
 
 
-def _used(nodes: list[Node], outputs: tuple[str, ...]) -> list[Node]:
+def _used(nodes: list[OnnxNode], outputs: tuple[str, ...]) -> list[OnnxNode]:
     """The nodes that lead to the outputs."""
     needed, kept = set(outputs), []
     for node in reversed(nodes):
@@ -40,7 +40,7 @@ class _Finder:
         self.constants: Mapping[str, np.ndarray] = graph.constants
         self.makers = {name: node for node in graph.nodes for name in node.outputs}
 
-    def norm_at(self, node: Node) -> Node | None:
+    def norm_at(self, node: OnnxNode) -> OnnxNode | None:
         """``(x - mean) / sqrt(variance + eps) * weight + bias`` that ends in this node, as one."""
         scaled, bias = self._with_constant(node, "Add")
         divided, weight = self._with_constant(self.makers.get(scaled), "Mul")
@@ -53,13 +53,13 @@ class _Finder:
         if source is None or eps is None or np.size(self.constants[eps]) != 1 or not self._spread(variance, source):
             return None
         about = {"axis": -1, "epsilon": float(np.ravel(self.constants[eps])[0])}
-        return Node(division.name, "LayerNormalization", (source, weight, bias), node.outputs, about)
+        return OnnxNode(division.name, "LayerNormalization", (source, weight, bias), node.outputs, about)
 
-    def _of(self, node: Node | None, op: str) -> Node | None:
+    def _of(self, node: OnnxNode | None, op: str) -> OnnxNode | None:
         """What makes the input of a node of this kind."""
         return self.makers.get(node.inputs[0]) if node is not None and node.op == op else None
 
-    def _with_constant(self, node: Node | None, op: str) -> tuple[str, str | None]:
+    def _with_constant(self, node: OnnxNode | None, op: str) -> tuple[str, str | None]:
         """(the other input, the constant) of a node of this kind."""
         if node is None or node.op != op or len(node.inputs) != 2:
             return "", None
@@ -78,7 +78,7 @@ class _Finder:
             axes = np.ravel(self.constants[node.inputs[1]]).tolist()
         return node.inputs[0] if axes is not None and list(axes) == [-1] else None
 
-    def _centred(self, node: Node | None) -> str | None:
+    def _centred(self, node: OnnxNode | None) -> str | None:
         """What a node takes the mean off."""
         if node is None or node.op != "Sub" or self._mean(node.inputs[1]) != node.inputs[0]:
             return None

@@ -20,7 +20,7 @@ Run = tuple[int, int, tuple[int, ...]]
 """(first, last + 1) of axes that become axes of these sizes; one of the sizes may be -1, which is what is left."""
 
 
-class View(nn.Module):
+class Reshaped(nn.Module):
     """Joins and splits axes. The sizes that it gives lie in ``sizes_0``, ``sizes_1`` …, where a cut can find them."""
 
     def __init__(self, parts: Sequence[Run]) -> None:
@@ -41,10 +41,13 @@ class View(nn.Module):
 
 
 class Numbered(nn.Module):
-    """An operator with inputs that are numbers: sizes, bounds, amounts. Whole ones lie in ``input_1``, ``input_2`` …, by
+    """An operator with inputs that are numbers: sizes, bounds, amounts. Whole ones lie in ``input_1``, ``input_2`` …,
+    by
     the input's place, where a cut can find them."""
 
-    def __init__(self, op: str, attributes: Mapping[str, Any], opset: int, numbers: Mapping[int, Any], count: int) -> None:
+    def __init__(
+        self, op: str, attributes: Mapping[str, Any], opset: int, numbers: Mapping[int, Any], count: int
+    ) -> None:
         super().__init__()
         self.op = op
         self._attributes, self._opset, self._count = dict(attributes), opset, count
@@ -57,7 +60,9 @@ class Numbered(nn.Module):
     def forward(self, *values: Tensor) -> Any:
         """What the operator gives."""
         rest = iter(values)
-        return function_of(self.op)([self._input(place, rest) for place in range(self._count)], self._attributes, self._opset)
+        return function_of(self.op)(
+            [self._input(place, rest) for place in range(self._count)], self._attributes, self._opset
+        )
 
     def _input(self, place: int, rest: Any) -> Value:
         if place in self._shapes:

@@ -83,13 +83,13 @@ def _each(name: str, ours: Callable[[Tensor], Tensor], theirs: Callable[[np.ndar
 
 
 for _name, _ours, _theirs in (
-    ("Abs", torch.abs, np.abs), ("Neg", torch.neg, np.negative), ("Sqrt", torch.sqrt, np.sqrt), ("Exp", torch.exp, None),
-    ("Log", torch.log, None), ("Reciprocal", torch.reciprocal, None), ("Floor", torch.floor, np.floor),
+    ("Abs", torch.abs, np.abs), ("Neg", torch.neg, np.negative), ("Sqrt", torch.sqrt, np.sqrt),
+    ("Exp", torch.exp, None), ("Log", torch.log, None), ("Reciprocal", torch.reciprocal, None), ("Floor", torch.floor, np.floor),
     ("Ceil", torch.ceil, np.ceil), ("Round", torch.round, None), ("Sign", torch.sign, None), ("Erf", torch.erf, None),
     ("Sin", torch.sin, None), ("Cos", torch.cos, None), ("Tan", torch.tan, None), ("Tanh", torch.tanh, None),
     ("Sinh", torch.sinh, None), ("Cosh", torch.cosh, None), ("Asin", torch.asin, None), ("Acos", torch.acos, None),
-    ("Atan", torch.atan, None), ("Relu", F.relu, None), ("Sigmoid", torch.sigmoid, None), ("Softplus", F.softplus, None),
-    ("Softsign", F.softsign, None), ("HardSwish", F.hardswish, None), ("Mish", F.mish, None),
+    ("Atan", torch.atan, None), ("Relu", F.relu, None), ("Sigmoid", torch.sigmoid, None),
+    ("Softplus", F.softplus, None), ("Softsign", F.softsign, None), ("HardSwish", F.hardswish, None), ("Mish", F.mish, None),
     ("Not", torch.logical_not, np.logical_not), ("IsNaN", torch.isnan, None), ("IsInf", torch.isinf, None),
     ("Identity", lambda x: x, lambda x: x),
 ):  # fmt: skip
@@ -230,7 +230,9 @@ for _name in _REDUCTIONS:
 def _product(given: Given, attributes: Attributes, opset: int) -> Value:
     axes = attributes.get("axes") if at(given, 1) is None else numbers(given[1])
     if on_host(given[0]):
-        return np.asarray(np.prod(given[0], axis=tuple(axes) if axes else None, keepdims=bool(attributes.get("keepdims", 1))))
+        return np.asarray(
+            np.prod(given[0], axis=tuple(axes) if axes else None, keepdims=bool(attributes.get("keepdims", 1)))
+        )
     values, keep = given[0], bool(attributes.get("keepdims", 1))
     for axis in sorted((int(axis) % values.ndim for axis in axes or range(values.ndim)), reverse=True):
         values = values.prod(axis, keepdim=keep)

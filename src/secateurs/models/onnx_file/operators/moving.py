@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from secateurs.errors import DataError
 from secateurs.models.onnx_file.values import (
@@ -311,10 +310,11 @@ def _resize(given: Given, attributes: Attributes, opset: int) -> Value:
     scales = attributes.get("scales") if scales is None or not np.size(scales) else numbers(scales)
     sizes = None if at(given, 3) is None else numbers(given[3])
     free = values.ndim - 2
-    if sizes is not None and attributes.get("axes") is None:
+    if sizes is not None:
         size = [int(one) for one in sizes[-free:]]
     else:
-        size = [math.floor(int(have) * one) for have, one in zip(values.shape[2:], (scales or sizes)[-free:], strict=True)]
+        factors = list(scales or [])[-free:]
+        size = [math.floor(int(have) * one) for have, one in zip(values.shape[2:], factors, strict=True)]
     mode = attributes.get("mode", "nearest")
     where = attributes.get("coordinate_transformation_mode", "half_pixel" if opset >= 11 else "asymmetric")
     if mode == "nearest":
@@ -322,4 +322,3 @@ def _resize(given: Given, attributes: Attributes, opset: int) -> Value:
         return F.interpolate(values, size=size, mode="nearest-exact" if exact else "nearest")
     kind = {"linear": ("linear", "bilinear", "trilinear")[free - 1], "cubic": "bicubic"}[mode]
     return F.interpolate(values, size=size, mode=kind, align_corners=where == "align_corners")
-
