@@ -21,7 +21,7 @@ from secateurs.errors import DataError, shortened
 _CHUNK = 512
 _CACHE_BYTES = 6 << 30
 _SAMPLED = 64
-_WORKERS = min(8, os.cpu_count() or 1)
+WORKERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class EncodedImages:
     def _decode_many(self, rows: np.ndarray) -> Iterable[np.ndarray]:
         if len(rows) < 8:
             return [self._decode(int(row)) for row in rows]
-        with ThreadPoolExecutor(_WORKERS) as pool:
+        with ThreadPoolExecutor(WORKERS) as pool:
             return list(pool.map(self._decode, map(int, rows)))
 
     def _decode(self, row: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateurs.budgets import several
-from secateurs.data import Data, Named, given
+from secateurs.data import FILES, Data, Named, given
 from secateurs.data.tasks import Task, asked_task
 from secateurs.data.tasks.check import check_task
 from secateurs.errors import PlanError, checked
@@ -153,11 +153,13 @@ def prune(
     elif isinstance(data, str):
         source = Named(data)
         asked = source.task if asked is None and source.kind == "factory" else asked
-    images = asked is None or (asked.labels_images and _is_image(example))
+    files = isinstance(source, Named) and source.kind in FILES  # which say by themselves what samples are
+    images = _is_image(example) or (asked is None and not files)
+    plainly = asked is None or (asked.labels_images and images)
     with as_found(None, data):
         with untouched(model):
             loaded = own(model, example, normalize, images=images)
-            fed = None if asked is None or images else asked.fed(example, model)
+            fed = None if asked is None or plainly else asked.fed(example, model)
             opened = given(source, loaded, seed=settings.seed, normalize=normalize, task=fed, progress=progress)
         return run(loaded, opened, settings, place, example=example, progress=progress)
 

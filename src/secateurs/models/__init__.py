@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from secateurs.models.loading import Loaded, load, load_module, names, rebuild
+from secateurs.models.loaded import Loaded
+from secateurs.models.loading import load, load_module, names, rebuild
 from secateurs.models.own import own
 from secateurs.models.preprocessing import Preprocessing, parse_normalize
 from secateurs.models.weights import Weights, fitted, load_into, read_weights, save_weights

@@ -5,75 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from secateurs.errors import DataError, why
 from secateurs.files import read_json
 from secateurs.models.built_in import BUILT_IN, PREPROCESSING, BuiltIn
 from secateurs.models.external import build_timm, build_torchvision, build_user, config_of
 from secateurs.models.from_files.hugging_face import open_hugging_face
+from secateurs.models.loaded import Loaded, Shape, called, own_example
 from secateurs.models.onnx_file.opening import open_onnx
 from secateurs.models.preprocessing import IMAGENET, Preprocessing, as_preprocessing
 from secateurs.models.weights import Weights, fitted, load_into, read_weights
-
-Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A network with everything that is needed to feed it.
-
-    ``module``: in evaluation mode; ``input_shape``: (channels, height, width), or of a network that takes no images
-    its first input without the batch; ``given``: of such a network the inputs of one sample; ``outputs``: shape of
-    its output
-    without the batch, None where it is no single tensor; ``source``: JSON-able, :func:`rebuild` takes it;
-    ``notes``: what was deduced or assumed, for the user; ``pixels_told``: whether ``preprocessing`` was given or comes
-    with the network, and is no guess; ``random``: whether the weights are known to be random.
-    """
-
-    module: nn.Module
-    name: str
-    input_shape: tuple[Any, ...]
-    preprocessing: Preprocessing
-    outputs: tuple[int, ...] | None
-    source: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    pixels_told: bool = True
-    random: bool = False
-    given: Any = None
-
-    @property
-    def classes(self) -> int | None:
-        """Number of classes, None where the output is not one vector per image."""
-        return self.outputs[0] if self.outputs is not None and len(self.outputs) == 1 else None
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Means that are subtracted, on the 0-1 scale when ``scale`` is 255."""
-        return self.preprocessing.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviations to divide by."""
-        return self.preprocessing.std
-
-    @property
-    def scale(self) -> float:
-        """What pixels 0-255 are divided by first."""
-        return self.preprocessing.scale
-
-    def example(self, batch: int = 1) -> Any:
-        """A fixed random input [batch, channels, height, width], or inputs of another kind."""
-        if self.given is not None:
-            return pytree.tree_map_only(torch.Tensor, lambda x: torch.cat([x] * batch), self.given)
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(batch, *self.input_shape, generator=generator)
 
 
 def names() -> list[str]:
@@ -86,8 +33,8 @@ def load(
     *,
     weights: str | Path | None = None,
     classes: int | None = None,
-    input_shape: Shape | None = None,
-    otherwise: Callable[[nn.Module], Shape] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    otherwise: Callable[[nn.Module], tuple[int, ...]] | None = None,
     normalize: str | Preprocessing | None = None,
     seed: int = 0,
 ) -> Loaded:
@@ -102,7 +49,7 @@ def load(
             :func:`~secateurs.models.weights.read_weights`). Without it the weights are random
             (built-in, timm, torchvision) or the factory's own.
         classes: outputs of a built-in network; the weights' own number where there are weights.
-        input_shape: (channels, height, width).
+        input_shape: (channels, height, width); another number of sizes is that of an input that is no image.
         otherwise: gives the shape where neither the caller nor the model says it.
         normalize: see :func:`~secateurs.models.preprocessing.parse_normalize`.
         seed: of random weights.
@@ -111,17 +58,14 @@ def load(
         DataError: unknown name or option, unreadable or wrong weights, or an input the network does not take.
     """
     loaded, size, held = _opened(text, weights, classes, seed)
-    shape: tuple[Any, ...]
+    loaded = _with_given(loaded, size, input_shape, otherwise)
+    shape: tuple[Any, ...] = loaded.input_shape
     if loaded.given is None:
-        shape = _resolve_shape(loaded, size, input_shape, text, otherwise)
-    else:
-        shape = _own_shape(loaded, size or input_shape)
-    if loaded.given is not None:
-        pass  # nothing is known of pixels, and nothing needs to be
-    elif normalize is None:
-        loaded = replace(loaded, preprocessing=loaded.preprocessing.for_channels(shape[0]))
-    else:
-        loaded = replace(loaded, preprocessing=as_preprocessing(normalize), pixels_told=True)
+        shape = _resolve_shape(loaded, size, None if input_shape is None else _shape(input_shape), text, otherwise)
+        if normalize is None:
+            loaded = replace(loaded, preprocessing=loaded.preprocessing.for_channels(shape[0]))
+        else:
+            loaded = replace(loaded, preprocessing=as_preprocessing(normalize), pixels_told=True)
     loaded = replace(loaded, input_shape=shape)
     if loaded.given is None:
         loaded.preprocessing.check(shape[0])
@@ -132,7 +76,7 @@ def load(
         "options": dict(loaded.source),
         "weights": None if held is None else str(Path(held.path).resolve()),
         "weights_sha256": None if held is None else held.sha256,
-        "input_shape": list(shape) if loaded.given is None else None,
+        "input_shape": list(shape) if loaded.given is None or input_shape is not None else None,
         "preprocessing": loaded.preprocessing.to_dict() if loaded.pixels_told else None,
         "seed": seed,
     }
@@ -180,7 +124,7 @@ def rebuild(source: Mapping[str, Any], *, weights: str | Path | None = None) -> 
     loaded = load(
         f"{source['model']}?{query}" if query else source["model"],
         weights=path,
-        input_shape=None if source["input_shape"] is None else _shape(source["input_shape"]),
+        input_shape=None if source["input_shape"] is None else tuple(source["input_shape"]),
         normalize=None if source["preprocessing"] is None else Preprocessing.from_dict(source["preprocessing"]),
         seed=source.get("seed", 0),
     )
@@ -226,7 +170,11 @@ def _build(name: str, options: dict[str, Any], held: Weights | None, classes: in
         module = build_user(name, options)
         told, size = carried(module), config_of(module).get("input_size")
         shape = unknown if size is None else _shape(size)
-        return Loaded(module, name, shape, told or Preprocessing(), None, options, pixels_told=told is not None)
+        told_shape, given = own_example(module)
+        shape = told_shape or shape
+        return Loaded(
+            module, name, shape, told or Preprocessing(), None, options, pixels_told=told is not None, given=given
+        )
     raise DataError(
         f"Unknown model {name!r}. Give one of {', '.join(BUILT_IN)}, or timm:NAME, torchvision:NAME, "
         f"hf:FOLDER, onnx:FILE, file.py:factory, package.module:factory."
@@ -303,7 +251,7 @@ def _resolve_shape(
     size: Any,
     explicit: Shape | None,
     text: str,
-    otherwise: Callable[[nn.Module], Shape] | None,
+    otherwise: Callable[[nn.Module], tuple[int, ...]] | None,
 ) -> Shape:
     shape = loaded.input_shape if explicit is None else _shape(explicit)
     if min(shape) < 1 and size is None and otherwise is not None:
@@ -325,14 +273,26 @@ def _resolve_shape(
     return shape
 
 
-def _own_shape(loaded: Loaded, asked: Any) -> tuple[int, ...]:
-    """The shape of a network's first input that is no image."""
-    if asked is not None:
-        raise DataError(
-            f"{loaded.name} takes no images, so --input and size say nothing of it. Give the length of its inputs with "
-            f"the model's own options, such as ?length=64."
-        )
-    return tuple(loaded.input_shape)
+def _with_given(
+    loaded: Loaded, size: Any, asked: tuple[int, ...] | None, otherwise: Callable[[nn.Module], tuple[int, ...]] | None
+) -> Loaded:
+    """The same with an example of its inputs, where those are no image."""
+    if loaded.given is not None:
+        if size is not None or asked is not None:
+            raise DataError(
+                f"{loaded.name} says itself what it takes, and that is no image: --input and size say nothing of it. "
+                "Give "
+                f"the length of its inputs with the model's own options, such as ?length=64."
+            )
+        return loaded
+    known = min(loaded.input_shape) > 0 or size is not None
+    shape = asked if asked is not None else otherwise(loaded.module) if otherwise is not None and not known else None
+    if shape is None or len(shape) == 3:
+        return loaded
+    if not all(isinstance(one, int) and 0 < one < 10_000_000 for one in shape):
+        raise DataError(f"Input shape {tuple(shape)} must be sizes above zero.")
+    given = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    return replace(loaded, given=given, input_shape=tuple(shape))
 
 
 def _shape(values: Any) -> Shape:
@@ -346,19 +306,13 @@ def _probe(loaded: Loaded, text: str) -> tuple[int, ...] | None:
     """Shape of the output without the batch; runs the network once, which also proves that it runs."""
     try:
         with torch.inference_mode():
-            result = _called(loaded.module, loaded.example())
+            result = called(loaded.module, loaded.example())
     except (Exception, SystemExit) as error:
         raise DataError(
             f"Model {text!r} does not run on an input of shape {_form((1, *loaded.input_shape))}: {why(error)}. "
             f"Give the shape that it takes with --input, such as --input 1,3,224,224."
         ) from error
     return shape_of(result, f"Model {text!r}")
-
-
-def _called(module: nn.Module, example: Any) -> Any:
-    if isinstance(example, Mapping):
-        return module(**example)
-    return module(*example) if isinstance(example, tuple) else module(example)
 
 
 def shape_of(result: Any, what: str) -> tuple[int, ...] | None:

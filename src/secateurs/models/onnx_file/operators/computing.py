@@ -84,12 +84,14 @@ def _each(name: str, ours: Callable[[Tensor], Tensor], theirs: Callable[[np.ndar
 
 for _name, _ours, _theirs in (
     ("Abs", torch.abs, np.abs), ("Neg", torch.neg, np.negative), ("Sqrt", torch.sqrt, np.sqrt),
-    ("Exp", torch.exp, None), ("Log", torch.log, None), ("Reciprocal", torch.reciprocal, None), ("Floor", torch.floor, np.floor),
+    ("Exp", torch.exp, None), ("Log", torch.log, None), ("Reciprocal", torch.reciprocal, None),
+    ("Floor", torch.floor, np.floor),
     ("Ceil", torch.ceil, np.ceil), ("Round", torch.round, None), ("Sign", torch.sign, None), ("Erf", torch.erf, None),
     ("Sin", torch.sin, None), ("Cos", torch.cos, None), ("Tan", torch.tan, None), ("Tanh", torch.tanh, None),
     ("Sinh", torch.sinh, None), ("Cosh", torch.cosh, None), ("Asin", torch.asin, None), ("Acos", torch.acos, None),
     ("Atan", torch.atan, None), ("Relu", F.relu, None), ("Sigmoid", torch.sigmoid, None),
-    ("Softplus", F.softplus, None), ("Softsign", F.softsign, None), ("HardSwish", F.hardswish, None), ("Mish", F.mish, None),
+    ("Softplus", F.softplus, None), ("Softsign", F.softsign, None), ("HardSwish", F.hardswish, None),
+    ("Mish", F.mish, None),
     ("Not", torch.logical_not, np.logical_not), ("IsNaN", torch.isnan, None), ("IsInf", torch.isinf, None),
     ("Identity", lambda x: x, lambda x: x),
 ):  # fmt: skip
