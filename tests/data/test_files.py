@@ -238,13 +238,17 @@ def test_broken_samples_are_named_or_left_out(open_: Callable[..., Data], tmp_pa
     (folder / "images" / "3.jpg").write_bytes(b"no image")
     (folder / "masks" / "5.png").write_bytes(b"no mask")
     with pytest.raises(DataError, match=r"Image .*3\.jpg cannot be decoded|Mask .*5\.png cannot be decoded"):
-        data = open_(f"segmentation:{folder}")
-        data.train.prepare()
-        data.validation.prepare()
-        data.test.prepare()
+        read_all(lambda: open_(f"segmentation:{folder}"))
     data = open_(f"segmentation:{folder}?broken=skip")
     assert len(data.train) + len(data.validation) + len(data.test) == 10
     assert any("broken and left out. The first:" in note for note in data.notes)
+    for part in (data.train, data.validation, data.test):
+        part.prepare()
+
+
+def read_all(opened: Callable[[], Data]) -> None:
+    """Opens data and reads every sample."""
+    data = opened()
     for part in (data.train, data.validation, data.test):
         part.prepare()
 
@@ -318,10 +322,9 @@ def _wrong(kind: str, folder: Path) -> str:
     ],
 )
 def test_mistakes_are_one_paragraph(kind: str, message: str, open_: Callable[..., Data], tmp_path: Path) -> None:
+    text, task = _wrong(kind, tmp_path), None if "mask" in kind else f"{tmp_path}/nets.py:detect"
     with pytest.raises(DataError, match=message) as caught:
-        data = open_(_wrong(kind, tmp_path), task=None if "mask" in kind else f"{tmp_path}/nets.py:detect")
-        for part in (data.train, data.validation, data.test):
-            part.prepare()
+        read_all(lambda: open_(text, task=task))
     assert "\n" not in str(caught.value)
 
 
@@ -353,7 +356,7 @@ def test_what_only_the_user_knows_is_asked_for(open_: Callable[..., Data], tmp_p
     coco(tmp_path / "c", "train")
     with pytest.raises(DataError, match=r"--task file\.py:make"):
         open_(f"coco:{tmp_path}/c")
-    with pytest.raises(DataError, match="returned int, not a secateurs.Task"):
+    with pytest.raises(DataError, match=r"returned int, not a secateurs\.Task"):
         open_(f"coco:{tmp_path}/c", task=f"{tmp_path}/nets.py:no_task")
     with pytest.raises(DataError, match="does not say how pixels reach it"):
         open_(f"coco:{tmp_path}/c", task=f"{tmp_path}/nets.py:detect", normalize=None)
@@ -365,8 +368,6 @@ def test_a_cell_that_is_no_number_is_named(text: str, tmp_path: Path) -> None:
     file = table(tmp_path / "t.csv", "a,b,c,label", *(f"{n},1,{text if n == 3 else 2},{n % 2}" for n in range(10)))
     loaded = models.load(f"{tmp_path}/nets.py:numbers", input_shape=(3,))
     with pytest.raises(DataError, match=r"Line 5 of .*t\.csv has .* in column 'c', which is no number"):
-        data = open_data(f"csv:{file}", loaded)
-        for part in (data.train, data.validation, data.test):
-            part.prepare()
+        read_all(lambda: open_data(f"csv:{file}", loaded))
     kept = open_data(f"csv:{file}?broken=skip", loaded)
     assert len(kept.train) + len(kept.validation) + len(kept.test) == 9

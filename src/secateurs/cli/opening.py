@@ -153,9 +153,9 @@ def check_same(
     Raises:
         DataError: one is another.
     """
-    parameters = {"input": "shape"}
+    parameters = {"input": ("shape",), "keep": ("keep", "only")}
     for name, value in chosen.items():
-        if typed(context, parameters.get(name, name)) and value != held.get(name):
+        if any(typed(context, one) for one in parameters.get(name, (name,))) and value != held.get(name):
             raise DataError(
                 f"The run in {output} was started with {name} {held.get(name)!r}, now it is {value!r}. Resume with "
                 f"'{again}', or choose another folder."

@@ -106,6 +106,10 @@ Task = Annotated[
 Keep = Annotated[
     list[str] | None, typer.Option("--keep", metavar="PATTERN", help="Parameters or modules to keep whole.")
 ]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="PATTERN", help="The only layers or modules to prune; all else stays whole."),
+]
 Barrier = Annotated[
     list[str] | None, typer.Option("--barrier", metavar="PATTERN", help="Modules not to prune through.")
 ]
@@ -208,12 +212,19 @@ def input_shape(text: str | None, batch: int = 1) -> tuple[int, ...] | None:
 def chosen_for(kind: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a kind among the parameters of a verb, by name, as its job.json spells them."""
     chosen = {item.name: parameters[item.name] for item in fields(kind)}
+    if parameters.get("only"):
+        chosen["keep"] = kept(chosen["keep"], parameters["only"])
     several = {item.name for item in fields(kind) if isinstance(item.default, tuple)}
     singly = {item.name: item.default for item in fields(kind) if item.name not in several}
     return {
         name: list(value or ()) if name in several else one_or_several(value, singly[name])
         for name, value in chosen.items()
     }
+
+
+def kept(keep: list[str] | None, only: list[str] | None) -> list[str]:
+    """Patterns of what stays whole, as ``trace(keep=)`` takes them."""
+    return [*(keep or ()), *(f"!{pattern}" for pattern in only or ())]
 
 
 def one_or_several(value: Any, default: Any) -> Any:
