@@ -18,12 +18,14 @@ from secateurs.cli.options import (
     Keep,
     Model,
     Normalize,
+    Only,
     Seed,
     SizedBy,
     Store,
     Target,
     Threads,
     Weights,
+    kept,
 )
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
@@ -54,6 +56,7 @@ def verb(
     normalize: Normalize = None,
     barrier: Barrier = None,
     keep: Keep = None,
+    only: Only = None,
     threads: Threads = Settings.threads,
     batch: Batch = Settings.batch,
     seed: Seed = Settings.seed,
@@ -83,7 +86,7 @@ def verb(
             model, weights, shape, normalize, sized=open_source(data), batch=batch, seed=seed, progress=progress
         )
         with progress.task("trace"):
-            graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
+            graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=kept(keep, only))
         costs = profile(
             graph, opened, threads=threads, batch=batch, store=store, seed=seed, progress=progress, again=again
         )

@@ -29,7 +29,7 @@ MOST_PIXELS = 89_478_485
 _LARGE_PIXELS = 1 << 24
 _PHOTOGRAPHS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "PPM", "TIFF", "MPO", "JPEG2000", "AVIF", "ICO")
 _opening = threading.Lock()
-_WORKERS = min(8, os.cpu_count() or 1)
+WORKERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class EncodedImages:
     def _decode_many(self, rows: np.ndarray) -> Iterable[np.ndarray]:
         if len(rows) < 8:
             return [self._decode(int(row)) for row in rows]
-        with ThreadPoolExecutor(_WORKERS) as pool:
+        with ThreadPoolExecutor(WORKERS) as pool:
             return list(pool.map(self._decode, map(int, rows)))
 
     def _decode(self, row: int) -> np.ndarray:

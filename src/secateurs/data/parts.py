@@ -17,7 +17,7 @@ from secateurs.data.images import Data, Images, Source
 from secateurs.data.named import Named
 from secateurs.data.parquet import open_parquet
 from secateurs.errors import DataError
-from secateurs.models.loading import Loaded
+from secateurs.models.loaded import Loaded
 from secateurs.progress import Progress
 
 # The held-out test part of a source without its own is the same for every run seed: a network that was trained

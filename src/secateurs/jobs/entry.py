@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateurs.budgets import several
-from secateurs.data import Data, Named, given
+from secateurs.data import FILES, Data, Named, given
 from secateurs.data.tasks import Task, asked_task
 from secateurs.data.tasks.check import check_task
 from secateurs.errors import PlanError, checked
@@ -147,19 +147,35 @@ def prune(
     checked(str | Path | None, output, "prune(output=)", "Give the name of a folder")
     place = Place(None if output is None else Path(output), resume)
     model, asked = plain(model), asked_task(task, loss, metric)
+    with as_found(None, data):
+        with untouched(model):
+            loaded, opened = inputs_of(model, example, data, asked, normalize, seed=settings.seed, progress=progress)
+        return run(loaded, opened, settings, place, example=example, progress=progress)
+
+
+def inputs_of(
+    model: nn.Module,
+    example: Any,
+    data: str | Data | tuple[Any, Any],
+    asked: Task | None,
+    normalize: str | Preprocessing | None,
+    *,
+    seed: int,
+    progress: Progress,
+) -> tuple[Loaded, Data]:
+    """A module with what is known of it, and its four splits; see :func:`prune`."""
     source: str | Named | Data | tuple[Any, Any] = data
     if isinstance(data, Data):
         asked = asked or data.asked
     elif isinstance(data, str):
         source = Named(data)
         asked = source.task if asked is None and source.kind == "factory" else asked
-    images = asked is None or (asked.labels_images and _is_image(example))
-    with as_found(None, data):
-        with untouched(model):
-            loaded = own(model, example, normalize, images=images)
-            fed = None if asked is None or images else asked.fed(example, model)
-            opened = given(source, loaded, seed=settings.seed, normalize=normalize, task=fed, progress=progress)
-        return run(loaded, opened, settings, place, example=example, progress=progress)
+    files = isinstance(source, Named) and source.kind in FILES  # which say by themselves what samples are
+    images = _is_image(example) or (asked is None and not files)
+    plainly = asked is None or (asked.labels_images and images)
+    loaded = own(model, example, normalize, images=images)
+    fed = None if asked is None or plainly else asked.fed(example, model)
+    return loaded, given(source, loaded, seed=seed, normalize=normalize, task=fed, progress=progress)
 
 
 def run(

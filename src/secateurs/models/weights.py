@@ -6,7 +6,7 @@ import json
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from secateurs.errors import DataError, why
 from secateurs.files import digest_of, require_regular, write_atomic
+from secateurs.models.from_files.checkpoints import BEHIND, below_a_name, named_plainly, weights_in
 from secateurs.models.refused import description
 
+_PICKLED = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 _LISTED = 5
 _SLACK = 64 << 20
 _LONGEST_HEADER = 16 << 20
@@ -25,12 +27,16 @@ _LONGEST_HEADER = 16 << 20
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, the file's metadata (safetensors only), where they came from and the file's SHA-256."""
+    """Tensors by name, the file's metadata (safetensors only), where they came from and the file's SHA-256.
+
+    ``notes``: what of the file was taken and how names were changed, for the user.
+    """
 
     tensors: Mapping[str, Tensor]
     path: str
     sha256: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of tensor ``name``, None where the file has no such tensor."""
@@ -39,25 +45,41 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Tensors of a ``.safetensors`` file, or of a ``.pth``/``.pt`` file read with ``weights_only=True``.
+    """Tensors of a ``.safetensors`` file, or of a ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` or ``.tar`` that PyTorch
+    wrote,
+    read with ``weights_only=True``.
+
+    Args:
+        path: the file; ``FILE::NAME`` takes the weights of that name out of a checkpoint that holds several.
 
     Raises:
         DataError: the file is missing, damaged, of another kind, or holds more than plain tensors.
     """
-    path = Path(path)
+    given = str(path)
+    text, _, part = given.partition(BEHIND) if not Path(given).is_file() else (given, "", "")
+    path = Path(text)
     require_regular(path, "Weights file")
     if not path.is_file():
         raise DataError(f"Weights file {path} does not exist. Check --weights; it takes a .safetensors or .pth file.")
     if path.suffix == ".safetensors":
-        tensors, metadata = _read_safetensors(path)
-    elif path.suffix in (".pth", ".pt"):
-        tensors, metadata = _read_pth(path), {}
+        held, metadata = _read_safetensors(path)
+    elif path.suffix in _PICKLED:
+        held, metadata = _read_pth(path), {}
     else:
         raise DataError(
             f"Weights file {path} has the ending {path.suffix or '(none)'}. "
-            f"Give a .safetensors file, or a .pth/.pt file that holds a state dict."
+            f"Give a .safetensors file, or a {'/'.join(_PICKLED)} file that holds a state dict."
         )
-    return Weights(tensors, str(path), digest_of(path, follow=True), metadata)
+    state, taken = weights_in(held, part, text)
+    _require_dense(path, state)
+    tensors, notes = named_plainly(state, text)
+    return Weights(tensors, given, digest_of(path, follow=True), metadata, (*taken, *notes))
+
+
+def fitted(weights: Weights, module: nn.Module) -> Weights:
+    """The weights under the module's names, where they were saved as part of a larger module."""
+    tensors, notes = below_a_name(weights.tensors, module.state_dict(), weights.path)
+    return replace(weights, tensors=tensors, notes=(*weights.notes, *notes))
 
 
 def load_into(module: nn.Module, weights: Weights, name: str) -> None:
@@ -208,36 +230,14 @@ def _require_dense(path: Path, tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _read_pth(path: Path) -> dict[str, Tensor]:
+def _read_pth(path: Path) -> Any:
     _require_plain_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            held = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no pickle fail in any way
         raise DataError(f"Weights file {path} cannot be read as plain tensors: it {description(path)}") from error
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
-            held = held[key]
-    if not isinstance(held, Mapping) or not held or not all(isinstance(value, Tensor) for value in held.values()):
-        found = type(held).__name__
-        if isinstance(held, Mapping):
-            others = [f"{key}: {type(value).__name__}" for key, value in held.items() if not isinstance(value, Tensor)]
-            found = f"a dict with {', '.join(others[:_LISTED])}" if others else "an empty dict"
-        raise DataError(
-            f"Weights file {path} holds no state dict of tensors (found {found}). "
-            f"Save model.state_dict() with safetensors.torch.save_file."
-        )
-    odd = next((key for key in held if not isinstance(key, str)), None)
-    if odd is not None:
-        raise DataError(
-            f"Weights file {path} has the key {odd!r}, which is no name of a tensor. Save model.state_dict()."
-        )
-    _require_dense(path, held)
-    prefix = "module."
-    if all(key.startswith(prefix) for key in held):
-        return {key[len(prefix) :]: value for key, value in held.items()}
-    return dict(held)
 
 
 def _listed(label: str, items: list[str]) -> str:

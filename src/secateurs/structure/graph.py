@@ -18,7 +18,7 @@ from secateurs.network import AxisSpec, BlockSpec, GroupSpec, LayerSpec, Network
 from secateurs.plan import Fingerprint, Plan
 from secateurs.structure import rules  # noqa: F401  registers every rule
 from secateurs.structure.analysis import analyse
-from secateurs.structure.barriers import Barrier, matching, told_apart
+from secateurs.structure.barriers import Barrier, held_whole, matching, told_apart
 from secateurs.structure.blocks import Block, blocks_of_both, find_blocks
 from secateurs.structure.call import Analysis, bind, concrete_shape
 from secateurs.structure.cut import Cut, block_names, cut
@@ -88,8 +88,7 @@ class Graph:
             found, blocks = blocks_of_both((found, self.analysis), (theirs, twin.analysis))
         self.groups: tuple[Group, ...] = find_groups(self.analysis, self.keep)
         self.units = UnitMap(self.analysis, self.groups)
-        whole = matching(graphs, tuple(pattern.partition(":")[0] for pattern in self.keep), "Kept layer")
-        self._held = frozenset({*blocked, *whole})
+        self._held = frozenset({*blocked, *held_whole(graphs, self.keep)})
         self.removable_blocks: tuple[Block, ...] = tuple(b for b in found if self._held.isdisjoint(b.nodes))
         self.training_mode = TrainingMode("same")
         """What the forward in training mode does otherwise."""
