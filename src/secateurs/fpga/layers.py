@@ -82,18 +82,18 @@ _ELSEWHERE = "Run it on the processor, or choose another target."
 
 @dataclass(frozen=True)
 class Move:
-    """Bytes put elsewhere, without arithmetic: rows and columns ``step`` apart, then channels of zero around them."""
+    """Bytes put elsewhere, without arithmetic: every ``steps``-th row and column, then channels of zero around them."""
 
     source: str
     output: str
-    step: int = 1
+    steps: tuple[int, int] = (1, 1)
     front: int = 0
     behind: int = 0
     zero: int = 0
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """[channels, H, W] as it lies then."""
-        taken = x[:, :: self.step, :: self.step]
+        taken = x[:, :: self.steps[0], :: self.steps[1]]
         return np.pad(taken, ((self.front, self.behind), (0, 0), (0, 0)), constant_values=self.zero)
 
 

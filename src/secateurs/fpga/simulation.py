@@ -25,7 +25,7 @@ from secateurs.fpga.engine import Engine
 from secateurs.fpga.packing import Job, configuration, from_words, pixels, results
 
 HDL = Path(__file__).with_name("hdl")
-SOURCES = tuple(HDL / f"kep_{name}.sv" for name in ("engine", "loader", "lines", "drain"))
+SOURCES = tuple(HDL / f"kep_{name}.sv" for name in ("engine", "loader", "lines", "lane", "drain"))
 TESTBENCH = HDL / "kep_testbench.sv"
 _SLOW = 4
 """A simulation counts as hung after so many times the cycles of the model without a word, with a floor."""
@@ -83,7 +83,7 @@ def _compile(engine: Engine, simulator: str, work: Path, draft: Path) -> None:
     else:
         given = [f"-G{name}={value}" for name, value in engine.parameters.items()]
         command = [*_verilator(), "--binary", "-j", "2", "-Wno-fatal", "-Wno-WIDTH", "--top-module", "kep_testbench"]
-        command += ["-O3", "-CFLAGS", "-O1", "--Mdir", str(work / "objects"), "-o", str(draft), *given, *names]
+        command += ["-O3", "-CFLAGS", "-O1", "-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include", "--Mdir", str(work / "objects"), "-o", str(draft), *given, *names]
     done = subprocess.run(command, capture_output=True, text=True, cwd=work, check=False)
     if done.returncode:
         raise TargetError(

@@ -11,7 +11,8 @@ module kep_drain #(
     input  wire               adds,
     input  wire [31:0]        head,      // zero point, highest, lowest, (zero point of the input)
     input  wire [127:0]       head_add,  // multiplier of the result, of what is added; zero points; bounds
-    input  wire [ACC*P*Q-1:0] sums,
+    input  wire [ACC*Q-1:0]   leaving,   // sums of the filter that leaves
+    output wire               shift,     // it is taken, the next one comes
     input  wire               complete,
     input  wire               pass_end,
     input  wire               job_end,
@@ -32,10 +33,10 @@ module kep_drain #(
     input  wire               m_out_ready
 );
     // ---- the sums that wait, filter by filter
-    reg  [ACC*P*Q-1:0] waiting;
-    reg  [7:0]         left, filter;
-    reg                of_pass_end, of_job_end, of_half;
-    wire               some = left != 0;
+    reg  [7:0]          left, filter;
+    reg                 of_pass_end, of_job_end, of_half;
+    wire                some = left != 0;
+    assign shift        = den && some;
     assign ready        = !some || (left == 1 && den);
     assign freed        = den && left == 1 && of_pass_end;
     assign freed_half   = of_half;
@@ -44,16 +45,14 @@ module kep_drain #(
     always @(posedge clk)
         if (rst) left <= 8'd0;
         else if (complete && ready) begin
-            waiting     <= sums;
             left        <= filters;
             filter      <= 8'd0;
             of_pass_end <= pass_end;
             of_job_end  <= job_end;
             of_half     <= half;
         end else if (den && some) begin
-            waiting <= waiting >> (ACC * Q);
-            left    <= left - 8'd1;
-            filter  <= filter + 8'd1;
+            left   <= left - 8'd1;
+            filter <= filter + 8'd1;
         end
 
     // ---- ten stages, all of them held while the result or what is added waits
@@ -128,7 +127,7 @@ module kep_drain #(
 
             always @(posedge clk)
                 if (den) begin
-                    sum_1     <= $signed(waiting[ACC*q+:ACC]);
+                    sum_1     <= $signed(leaving[ACC*q+:ACC]);
                     sum_2     <= sum_1 + $signed(parameters[31:0]);
                     low_3     <= $signed({1'b0, sum_low}) * $signed(multiplier_low);
                     high_3    <= sum_high * $signed(multiplier_low);

@@ -234,24 +234,29 @@ module kep_engine #(
         end
     endfunction
 
-    // ---- S6: products; S7: sums
-    reg  [17*P*Q-1:0]  products_6;
-    reg  [ACC*P*Q-1:0] sums;
-    reg                complete;
-    reg  [4:0]         f7;
-    wire               ready;
-    integer i, j;
+    // ---- S6: products; S7: sums, in the lanes; behind them the finished sums, of which lane 0's leave first
+    reg               complete;
+    reg  [4:0]        f7;
+    wire              ready, shift;
+    wire [ACC*Q-1:0]  leaving;
     assign en = !(complete && !ready);
 
-    always @(posedge clk)
-        if (en)
-            for (i = 0; i < P; i = i + 1)
-                for (j = 0; j < Q; j = j + 1) begin
-                    products_6[17*(i*Q+j)+:17] <= $signed(weight_5[8*i+:8]) * $signed({1'b0, pixels_5[8*j+:8]});
-                    if (v6)
-                        sums[ACC*(i*Q+j)+:ACC] <= (f6[0] ? {ACC{1'b0}} : sums[ACC*(i*Q+j)+:ACC])
-                            + {{(ACC-17){products_6[17*(i*Q+j)+16]}}, products_6[17*(i*Q+j)+:17]};
-                end
+    genvar i, j;
+    generate
+        for (i = 0; i < P; i = i + 1) begin : filter
+            wire [ACC*Q-1:0] waiting, above;
+            if (i + 1 < P) assign above = filter[i+1].waiting;
+            else           assign above = {ACC*Q{1'b0}};
+            for (j = 0; j < Q; j = j + 1) begin : pixel
+                kep_lane #(.ACC(ACC)) lane (
+                    .clk(clk), .en(en), .weight(weight_5[8*i+:8]), .pixel(pixels_5[8*j+:8]), .add(v6), .first(f6[0]),
+                    .take(complete && ready), .shift(shift),
+                    .above(above[ACC*j+:ACC]), .waiting(waiting[ACC*j+:ACC])
+                );
+            end
+        end
+    endgenerate
+    assign leaving = filter[0].waiting;
 
     always @(posedge clk)
         if (rst) complete <= 1'b0;
@@ -264,7 +269,7 @@ module kep_engine #(
     wire [7:0] filters_7 = f7[4] ? filters[15:8] : filters[7:0];
     kep_drain #(.P(P), .Q(Q), .ACC(ACC)) drain (
         .clk(clk), .rst(rst), .adds(adds), .head(head[191:160]), .head_add(head[383:256]),
-        .sums(sums), .complete(complete), .pass_end(f7[2]), .job_end(f7[3]), .half(f7[4]), .filters(filters_7),
+        .leaving(leaving), .shift(shift), .complete(complete), .pass_end(f7[2]), .job_end(f7[3]), .half(f7[4]), .filters(filters_7),
         .ready(ready), .freed(freed), .freed_half(freed_half),
         .den(den), .parameter_at(parameter_at), .parameters(parameters),
         .s_res_data(s_res_data), .s_res_valid(s_res_valid), .s_res_ready(s_res_ready),
