@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "secateurs"
-MOST = {"lines": 400, "body": 60, "parameters": 8, "files at the top": 12, "packages": 16, "modules in a package": 14}
+MOST = {"lines": 400, "body": 60, "parameters": 8, "files at the top": 12, "packages": 17, "modules in a package": 14}
 WITHOUT_LIMIT = {
     "cli": "one file per verb",
     "data": "one file per form of data and per kind of task",

@@ -7,12 +7,14 @@ count in every case that is tested (docs/fpga.md, "Cycles").
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from secateurs.fpga.engine import Engine
-from secateurs.fpga.layers import IntegerLayer
-from secateurs.fpga.packing import Job, jobs
+from secateurs.fpga.engine import SETTINGS, Engine
+from secateurs.fpga.layers import Geometry, IntegerLayer
+from secateurs.fpga.packing import Job, jobs, mask_words
+from secateurs.fpga.tiling import row_words, tiles
 
 TO_SUM, TO_RESULT = 8, 19
 """Cycles from a group's last slot to its sums being away from the lanes, and to its first word of results."""
@@ -65,6 +67,12 @@ class Shape:
             last.append(start + self.rows * self.groups * one.slots - 1)
         return last[-1] + TO_RESULT + self.passes[-1].filters
 
+    @property
+    def first_slot(self) -> int:
+        """The cycle in which the first element is walked."""
+        pixels = self.settings + min(self.needed, self.in_rows) * self.row_words
+        return max(self.settings + self.passes[0].steps, pixels)
+
     def _first_pass(self, start: int) -> int:
         """The cycle of its last slot: rows wait for pixels, which come a word a cycle behind the settings.
 
@@ -89,6 +97,67 @@ def layer_cycles(layer: IntegerLayer, engine: Engine) -> int:
     return sum(job_cycles(job) for job in jobs(layer, engine))
 
 
+@functools.lru_cache(maxsize=65536)
+def expected_cycles(geometry: Geometry, engine: Engine, entries: int | None = None) -> int:
+    """Of a layer of which only the widths are known.
+
+    ``entries``: kernel elements that stay in every block of filters (None: all, which makes the count exact); which
+    they are decides how long masks take to read, so that a few cycles are missing or too many.
+    """
+    loads = tuple(_loads(geometry, engine, entries))
+    settings = SETTINGS + 2 * geometry.kernel[1] + geometry.kernel[0]
+    groups, total = -(-geometry.output_hw[1] // engine.q), 0
+    for tile in tiles(geometry, engine):
+        needed = geometry.kernel[0] - tile.top
+        words = row_words(geometry, engine)
+        total += Shape(settings, words, tile.taken[1], tile.rows, groups, needed, geometry.stride, loads).cycles()
+    return total
+
+
+@functools.lru_cache(maxsize=65536)
+def expected_bytes(geometry: Geometry, engine: Engine, entries: int | None = None) -> int:
+    """Bytes that such a layer takes from external memory and gives back, what it adds not counted."""
+    total = 0
+    settings = SETTINGS + 2 * geometry.kernel[1] + geometry.kernel[0]
+    steps = sum(load.steps for load in _loads(geometry, engine, entries))
+    groups = -(-geometry.output_hw[1] // engine.q)
+    for tile in tiles(geometry, engine):
+        pixels = row_words(geometry, engine) * tile.taken[1] + tile.rows * groups * geometry.filters
+        total += engine.p * (settings + steps) + engine.q * pixels
+    return total
+
+
+def _loads(geometry: Geometry, engine: Engine, entries: int | None) -> Iterator[Load]:
+    """Passes of a layer of which only the widths are known."""
+    rows, columns = geometry.kernel
+    each, inputs = geometry.filters // geometry.groups, geometry.channels // geometry.groups
+    words, least = mask_words(engine, (geometry.channels, rows, columns)), min(engine.p, geometry.filters)
+    before: range | None = None
+    for start in range(0, geometry.filters, engine.p):
+        filters = min(engine.p, geometry.filters - start)
+        met = range(start // each, (start + filters - 1) // each + 1)  # groups of channels
+        masks = len(met) * inputs * rows
+        count = masks * columns if entries is None else max(1, entries)
+        steps = 1 + 2 * filters
+        if met == before and geometry.groups == 1:
+            steps += count
+        else:
+            read = count if entries is None else max(count, masks)
+            steps += words + read + geometry.channels * rows - masks
+        before = met
+        yield Load(max(count, least), filters, steps)
+
+
+def most_entries(geometry: Geometry, engine: Engine) -> int:
+    """Kernel elements of a block of filters when none is pruned."""
+    each, inputs = geometry.filters // geometry.groups, geometry.channels // geometry.groups
+    spans = (
+        (min(start + engine.p, geometry.filters) - 1) // each - start // each + 1
+        for start in range(0, geometry.filters, engine.p)
+    )
+    return max(spans) * inputs * geometry.kernel[0] * geometry.kernel[1]
+
+
 def useful(jobs_: Sequence[Job]) -> float:
     """Share of products of multipliers and cycles that are a weight times a pixel."""
     done = sum(one.entries * len(one.filters) * job.rows for job in jobs_ for one in job.passes)
@@ -97,6 +166,8 @@ def useful(jobs_: Sequence[Job]) -> float:
 
 
 def streaming(job: Job) -> float:
-    """Share of slots, from the first to the last, in which an element is walked, where nothing has to wait."""
-    slots = sum(job.lead(one) + one.entries for one in job.passes)
-    return sum(one.entries for one in job.passes) / slots
+    """Share of cycles, from the first slot to the last, in which an element is walked."""
+    shape = Shape.of(job)
+    begin = shape.first_slot
+    walked = sum(one.entries for one in job.passes) * job.rows * job.groups
+    return walked / (shape.cycles() - TO_RESULT - len(job.passes[-1].filters) - begin + 1)

@@ -8,21 +8,31 @@ from secateurs.fpga.layers import ADD_SHIFT, IntegerLayer, IntegerNetwork, Move
 
 
 def sums(layer: IntegerLayer, x: np.ndarray) -> np.ndarray:
-    """Sums of products int64 [filters, H, W] of bytes [channels, H, W], zero points taken off, without the bias."""
+    """Sums of products int64 [..., filters, H, W] of bytes [..., channels, H, W], zero points off, without the bias."""
     (height, width), (top, left) = layer.output_hw, layer.padding
     filters, _, rows, columns = layer.weight.shape
-    stride = layer.stride
+    stride, lead = layer.stride, x.shape[:-3]
     wanted = ((height - 1) * stride + rows, (width - 1) * stride + columns)
-    found = x.astype(np.float64) - layer.zero_in
-    below, right = (max(0, want - lead - have) for want, lead, have in zip(wanted, (top, left), x.shape[1:], strict=True))
-    found = np.pad(found, ((0, 0), (top, below), (left, right)))
-    total = np.zeros((filters, height * width))
+    below, right = (
+        max(0, want - front - have) for want, front, have in zip(wanted, (top, left), x.shape[-2:], strict=True)
+    )
+    kind = exact_float(layer)
+    found = np.pad(x.astype(kind) - layer.zero_in, [(0, 0)] * (len(lead) + 1) + [(top, below), (left, right)])
+    total = np.zeros((*lead, filters, height * width), dtype=kind)
+    weight = layer.weight.astype(kind)
     for y in range(rows):
         for z in range(columns):
-            part = found[:, y : y + (height - 1) * stride + 1 : stride, z : z + (width - 1) * stride + 1 : stride]
-            # Sums stay far below 2^53, so that floating point adds them exactly, and fast.
-            total += layer.weight[:, :, y, z].astype(np.float64) @ part.reshape(len(part), -1)
-    return total.astype(np.int64).reshape(filters, height, width)
+            if not weight[:, :, y, z].any():
+                continue
+            part = found[..., y : y + (height - 1) * stride + 1 : stride, z : z + (width - 1) * stride + 1 : stride]
+            total += weight[:, :, y, z] @ part.reshape(*part.shape[:-2], -1)
+    return total.astype(np.int64).reshape(*lead, filters, height, width)
+
+
+def exact_float(layer: IntegerLayer) -> type[np.floating]:
+    """The smallest float in which the layer's sums are exact: floating point adds faster than integers do."""
+    most = 255 * int(np.abs(layer.weight.astype(np.int64)).reshape(len(layer.weight), -1).sum(1).max())
+    return np.float32 if most < 1 << 24 else np.float64
 
 
 def halves_to_even(values: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
@@ -30,11 +40,11 @@ def halves_to_even(values: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
     below = (np.int64(1) << shift) - 1
     half = np.int64(1) << (shift - np.int64(1))
     down, rest = values >> shift, values & below
-    return down + ((rest > half) | ((rest == half) & (down & 1 == 1)))
+    return np.asarray(down + ((rest > half) | ((rest == half) & (down & 1 == 1))))
 
 
 def requantised(layer: IntegerLayer, total: np.ndarray) -> np.ndarray:
-    """Bytes [filters, H, W] of sums, before anything is added."""
+    """Bytes [..., filters, H, W] of sums, before anything is added."""
     biased = total + layer.bias[:, None, None]
     # 32 by 24 bits fit 64.
     scaled = halves_to_even(biased * layer.multiplier[:, None, None], layer.shift[:, None, None])
@@ -42,7 +52,7 @@ def requantised(layer: IntegerLayer, total: np.ndarray) -> np.ndarray:
 
 
 def run_layer(layer: IntegerLayer, x: np.ndarray, added: np.ndarray | None = None) -> np.ndarray:
-    """The layer's result, bytes [filters, H, W], of bytes [channels, H, W] and of those that are added."""
+    """The layer's result, bytes [..., filters, H, W], of bytes [..., channels, H, W] and of those that are added."""
     own = requantised(layer, sums(layer, x))
     if layer.add is None:
         return own
@@ -52,31 +62,27 @@ def run_layer(layer: IntegerLayer, x: np.ndarray, added: np.ndarray | None = Non
     return np.clip(halves_to_even(both, ADD_SHIFT) + add.zero, add.low, add.high).astype(np.uint8)
 
 
-def quantised_input(network: IntegerNetwork, sample: np.ndarray) -> np.ndarray:
-    """Bytes of a float sample [channels, H, W]."""
-    scaled = np.rint(sample.astype(np.float32) / np.float32(network.scale))
+def quantised_input(network: IntegerNetwork, samples: np.ndarray) -> np.ndarray:
+    """Bytes of float samples [..., channels, H, W]."""
+    scaled = np.rint(samples.astype(np.float32) / np.float32(network.scale))
     return np.clip(scaled + network.zero, 0, 255).astype(np.uint8)
 
 
-def run_network(network: IntegerNetwork, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Every tensor of the network by its name, of an image's bytes [channels, H, W]."""
-    values = {network.input: image}
+def run_network(network: IntegerNetwork, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Every tensor of the network by its name, of images' bytes [..., channels, H, W]."""
+    values = {network.input: images}
     for step in network.steps:
         if isinstance(step, Move):
             values[step.output] = step.apply(values[step.source])
         else:
-            values[step.output] = run_layer(
-                step.layer, values[step.source].reshape(_shape(step.layer)), values.get(step.added or "")
-            )
+            source = values[step.source]
+            shape = (*source.shape[:-3], step.layer.weight.shape[1], *step.layer.input_hw)
+            values[step.output] = run_layer(step.layer, source.reshape(shape), values.get(step.added or ""))
     return values
 
 
-def _shape(layer: IntegerLayer) -> tuple[int, int, int]:
-    return (layer.weight.shape[1], *layer.input_hw)
-
-
-def outputs(network: IntegerNetwork, sample: np.ndarray) -> np.ndarray:
-    """What the network returns for one float sample, as float32."""
-    found = run_network(network, quantised_input(network, sample))[network.output]
+def outputs(network: IntegerNetwork, samples: np.ndarray) -> np.ndarray:
+    """What the network returns for float samples [n, channels, H, W], as float32 [n, ...]."""
+    found = run_network(network, quantised_input(network, samples))[network.output]
     numbers = np.float32(network.output_scale) * (found.astype(np.float32) - network.output_zero)
-    return numbers.reshape(network.output_shape)
+    return np.asarray(numbers.reshape(len(samples), *network.output_shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,6 +14,20 @@ MULTIPLIER_BITS, MOST_SHIFT = 24, 57
 ADD_SHIFT, ADD_BITS = 24, 27
 MOST_KERNEL, MOST_CHANNELS = 8, 4096
 """Sides of a kernel and input channels that the stream's fields hold."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A layer apart from its numbers; ``padding``: top, left; ``groups``: of channels that meet only their filters."""
+
+    filters: int
+    channels: int
+    kernel: tuple[int, int]
+    stride: int
+    padding: tuple[int, int]
+    input_hw: tuple[int, int]
+    output_hw: tuple[int, int]
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,8 @@ class IntegerLayer:
     ``weight`` int8 [filters, channels, kh, kw]; ``bias`` int64 [filters]; ``multiplier`` and ``shift`` int64 [filters]:
     a sum is worth ``multiplier * 2**-shift`` of the result's units; ``zero_in``, ``zero``: zero points; ``low``,
     ``high``: bounds of the result; ``input_hw``; ``padding``: top, left; ``output_hw``; ``order``: of filters, in
-    which they are cut into blocks.
+    which they are cut into blocks; ``groups``: of channels that meet only their filters, the other weights are zeros;
+    ``mean``: it is one over the image, whose weights are ones.
     """
 
     name: str
@@ -53,7 +68,8 @@ class IntegerLayer:
     high: int = 255
     add: Addition | None = None
     order: tuple[int, ...] = ()
-    kind: str = field(default="conv")
+    groups: int = 1
+    mean: bool = False
 
     def __post_init__(self) -> None:
         filters, channels, height, width = self.weight.shape
@@ -72,9 +88,17 @@ class IntegerLayer:
             raise ExportError(f"The order of the filters of layer {self.name} is not one of its {filters}.")
 
     @property
+    def geometry(self) -> Geometry:
+        """Without its numbers."""
+        filters, channels, rows, columns = self.weight.shape
+        return Geometry(
+            filters, channels, (rows, columns), self.stride, self.padding, self.input_hw, self.output_hw, self.groups
+        )
+
+    @property
     def macs(self) -> int:
         """Multiply-adds of the dense layer."""
-        return int(self.weight.size) * self.output_hw[0] * self.output_hw[1]
+        return int(self.weight.size) // self.groups * self.output_hw[0] * self.output_hw[1]
 
 
 _ELSEWHERE = "Run it on the processor, or choose another target."
@@ -92,9 +116,10 @@ class Move:
     zero: int = 0
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """[channels, H, W] as it lies then."""
-        taken = x[:, :: self.steps[0], :: self.steps[1]]
-        return np.pad(taken, ((self.front, self.behind), (0, 0), (0, 0)), constant_values=self.zero)
+        """[..., channels, H, W] as it lies then."""
+        taken = x[..., :: self.steps[0], :: self.steps[1]]
+        around = [(0, 0)] * (x.ndim - 3) + [(self.front, self.behind), (0, 0), (0, 0)]
+        return np.pad(taken, around, constant_values=self.zero)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from secateurs.errors import PlanError
 from secateurs.fpga.engine import SETTINGS, Engine
 from secateurs.fpga.layers import ADD_BITS, IntegerLayer
+from secateurs.fpga.tiling import check_rows, pitch, row_words, tiles
 
 _REUSED = 64
 """Indexes are used again where that costs at most one in so many elements more."""
@@ -38,6 +39,11 @@ class Pass:
             return head + self.entries
         rows = self.kept.reshape(-1, self.kept.shape[-1]).sum(1)
         return head + mask_words(engine, self.kept.shape) + int(np.maximum(rows, 1).sum())
+
+    def words(self, engine: Engine) -> int:
+        """Words of s_cfg that it takes."""
+        masks = mask_words(engine, self.kept.shape) if self.fresh else 0
+        return 1 + 2 * len(self.filters) + masks + self.entries
 
 
 def mask_words(engine: Engine, shape: Sequence[int]) -> int:
@@ -93,7 +99,7 @@ class Job:
     @property
     def row_words(self) -> int:
         """Words of the input in a row."""
-        return row_words(self.layer, self.engine)
+        return row_words(self.layer.geometry, self.engine)
 
     @property
     def settings(self) -> int:
@@ -116,17 +122,6 @@ class Job:
         return max(0, self.least - one.entries)
 
 
-def row_words(layer: IntegerLayer, engine: Engine) -> int:
-    """Words of the input in a row."""
-    return -(-layer.input_hw[1] // engine.q) * layer.weight.shape[1]
-
-
-def pitch(layer: IntegerLayer, engine: Engine) -> int:
-    """Words of the line buffer that a row takes."""
-    groups, channels = -(-layer.input_hw[1] // engine.q), layer.weight.shape[1]
-    return groups * channels if layer.stride == 1 else 2 * -(-groups // 2) * channels
-
-
 def jobs(layer: IntegerLayer, engine: Engine, kept: np.ndarray | None = None) -> tuple[Job, ...]:
     """The layer in pieces that the engine can hold; ``kept``: as in :func:`passes`.
 
@@ -135,31 +130,18 @@ def jobs(layer: IntegerLayer, engine: Engine, kept: np.ndarray | None = None) ->
     """
     blocks = passes(layer, engine, kept)
     _check(layer, engine, blocks)
-    kernel, top = layer.weight.shape[2], layer.padding[0]
-    height, rows_in = layer.output_hw[0], layer.input_hw[0]
-    held = engine.lines // pitch(layer, engine)
-    most = height if held >= rows_in else (held - kernel) // layer.stride + 1
-    found = []
-    for first in range(0, height, most):
-        rows = min(most, height - first)
-        start = first * layer.stride - top
-        begin, end = max(0, start), min(rows_in, start + (rows - 1) * layer.stride + kernel)
-        found.append(Job(layer, engine, blocks, first, rows, begin - start, (begin, end - begin)))
-    return tuple(found)
+    return tuple(
+        Job(layer, engine, blocks, one.first, one.rows, one.top, one.taken) for one in tiles(layer.geometry, engine)
+    )
 
 
 def _check(layer: IntegerLayer, engine: Engine, blocks: Sequence[Pass]) -> None:
     most = max(one.entries for one in blocks)
+    check_rows(layer.name, layer.geometry, engine)
     if most > engine.elements:
         raise PlanError(
             f"Layer {layer.name} has {most} kernel elements in a block of {engine.p} filters, and the engine's weight "
             f"buffer holds {engine.elements}. Choose an engine with a larger one, or prune the layer."
-        )
-    rows = min(layer.weight.shape[2], layer.input_hw[0])
-    if rows * pitch(layer, engine) > engine.lines:
-        raise PlanError(
-            f"Layer {layer.name} needs {rows} rows of {pitch(layer, engine)} words of its input at once, and the "
-            f"engine's line buffer holds {engine.lines} words. Choose an engine with a larger one, or prune the layer."
         )
     largest = int((255 * np.abs(layer.weight.astype(np.int64))).reshape(len(layer.weight), -1).sum(1).max())
     biased = int(np.abs(folded_bias(layer)).max()) + largest
@@ -197,7 +179,7 @@ def _fields(values: Sequence[int], engine: Engine) -> np.ndarray:
 def _settings(job: Job) -> list[int]:
     layer, engine = job.layer, job.engine
     _, channels, rows, columns = layer.weight.shape
-    stored = pitch(layer, engine)
+    stored = pitch(layer.geometry, engine)
     words = [
         rows | columns << 4 | (layer.stride == 2) << 8 | (layer.add is not None) << 9 | len(job.passes) << 16,
         job.row_words | job.taken[1] << 16,
@@ -237,7 +219,7 @@ def _column(job: Job, column: int) -> list[int]:
     width = layer.input_hw[1]
     limit = width if layer.stride == 1 else (width + 1 - odd) // 2
     channels = layer.weight.shape[1]
-    at = word * channels + odd * (pitch(layer, job.engine) // 2)
+    at = word * channels + odd * (pitch(layer.geometry, job.engine) // 2)
     return [(at & 0xFFFF) | turn << 16 | inside << 21, limit | (shift & 0xFFFF) << 16]
 
 

@@ -231,7 +231,7 @@ class _Reader:
             "output_hw": (after[2], after[3]),
             "stride": int(strides[0]),
             "padding": (int(pads[0]), int(pads[1])),
-            "kind": "depthwise" if given.get("group", 1) > 1 else "conv",
+            "groups": int(given.get("group", 1)),
         }
         self._layer(name, _ungrouped(weight, given.get("group", 1)), scales, made, source, bounds, wide)
 
@@ -246,7 +246,7 @@ class _Reader:
             raise ExportError(
                 f"Linear layer {name} reads {self._shapes[node.input[0]]}; the engine's take one vector a sample."
             )
-        one = {"bias": self._bias(node, len(matrix)), "input_hw": (1, 1), "output_hw": (1, 1), "kind": "linear"}
+        one = {"bias": self._bias(node, len(matrix)), "input_hw": (1, 1), "output_hw": (1, 1)}
         self._layer(name, matrix[:, :, None, None], scales, made, source, bounds, one)
 
     def _mean(self, node: onnx.NodeProto, made: Quantised, bounds: tuple[int, int]) -> None:
@@ -259,7 +259,8 @@ class _Reader:
         ones = _ungrouped(np.ones((channels, 1, height, width), dtype=np.int8), channels)
         source = self._dequantised(node.input[0])
         scales = np.full(channels, 1 / np.float32(height * width), dtype=np.float32)
-        given = {"bias": np.zeros(channels, np.int64), "input_hw": (height, width), "output_hw": (1, 1), "kind": "mean"}
+        given = {"bias": np.zeros(channels, np.int64), "input_hw": (height, width), "output_hw": (1, 1)}
+        given |= {"groups": channels, "mean": True}
         self._layer(node.output[0], ones, scales, made, source, bounds, given)
 
     def _add(self, node: onnx.NodeProto, made: Quantised, bounds: tuple[int, int]) -> None:

@@ -170,6 +170,10 @@ class Deployment:
             written = bench.export(module, bench.dense)
         if not bench.quantises:
             return self._dense(accuracy, correct, images, written, said)
+        if not bench.target.runs_float:
+            deployed = deployed_on_test_images(bench, bench.dense, self.data, self.progress, module)
+            made = self._dense(deployed.value, told(deployed), deployed.images, written, said)
+            return replace(made, float_accuracy=accuracy)
         with self.folder.timed("measure"):
             in_float = bench.measure_in_float(module)
         slow = slower_in(bench.target.precision, in_float, self.aim.name)
@@ -228,6 +232,8 @@ class Deployment:
             scored = deployed_on_test_images(bench, deployed, self.data, self.progress, self.loaded.module)
             layers = LayersRecord(quantised=len(written.int8_layers), in_float=written.float_layers)
             made |= {"accuracy": scored.value, "correct": told(scored), "int8_layers": layers}
+            if not bench.target.runs_float:
+                return self._measured(dense, planned, lambda: _side_by_side(bench.final(deployed), made))
             with Scratch("float") as folder:
                 floats = self._float_files(Path(folder), small, plan)
                 four = _Four(dense, made, accuracy, {name: path.stat().st_size for name, path in floats.items()})

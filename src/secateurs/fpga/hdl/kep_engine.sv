@@ -33,7 +33,7 @@ module kep_engine #(
 
     // ---- settings of the job, from the loader
     wire [12*32-1:0] head;
-    wire [8*26-1:0]  table_a;
+    wire [8*32-1:0]  table_a;
     wire [8*32-1:0]  table_b;
     wire [8*16-1:0]  table_y;
     wire             job_start;
@@ -146,7 +146,7 @@ module kep_engine #(
     wire [15:0] channel_1 = {4'd0, index[11:0]};
     wire [2:0]  ky_1      = index[14:12];
     wire [2:0]  kx_1      = index[17:15];
-    wire [25:0] a_1       = table_a[26*kx_1+:26];
+    wire [25:0] a_1       = table_a[32*kx_1+:26];
     wire [31:0] b_1       = table_b[32*kx_1+:32];
 
     reg  [15:0] at_2, at_next_2, offset_2, limit_2, shift_2, y_2;

@@ -14,7 +14,7 @@ module kep_loader #(
     input  wire             s_cfg_valid,
     output wire             s_cfg_ready,
     output reg  [12*32-1:0] head,
-    output reg  [8*26-1:0]  table_a,
+    output reg  [8*32-1:0]  table_a,
     output reg  [8*32-1:0]  table_b,
     output reg  [8*16-1:0]  table_y,
     output wire             job_start,
@@ -109,7 +109,7 @@ module kep_loader #(
                     if (at < 12) head[32*at[3:0]+:32] <= word;
                     else if (at < first_y) begin
                         if (at[0]) table_b[32*column+:32] <= word;
-                        else       table_a[26*column+:26] <= word[25:0];
+                        else       table_a[32*column+:32] <= word;
                     end else table_y[16*line+:16] <= word[15:0];
                     if (job_start) begin
                         state   <= PASS;
