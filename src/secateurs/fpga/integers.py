@@ -8,7 +8,10 @@ from secateurs.fpga.layers import ADD_SHIFT, IntegerLayer, IntegerNetwork, Move
 
 
 def sums(layer: IntegerLayer, x: np.ndarray) -> np.ndarray:
-    """Sums of products int64 [..., filters, H, W] of bytes [..., channels, H, W], zero points off, without the bias."""
+    """Sums of products [..., filters, H, W] of bytes [..., channels, H, W], zero points off, without the bias.
+
+    Whole numbers in :func:`exact_float`.
+    """
     (height, width), (top, left) = layer.output_hw, layer.padding
     filters, _, rows, columns = layer.weight.shape
     stride, lead = layer.stride, x.shape[:-3]
@@ -26,7 +29,7 @@ def sums(layer: IntegerLayer, x: np.ndarray) -> np.ndarray:
                 continue
             part = found[..., y : y + (height - 1) * stride + 1 : stride, z : z + (width - 1) * stride + 1 : stride]
             total += weight[:, :, y, z] @ part.reshape(*part.shape[:-2], -1)
-    return total.astype(np.int64).reshape(*lead, filters, height, width)
+    return total.reshape(*lead, filters, height, width)
 
 
 def exact_float(layer: IntegerLayer) -> type[np.floating]:
@@ -45,10 +48,18 @@ def halves_to_even(values: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
 
 def requantised(layer: IntegerLayer, total: np.ndarray) -> np.ndarray:
     """Bytes [..., filters, H, W] of sums, before anything is added."""
-    biased = total + layer.bias[:, None, None]
-    # 32 by 24 bits fit 64.
-    scaled = halves_to_even(biased * layer.multiplier[:, None, None], layer.shift[:, None, None])
+    biased = total.astype(np.float64) + layer.bias[:, None, None]
+    if np.abs(biased).max(initial=0) < _EXACT:
+        scale = np.ldexp(layer.multiplier.astype(np.float64), -layer.shift)
+        scaled = np.rint(biased * scale[:, None, None])
+    else:
+        whole = biased.astype(np.int64) * layer.multiplier[:, None, None]  # 32 by 24 bits fit 64
+        scaled = halves_to_even(whole, layer.shift[:, None, None])
     return np.clip(scaled + layer.zero, layer.low, layer.high).astype(np.uint8)
+
+
+_EXACT = 1 << 29
+"""Below it, a number times a multiplier of 24 bits is exact in a float of 53, and rint rounds as ONNX does."""
 
 
 def run_layer(layer: IntegerLayer, x: np.ndarray, added: np.ndarray | None = None) -> np.ndarray:
@@ -58,8 +69,9 @@ def run_layer(layer: IntegerLayer, x: np.ndarray, added: np.ndarray | None = Non
         return own
     assert added is not None
     add = layer.add
-    both = (own.astype(np.int64) - layer.zero) * add.own + (added.astype(np.int64) - add.zero_other) * add.other
-    return np.clip(halves_to_even(both, ADD_SHIFT) + add.zero, add.low, add.high).astype(np.uint8)
+    # 9 by 27 bits are exact in floats, too.
+    both = (own.astype(np.float64) - layer.zero) * add.own + (added.astype(np.float64) - add.zero_other) * add.other
+    return np.clip(np.rint(both * 2.0**-ADD_SHIFT) + add.zero, add.low, add.high).astype(np.uint8)
 
 
 def quantised_input(network: IntegerNetwork, samples: np.ndarray) -> np.ndarray:

@@ -88,9 +88,9 @@ class CycleFormula:
             PlanError: one is dilated, or of two strides.
         """
         engine = self.engine
-        return np.array([self._pointlayer_ms(point, engine) for point in points])
+        return np.array([self._point_ms(point, engine) for point in points])
 
-    def _pointlayer_ms(self, point: Any, engine: Engine) -> float:
+    def _point_ms(self, point: Any, engine: Engine) -> float:
         shape = point.shape
         if len(set(shape.stride)) > 1 or set(shape.dilation) != {1}:
             raise PlanError(f"A convolution of {shape} has no hardware: the engine's are of one stride, undilated.")
