@@ -106,6 +106,8 @@ def fitting(
     for p in FILTERS:
         for q in PIXELS:
             engine = Engine(p, q, 8, 8)
+            if device.lanes not in ((), (p, q)):
+                continue
             if engine.multipliers > device.multipliers:
                 continue
             made = _sized(engine, shapes, device, max(entries(name, engine) for name in shapes))
@@ -114,7 +116,8 @@ def fitting(
             else:
                 reasons.append(made)
     if not found:
-        what = min(reasons, default=(0, f"its smallest engine has {Engine(4, 2, 8, 8).multipliers} multipliers"))[1]
+        least = Engine(*(device.lanes or (4, 2)), 8, 8)
+        what = min(reasons, default=(0, f"an engine of {least.name} lanes takes {least.multipliers} multipliers"))[1]
         raise PlanError(
             f"The network does not fit on {device.title} with {device.multipliers} multipliers and "
             f"{device.block_ram_blocks} blocks of RAM: {what}. Allow more, prune the network, or choose a larger device."

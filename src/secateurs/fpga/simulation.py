@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from secateurs.errors import TargetError, TargetUnavailableError, why
+from secateurs.files import Scratch
 from secateurs.fpga.cycles import job_cycles
 from secateurs.fpga.engine import Engine
 from secateurs.fpga.packing import Job, configuration, from_words, pixels, results
@@ -131,6 +132,8 @@ def simulate(
             raise TargetError(
                 f"The simulation ended with exit code {done.returncode}: {said or 'it said nothing'}. Run it again."
             )
+        if not (names["out"].exists() and names["cycles"].exists()):
+            raise TargetError("The simulation wrote nothing. Was it killed, or the disk full? Run it again.")
         counts = [int(line) for line in names["cycles"].read_text().split()]
         words = _read(names["out"], work[0][0].engine.q)
     return _parted([job for job, _, _ in work], words, counts)
@@ -138,7 +141,7 @@ def simulate(
 
 @contextlib.contextmanager
 def _files(work: Sequence[tuple[Job, np.ndarray, np.ndarray | None]]) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="secateurs-fpga-") as folder:
+    with Scratch("simulation") as folder:
         place = Path(folder)
         try:
             write_streams(place, work)

@@ -46,7 +46,7 @@ class CycleCurve:
         """Read :meth:`to_raw`'s result."""
         parts = raw["cycles"]
         pairs = {name: tuple(value) if isinstance(value, list) else value for name, value in parts["geometry"].items()}
-        device = {**parts["device"], "nextpnr": tuple(parts["device"]["nextpnr"])}
+        device = {name: tuple(value) if isinstance(value, list) else value for name, value in parts["device"].items()}
         return cls(Geometry(**pairs), Engine(**parts["engine"]), Device(**device))
 
 

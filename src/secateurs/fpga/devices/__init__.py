@@ -20,7 +20,8 @@ _SHAPES = ((2048, 9), (1024, 18), (512, 36))
 @dataclass(frozen=True)
 class Device:
     """An FPGA as far as the engine is concerned. ``family``: of yosys's synthesis; ``nextpnr``: how place and route
-    names it, where it is one that the open tools place; ``bandwidth_mb_s``: of its external memory, 10^6 bytes."""
+    names it, where it is one that the open tools place; ``bandwidth_mb_s``: of its external memory, 10^6 bytes; ``lanes``: of
+    filters and of pixels that its engine must have, empty where it is chosen."""
 
     name: str
     title: str
@@ -30,6 +31,7 @@ class Device:
     clock_mhz: float
     bandwidth_mb_s: float
     nextpnr: tuple[str, ...] = ()
+    lanes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         numbers = ("multipliers", "block_ram_blocks", "clock_mhz", "bandwidth_mb_s")
@@ -45,13 +47,15 @@ class Device:
         """Bits of all blocks of RAM."""
         return self.block_ram_blocks * BLOCK_BITS
 
-    def limited(self, multipliers: int | None = None, block_ram_bits: int | None = None) -> Device:
-        """The same of which only so much may be used.
+    def limited(
+        self, multipliers: int | None = None, block_ram_bits: int | None = None, lanes: tuple[int, ...] = ()
+    ) -> Device:
+        """The same of which only so much may be used, or with an engine of these lanes.
 
         Raises:
             PlanError: that is more than it has, or nothing.
         """
-        found = self
+        found = replace(self, lanes=lanes)
         for what, limit, whole in (
             ("multipliers", multipliers, self.multipliers),
             ("bits of block RAM", block_ram_bits, self.block_ram_bits),
@@ -98,11 +102,12 @@ def open_device(text: str) -> Device:
     if not own and text not in names():
         raise PlanError(f"FPGA {text!r} is unknown. Known: {', '.join(names())}; or name a device file, my-board.toml.")
     raw = _read(path)
-    known = {field.name for field in dataclasses.fields(Device)} - {"name"}
-    wrong = sorted(set(raw) ^ known - ({"nextpnr"} - set(raw)))
-    if wrong:
+    known = {field.name for field in dataclasses.fields(Device)} - {"name", "lanes"}
+    lacks, extra = sorted(known - set(raw) - {"nextpnr"}), sorted(set(raw) - known)
+    if lacks or extra:
+        faults = [f"{verb} {', '.join(found)}" for verb, found in (("lacks", lacks), ("has unknown", extra)) if found]
         raise PlanError(
-            f"Device file {path} has or lacks {', '.join(wrong)}. Its settings are {', '.join(sorted(known))}; "
+            f"Device file {path} {' and '.join(faults)}. Its settings are {', '.join(sorted(known))}; "
             f"{_FOLDER / f'{DEFAULT}.toml'} is an example."
         )
     return Device(path.stem, **{**raw, "nextpnr": tuple(raw.get("nextpnr", ()))})

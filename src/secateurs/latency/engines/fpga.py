@@ -36,8 +36,8 @@ class Session:
     def __init__(self, path: str, settings: dict[str, Any]) -> None:
         global _held
         self._network = read(onnx.load(path))
-        held = {**settings["device"], "nextpnr": tuple(settings["device"]["nextpnr"])}
-        self._deployed = deployed(self._network, Device(**held))
+        device = {**settings["device"], "nextpnr": (), "lanes": tuple(settings["device"]["lanes"])}
+        self._deployed = deployed(self._network, Device(**device))
         self._ms = sum(self._deployed.ms.values())
         _held += sum(moved_bytes(job) for parts in self._deployed.jobs.values() for job in parts)
 
