@@ -16,7 +16,7 @@ from secateurs.fpga.layers import Geometry, IntegerLayer
 from secateurs.fpga.packing import Job, jobs, mask_words
 from secateurs.fpga.tiling import row_words, tiles
 
-TO_SUM, TO_RESULT = 8, 19
+TO_SUM, TO_RESULT = 8, 21
 """Cycles from a group's last slot to its sums being away from the lanes, and to its first word of results."""
 
 

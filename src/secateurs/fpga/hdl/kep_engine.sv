@@ -58,9 +58,9 @@ module kep_engine #(
     // ---- loader
     wire [1:0]       full;
     wire [1:0]       index_half;
-    wire [2*16-1:0]  entries;
     wire [2*8-1:0]   filters;
     wire [2*7-1:0]   leads;
+    wire [2*16-1:0]  ends;
     wire             issued_last, freed, freed_half;
     reg              now;  // half of the pass that is issued
     wire             en;
@@ -77,7 +77,7 @@ module kep_engine #(
         .s_cfg_data(s_cfg_data), .s_cfg_valid(s_cfg_valid), .s_cfg_ready(s_cfg_ready),
         .head(head), .table_a(table_a), .table_b(table_b), .table_y(table_y),
         .job_start(job_start), .job_done(job_done),
-        .full(full), .index_half(index_half), .entries(entries), .filters(filters), .leads(leads),
+        .full(full), .index_half(index_half), .filters(filters), .leads(leads), .ends(ends),
         .issued_last(issued_last), .issued_half(now), .freed(freed), .freed_half(freed_half),
         .en(en), .index_at(index_at), .index(index), .weight_at(weight_at_3), .weight(weight_4),
         .den(den), .parameter_at(parameter_at), .parameters(parameters)
@@ -91,8 +91,7 @@ module kep_engine #(
     wire [15:0] rows_loaded;
 
     wire [15:0] lead      = now ? {9'd0, leads[13:7]} : {9'd0, leads[6:0]};
-    wire [15:0] count     = now ? entries[31:16] : entries[15:0];
-    wire [15:0] end_slot  = lead + count - 16'd1;
+    wire [15:0] end_slot  = now ? ends[31:16] : ends[15:0];
     wire        rows_here = rows_loaded >= need || rows_loaded == in_rows;
     wire        row_start = group == 0 && slot == 0;
     wire        go        = active && full[now] && (!row_start || rows_here);

@@ -21,9 +21,9 @@ module kep_loader #(
     input  wire             job_done,
     output reg  [1:0]       full,
     output reg  [1:0]       index_half,
-    output reg  [2*16-1:0]  entries,
     output reg  [2*8-1:0]   filters,
     output reg  [2*7-1:0]   leads,
+    output reg  [2*16-1:0]  ends,      // last slot of a group
     input  wire             issued_last,
     input  wire             issued_half,
     input  wire             freed,
@@ -51,6 +51,7 @@ module kep_loader #(
     reg  [WA-1:0]  written;
     reg  [7:0]     filter;
     reg  [31:0]    bias;
+    reg  [2*16-1:0] entries;
     reg            new_elements;
 
     wire [31:0] word     = s_cfg_data[31:0];
@@ -122,6 +123,8 @@ module kep_loader #(
                 PASS: if (takes) begin
                     if (half) {leads[13:7], filters[15:8], entries[31:16]} <= {word[31:25], word[23:16], word[15:0]};
                     else      {leads[6:0], filters[7:0], entries[15:0]}    <= {word[31:25], word[23:16], word[15:0]};
+                    if (half) ends[31:16] <= word[15:0] + {9'd0, word[31:25]} - 16'd1;
+                    else      ends[15:0]  <= word[15:0] + {9'd0, word[31:25]} - 16'd1;
                     new_elements     <= word[24];
                     index_half[half] <= word[24] ? !indexes : indexes;
                     if (word[24]) indexes <= !indexes;
