@@ -35,12 +35,12 @@ from torch import nn
 from secateurs.elements.selection import eligible, patterns
 from secateurs.export.quantised import Quantising, export_onnx_int8
 from secateurs.fpga.build import schedule, summary
-from secateurs.fpga.choosing import Deployed
+from secateurs.fpga.choosing import Placement
 from secateurs.fpga.cycles import job_cycles, layer_cycles
 from secateurs.fpga.devices import open_device
 from secateurs.fpga.engine import Engine
 from secateurs.fpga.integers import outputs, quantised_input, run_layer, run_network
-from secateurs.fpga.layers import IntegerNetwork, Step
+from secateurs.fpga.layers import IntegerNetwork, LayerStep
 from secateurs.fpga.packing import jobs
 from secateurs.fpga.reading import read
 from secateurs.fpga.simulation import assembled, simulate
@@ -88,7 +88,7 @@ def simulated(found: IntegerNetwork, image: np.ndarray) -> dict[str, int]:
         AssertionError: a byte or a cycle is not what it should be.
     """
     values = run_network(found, quantised_input(found, image))
-    steps = [step for step in found.steps if isinstance(step, Step)]
+    steps = [step for step in found.steps if isinstance(step, LayerStep)]
     work, owners = [], []
     for step in steps:
         layer = step.layer
@@ -141,14 +141,14 @@ def ratios(args: argparse.Namespace) -> None:
     graph = trace(module, torch.from_numpy(calibration[:1]))
     dense: dict[str, int] = {}
     for keep in args.keep:
-        kept = {} if keep == 9 else patterns(module, {name: keep for name in eligible(module)}, scope="block")
+        kept = {} if keep == 9 else patterns(module, dict.fromkeys(eligible(module), keep), scope="block")
         plan = graph.plan({}, ()).model_copy(update={"elements": kept})
         small = apply(module, plan, torch.from_numpy(calibration[:1]), check=False).eval()
         found = read(quantised(small, calibration, seven_bits=False))
         cycles = simulated(found, calibration[0])
         dense = dense or cycles
         inner = [layer.name for layer in found.layers if layer.weight.shape[2] == 3 and layer.weight.shape[1] >= 16]
-        made = Deployed(ENGINE, open_device("ecp5-85f"), {one.name: jobs(one, ENGINE) for one in found.layers})
+        made = Placement(ENGINE, open_device("ecp5-85f"), {one.name: jobs(one, ENGINE) for one in found.layers})
         assert schedule(found, made)["steps"]
         said = {one["name"]: one for one in summary(found, made)["layers"]}
         ours = sum(cycles[name] for name in inner)

@@ -26,9 +26,7 @@ def export(plan: Path, *options: str) -> tuple[int, str]:
     return done.exit_code, done.stdout if done.exit_code == 0 else done.output
 
 
-def test_a_folder_of_hardware_is_written_and_told(
-    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_of_hardware_is_written_and_told(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "available", lambda: "not in this test")
     options = ["--data", "digits", "--to", "fpga:ecp5-85f", "--multipliers", "80", "--no-synthesis", "--json"]
     code, said = export(plan, *options, "-o", str(tmp_path / "out"))

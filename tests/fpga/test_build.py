@@ -17,7 +17,7 @@ import torch
 from secateurs.errors import DataError, TargetError
 from secateurs.fpga import build, synthesis
 from secateurs.fpga.build import write_folder
-from secateurs.fpga.choosing import Deployed
+from secateurs.fpga.choosing import Placement
 from secateurs.fpga.cycles import job_cycles
 from secateurs.fpga.devices import open_device
 from secateurs.fpga.engine import Engine
@@ -34,9 +34,9 @@ def network(quantised_file: Path) -> IntegerNetwork:
 
 
 @pytest.fixture
-def made(network: IntegerNetwork) -> Deployed:
+def made(network: IntegerNetwork) -> Placement:
     engine = Engine(SMALL.p, SMALL.q, 512, SMALL.elements)
-    return Deployed(engine, open_device("ecp5-85f"), {one.name: jobs(one, engine) for one in network.layers})
+    return Placement(engine, open_device("ecp5-85f"), {one.name: jobs(one, engine) for one in network.layers})
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def unsimulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_has_what_a_driver_needs(
-    unsimulated: None, network: IntegerNetwork, made: Deployed, samples: torch.Tensor, tmp_path: Path
+    unsimulated: None, network: IntegerNetwork, made: Placement, samples: torch.Tensor, tmp_path: Path
 ) -> None:
     report = write_folder(tmp_path / "out", network, made, samples[0].numpy(), synthesis=False)
     folder = tmp_path / "out"
@@ -65,26 +65,34 @@ def test_a_folder_has_what_a_driver_needs(
 def test_the_sample_is_simulated(
     needs_simulator: Callable[[str], None],
     network: IntegerNetwork,
-    made: Deployed,
+    made: Placement,
     samples: torch.Tensor,
     tmp_path: Path,
 ) -> None:
     """With the engine that other tests have built."""
     needs_simulator("verilator")
     engine = SMALL
-    small = Deployed(engine, made.device, {one.name: jobs(one, engine) for one in network.layers})
+    small = Placement(engine, made.device, {one.name: jobs(one, engine) for one in network.layers})
     report = write_folder(tmp_path / "out", network, small, samples[0].numpy(), synthesis=False)
-    assert report["simulation"] == {"run": True, "jobs": report["simulation"]["jobs"], "cycles": report["cycles"], "bit_true": True}
+    assert report["simulation"] == {
+        "run": True,
+        "jobs": report["simulation"]["jobs"],
+        "cycles": report["cycles"],
+        "bit_true": True,
+    }
 
 
 def test_a_simulation_that_differs_writes_nothing(
-    network: IntegerNetwork, made: Deployed, samples: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: IntegerNetwork, made: Placement, samples: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(work: list[Any]) -> list[build.Any]:
         from secateurs.fpga.simulation import Simulated
 
         sizes = [sum(len(one.filters) for one in job.passes) * job.rows * job.groups for job, *_ in work]
-        return [Simulated(np.full((size, made.engine.q), 7, np.uint8), job_cycles(job)) for size, (job, *_) in zip(sizes, work, strict=True)]
+        return [
+            Simulated(np.full((size, made.engine.q), 7, np.uint8), job_cycles(job))
+            for size, (job, *_) in zip(sizes, work, strict=True)
+        ]
 
     monkeypatch.setattr(build, "available", lambda: None)
     monkeypatch.setattr(build, "simulate", wrong)
@@ -96,7 +104,7 @@ def test_a_simulation_that_differs_writes_nothing(
 def test_a_full_disk_leaves_nothing(
     unsimulated: None,
     network: IntegerNetwork,
-    made: Deployed,
+    made: Placement,
     samples: torch.Tensor,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -112,7 +120,7 @@ def test_a_full_disk_leaves_nothing(
 
 
 def test_a_folder_that_is_there_is_left_alone(
-    network: IntegerNetwork, made: Deployed, samples: torch.Tensor, tmp_path: Path
+    network: IntegerNetwork, made: Placement, samples: torch.Tensor, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="is there already"):
@@ -140,7 +148,10 @@ def test_reports_of_the_tools_are_read(tmp_path: Path) -> None:
     assert synthesis.cells(tmp_path / "cells.json", "ecp5") == {
         "multipliers": 12, "block_ram": 4, "flip_flops": 3462, "tables": 8706, "carries": 1646,
     }  # fmt: skip
-    placed = {"fmax": {"clk": {"achieved": 61.234, "constraint": 50}}, "utilization": {"MULT18X18D": {"used": 12, "available": 156}}}
+    placed = {
+        "fmax": {"clk": {"achieved": 61.234, "constraint": 50}},
+        "utilization": {"MULT18X18D": {"used": 12, "available": 156}},
+    }
     (tmp_path / "placed.json").write_text(json.dumps(placed))
     assert synthesis.placed(tmp_path / "placed.json") == {"clock_mhz": 61.23, "used": {"MULT18X18D": [12, 156]}}
 

@@ -20,7 +20,7 @@ from secateurs.fpga.cycles import (
     useful,
 )
 from secateurs.fpga.engine import Engine
-from secateurs.fpga.layers import Geometry, IntegerLayer
+from secateurs.fpga.layers import IntegerLayer, LayerShape
 from secateurs.fpga.packing import jobs, passes
 
 from .conftest import draw_layer
@@ -89,7 +89,7 @@ def test_widths_alone_tell_the_cycles_of_a_grouped_layer(filters: int, groups: i
 
 
 def test_half_the_elements_take_half_the_cycles() -> None:
-    geometry = Geometry(64, 64, (3, 3), 1, (1, 1), (16, 16), (16, 16))
+    geometry = LayerShape(64, 64, (3, 3), 1, (1, 1), (16, 16), (16, 16))
     engine = Engine(16, 8, 4096, 1024)
     dense, half = (expected_cycles(geometry, engine, entries) for entries in (None, 288))
     assert 1.95 < dense / half < 2.05

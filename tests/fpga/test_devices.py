@@ -11,10 +11,10 @@ from secateurs.errors import PlanError
 from secateurs.fpga.choosing import best_engine, deployed, milliseconds
 from secateurs.fpga.devices import BLOCK_BITS, Device, blocks, names, open_device
 from secateurs.fpga.engine import Engine
-from secateurs.fpga.layers import Geometry
+from secateurs.fpga.layers import LayerShape
 from secateurs.fpga.reading import read
 
-CONV = {"conv": Geometry(64, 64, (3, 3), 1, (1, 1), (16, 16), (16, 16))}
+CONV = {"conv": LayerShape(64, 64, (3, 3), 1, (1, 1), (16, 16), (16, 16))}
 
 
 @pytest.mark.parametrize("name", names())

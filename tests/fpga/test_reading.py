@@ -11,13 +11,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from secateurs.errors import ExportError
-from secateurs.fpga.layers import IntegerLayer, Move, Step
+from secateurs.fpga.layers import IntegerLayer, LayerStep, Move
 from secateurs.fpga.reading import read
 
 
 def test_layers_moves_and_additions(quantised_file: Path) -> None:
     network = read(onnx.load(quantised_file))
-    names = [step.layer.name for step in network.steps if isinstance(step, Step)]
+    names = [step.layer.name for step in network.steps if isinstance(step, LayerStep)]
     assert names == ["stem", "one", "down", "deep", "last", "mean", "head"]
     by_name = {layer.name: layer for layer in network.layers}
     assert [name for name in names if by_name[name].add is not None] == ["one", "down"]

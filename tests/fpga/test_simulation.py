@@ -19,7 +19,7 @@ from secateurs.fpga.cycles import job_cycles
 from secateurs.fpga.engine import Engine
 from secateurs.fpga.integers import run_layer
 from secateurs.fpga.layers import IntegerLayer
-from secateurs.fpga.packing import Job, jobs
+from secateurs.fpga.packing import EngineJob, jobs
 from secateurs.fpga.simulation import assembled, simulate
 
 from .conftest import SMALL, draw_bytes, draw_layer
@@ -30,7 +30,7 @@ _AT_ONCE = 6
 
 def check(layers: list[IntegerLayer], rng: np.random.Generator, engine: Engine = SMALL, **given: object) -> None:
     """Every byte and, where no stream waits, every cycle."""
-    work: list[tuple[Job, np.ndarray, np.ndarray | None]] = []
+    work: list[tuple[EngineJob, np.ndarray, np.ndarray | None]] = []
     expected = []
     for layer in layers:
         x, added = draw_bytes(rng, layer)
@@ -100,7 +100,7 @@ def test_the_second_simulator_agrees(needs_simulator: Callable[[str], None], tmp
     check([draw_layer(rng, weight=weight, **numbers, **given)], rng, engine, simulator="icarus", folder=tmp_path)
 
 
-def layer_work() -> list[tuple[Job, np.ndarray, np.ndarray | None]]:
+def layer_work() -> list[tuple[EngineJob, np.ndarray, np.ndarray | None]]:
     rng = np.random.default_rng(0)
     layer = draw_layer(rng, add=None)
     return [(job, draw_bytes(rng, layer)[0], None) for job in jobs(layer, SMALL)]
@@ -118,7 +118,10 @@ def test_a_missing_simulator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         (["true"], "Run it again"),
         (["sh", "-c", "kill -9 $$"], f"exit code -{int(signal.SIGKILL)}"),
         (["sh", "-c", "echo error: no word moved; exit 0"], "no word moved"),
-        (["sh", "-c", "for a; do case $a in +out=*|+cycles=*) : > ${a#*=};; esac; done", "x"], "gave 0 words of 0 jobs"),
+        (
+            ["sh", "-c", "for a; do case $a in +out=*|+cycles=*) : > ${a#*=};; esac; done", "x"],
+            "gave 0 words of 0 jobs",
+        ),
     ],
 )
 def test_a_simulation_that_fails_says_so(monkeypatch: pytest.MonkeyPatch, command: list[str], said: str) -> None:

@@ -62,7 +62,11 @@ def test_nothing_is_measured_and_nothing_errs(graph: Graph, lanes: str) -> None:
     narrow, block = np.maximum(spec.dense_widths // 2, 1), frozenset(range(len(spec.blocks)))
     files = {"dense": built.dense_bytes, "narrow": built.build(narrow), "cut": built.build(spec.dense_widths, block)}
     measured = {name: one.latency_ms for name, one in compare(open_target(target), files).items()}
-    predicted = {"dense": costs.dense_ms, "narrow": costs.predict(narrow), "cut": costs.predict(spec.dense_widths, block)}
+    predicted = {
+        "dense": costs.dense_ms,
+        "narrow": costs.predict(narrow),
+        "cut": costs.predict(spec.dense_widths, block),
+    }
     assert measured["dense"] == pytest.approx(predicted["dense"], rel=1e-12)
     if lanes:
         assert measured == pytest.approx(predicted, rel=1e-12)
@@ -104,7 +108,7 @@ def test_what_has_no_hardware_is_the_targets_error(tmp_path: Path) -> None:
     file = tmp_path / "float.onnx"
     onnx.save(model, file)
     target = open_target("fpga")
-    with target.start() as worker, pytest.raises(TargetError, match="stays in float|not quantised"):
+    with target.start() as worker, pytest.raises(TargetError, match=r"stays in float|not quantised"):
         worker.load("net", file, target.settings(threads=1, batch=1, profile=False))
 
 

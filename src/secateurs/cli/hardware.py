@@ -86,9 +86,9 @@ def finish(
 def _show(report: dict[str, Any], output: Path, console: Console) -> None:
     engine, simulation = report["engine"], report["simulation"]
     console.print(
-        f"Hardware, streams and testbench written to {output}: {engine['p']} lanes of filters × {engine['q']} of pixels "
-        f"({report['multipliers']} multipliers, {report['block_ram_blocks']} blocks of RAM), {report['cycles']} cycles or "
-        f"{report['ms']:.4g} ms a sample; indexes take {report['index_overhead']:.2%} of the weights' bits."
+        f"Hardware, streams and testbench written to {output}: {engine['p']} lanes of filters × {engine['q']} of "
+        f"pixels ({report['multipliers']} multipliers, {report['block_ram_blocks']} blocks of RAM), "
+        f"{report['cycles']} cycles or {report['ms']:.4g} ms a sample; indexes take {report['index_overhead']:.2%} of the weights' bits."
     )
     if simulation["run"]:
         console.print(f"A sample was simulated: every byte right, {simulation['cycles']} cycles as predicted.")

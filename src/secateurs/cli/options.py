@@ -144,7 +144,8 @@ Multipliers = Annotated[
     str | None, typer.Option("--multipliers", metavar="N", help="Of an FPGA, that the engine may take: 128 [all].")
 ]
 BlockRam = Annotated[
-    str | None, typer.Option("--block-ram", metavar="SIZE", help="Of an FPGA, that its buffers may take: 900kbit [all].")
+    str | None,
+    typer.Option("--block-ram", metavar="SIZE", help="Of an FPGA, that its buffers may take: 900kbit [all]."),
 ]
 MaxLoss = Annotated[
     float | None,

@@ -14,13 +14,13 @@ import numpy as np
 
 from secateurs.errors import DataError, TargetError, why
 from secateurs.files import Scratch
-from secateurs.fpga.choosing import Deployed
+from secateurs.fpga.choosing import Placement
 from secateurs.fpga.cycles import job_cycles, streaming, useful
 from secateurs.fpga.devices import blocks
 from secateurs.fpga.handbook import readme
 from secateurs.fpga.integers import quantised_input, run_network
-from secateurs.fpga.layers import IntegerNetwork, Move, Step
-from secateurs.fpga.packing import Bits, Job, configuration, results
+from secateurs.fpga.layers import IntegerNetwork, LayerStep, Move
+from secateurs.fpga.packing import Bits, EngineJob, configuration, results
 from secateurs.fpga.simulation import SOURCES, TESTBENCH, as_hex, assembled, available, simulate, write_streams
 from secateurs.fpga.synthesis import synthesised
 from secateurs.progress import Progress, silent
@@ -29,7 +29,7 @@ from secateurs.progress import Progress, silent
 def write_folder(
     folder: Path,
     network: IntegerNetwork,
-    made: Deployed,
+    made: Placement,
     sample: np.ndarray,
     *,
     synthesis: bool = True,
@@ -56,7 +56,9 @@ def write_folder(
             report = _written(draft, network, made, sample, synthesis, progress)
             _move(draft, folder)
     except OSError as error:
-        raise DataError(f"Folder {folder} cannot be written ({why(error)}). Free some disk, or choose another.") from error
+        raise DataError(
+            f"Folder {folder} cannot be written ({why(error)}). Free some disk, or choose another."
+        ) from error
     return report
 
 
@@ -83,7 +85,7 @@ def _move(draft: Path, folder: Path) -> None:
 
 
 def _written(
-    draft: Path, network: IntegerNetwork, made: Deployed, sample: np.ndarray, synthesis: bool, progress: Progress
+    draft: Path, network: IntegerNetwork, made: Placement, sample: np.ndarray, synthesis: bool, progress: Progress
 ) -> dict[str, Any]:
     for part in ("hdl", "streams", "testbench"):
         (draft / part).mkdir(parents=True)
@@ -91,7 +93,12 @@ def _written(
         shutil.copy(source, draft / "hdl")
     shutil.copy(TESTBENCH, draft / "testbench")
     (draft / "streams" / "network.json").write_text(json.dumps(schedule(network, made), indent=1) + "\n")
-    words = [configuration(job) for step in network.steps if isinstance(step, Step) for job in made.jobs[step.layer.name]]
+    words = [
+        configuration(job)
+        for step in network.steps
+        if isinstance(step, LayerStep)
+        for job in made.jobs[step.layer.name]
+    ]
     (draft / "streams" / "configuration.bin").write_bytes(np.concatenate(words).tobytes())
     values = run_network(network, quantised_input(network, sample))
     work = _work(network, made, values)
@@ -108,10 +115,10 @@ def _written(
     return report
 
 
-_Work = tuple[Job, np.ndarray, np.ndarray | None, np.ndarray]
+_Work = tuple[EngineJob, np.ndarray, np.ndarray | None, np.ndarray]
 
 
-def _work(network: IntegerNetwork, made: Deployed, values: Mapping[str, np.ndarray]) -> list[_Work]:
+def _work(network: IntegerNetwork, made: Placement, values: Mapping[str, np.ndarray]) -> list[_Work]:
     """Every job with its input, what it adds, and the result that is expected."""
     work: list[_Work] = []
     for step in network.steps:
@@ -146,7 +153,7 @@ def _simulated(work: list[_Work], progress: Progress) -> dict[str, Any]:
     return {"run": True, "jobs": len(work), "cycles": sum(one.cycles for one in found), "bit_true": True}
 
 
-def summary(network: IntegerNetwork, made: Deployed) -> dict[str, Any]:
+def summary(network: IntegerNetwork, made: Placement) -> dict[str, Any]:
     """Cycles, use of the multipliers and bits of the streams, by layer and in all."""
     layers, bits = [], []
     for layer in network.layers:
@@ -179,7 +186,7 @@ def summary(network: IntegerNetwork, made: Deployed) -> dict[str, Any]:
     }
 
 
-def schedule(network: IntegerNetwork, made: Deployed) -> dict[str, Any]:
+def schedule(network: IntegerNetwork, made: Placement) -> dict[str, Any]:
     """What a driver needs: tensors, moves and jobs in their order, with their words of configuration.bin."""
     steps: list[dict[str, Any]] = []
     at = 0

@@ -9,8 +9,8 @@ from secateurs.errors import PlanError
 from secateurs.fpga.cycles import expected_cycles, job_cycles, most_entries
 from secateurs.fpga.devices import Device, blocks
 from secateurs.fpga.engine import Engine
-from secateurs.fpga.layers import Geometry, IntegerNetwork
-from secateurs.fpga.packing import Job, jobs, passes
+from secateurs.fpga.layers import IntegerNetwork, LayerShape
+from secateurs.fpga.packing import EngineJob, jobs, passes
 from secateurs.fpga.tiling import pitch
 
 FILTERS, PIXELS = (4, 8, 16, 32, 64), tuple(range(2, 33, 2))
@@ -20,12 +20,12 @@ _MOST_LINES = 32768
 
 
 @dataclass(frozen=True)
-class Deployed:
+class Placement:
     """A network on an engine: ``jobs`` of its layers by name, and their time."""
 
     engine: Engine
     device: Device
-    jobs: Mapping[str, tuple[Job, ...]]
+    jobs: Mapping[str, tuple[EngineJob, ...]]
 
     @property
     def cycles(self) -> dict[str, int]:
@@ -46,7 +46,7 @@ def milliseconds(cycles: int, moved: int, device: Device) -> float:
     return max(cycles / device.clock_mhz, moved / device.bandwidth_mb_s) / 1e3
 
 
-def moved_bytes(job: Job) -> int:
+def moved_bytes(job: EngineJob) -> int:
     """Bytes that a job takes from external memory and gives back."""
     engine = job.engine
     words = job.settings + sum(one.words(engine) for one in job.passes)
@@ -55,7 +55,7 @@ def moved_bytes(job: Job) -> int:
     return engine.p * words + engine.q * (job.row_words * job.taken[1] + results)
 
 
-def deployed(network: IntegerNetwork, device: Device) -> Deployed:
+def deployed(network: IntegerNetwork, device: Device) -> Placement:
     """The network on the engine that is fastest for it.
 
     Raises:
@@ -69,11 +69,11 @@ def deployed(network: IntegerNetwork, device: Device) -> Deployed:
 
     engines = fitting(shapes, device, entries)
     rated = sorted((sum(expected_cycles(shape, one) for shape in shapes.values()), i) for i, one in enumerate(engines))
-    best: Deployed | None = None
+    best: Placement | None = None
     least = float("inf")
     for _, index in rated[:_CLOSER]:
         one = engines[index]
-        made = Deployed(one, device, {name: jobs(layer, one) for name, layer in layers.items()})
+        made = Placement(one, device, {name: jobs(layer, one) for name, layer in layers.items()})
         total = sum(made.ms.values())
         if total < least:
             best, least = made, total
@@ -85,7 +85,7 @@ _CLOSER = 3
 """Engines, best by the widths alone, that are rated by the elements that stay."""
 
 
-def best_engine(shapes: Mapping[str, Geometry], device: Device) -> Engine:
+def best_engine(shapes: Mapping[str, LayerShape], device: Device) -> Engine:
     """The fastest engine for a dense network of these layers.
 
     Raises:
@@ -96,7 +96,7 @@ def best_engine(shapes: Mapping[str, Geometry], device: Device) -> Engine:
 
 
 def fitting(
-    shapes: Mapping[str, Geometry], device: Device, entries: Callable[[str, Engine], int]
+    shapes: Mapping[str, LayerShape], device: Device, entries: Callable[[str, Engine], int]
 ) -> Sequence[Engine]:
     """Every engine of the device that can run the layers, with buffers as large as they need.
 
@@ -116,16 +116,17 @@ def fitting(
             else:
                 reasons.append(made)
     if not found:
-        least = Engine(*(device.lanes or (4, 2)), 8, 8)
+        p, q = device.lanes or (FILTERS[0], PIXELS[0])
+        least = Engine(p, q, 8, 8)
         what = min(reasons, default=(0, f"an engine of {least.name} lanes takes {least.multipliers} multipliers"))[1]
         raise PlanError(
             f"The network does not fit on {device.title} with {device.multipliers} multipliers and "
-            f"{device.block_ram_blocks} blocks of RAM: {what}. Allow more, prune the network, or choose a larger device."
+            f"{device.block_ram_blocks} blocks of RAM: {what}. Allow more, prune the network, or choose a larger one."
         )
     return found
 
 
-def _sized(engine: Engine, shapes: Mapping[str, Geometry], device: Device, most: int) -> Engine | tuple[int, str]:
+def _sized(engine: Engine, shapes: Mapping[str, LayerShape], device: Device, most: int) -> Engine | tuple[int, str]:
     """The engine with buffers for these layers; else how many blocks it would take, and why that is too many."""
     elements = max(8, 1 << (most - 1).bit_length())
     needed, whole = 8, 8

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from secateurs.fpga.engine import SETTINGS, Engine
-from secateurs.fpga.layers import Geometry, IntegerLayer
-from secateurs.fpga.packing import Job, jobs, mask_words
+from secateurs.fpga.layers import IntegerLayer, LayerShape
+from secateurs.fpga.packing import EngineJob, jobs, mask_words
 from secateurs.fpga.tiling import row_words, tiles
 
 TO_SUM, TO_RESULT = 8, 21
@@ -44,11 +44,9 @@ class Shape:
     passes: tuple[Load, ...]
 
     @classmethod
-    def of(cls, job: Job) -> Shape:
+    def of(cls, job: EngineJob) -> Shape:
         """Of a job."""
-        loads = tuple(
-            Load(job.lead(one) + one.entries, len(one.filters), one.steps(job.engine)) for one in job.passes
-        )
+        loads = tuple(Load(job.lead(one) + one.entries, len(one.filters), one.steps(job.engine)) for one in job.passes)
         layer = job.layer
         return cls(
             job.settings, job.row_words, job.taken[1], job.rows, job.groups, job.rows_needed, layer.stride, loads
@@ -87,7 +85,7 @@ class Shape:
         return max(begun) + self.rows * row - 1
 
 
-def job_cycles(job: Job) -> int:
+def job_cycles(job: EngineJob) -> int:
     """Of one job."""
     return Shape.of(job).cycles()
 
@@ -98,7 +96,7 @@ def layer_cycles(layer: IntegerLayer, engine: Engine) -> int:
 
 
 @functools.lru_cache(maxsize=65536)
-def expected_cycles(geometry: Geometry, engine: Engine, entries: int | None = None) -> int:
+def expected_cycles(geometry: LayerShape, engine: Engine, entries: int | None = None) -> int:
     """Of a layer of which only the widths are known.
 
     ``entries``: kernel elements that stay in every block of filters (None: all, which makes the count exact); which
@@ -115,7 +113,7 @@ def expected_cycles(geometry: Geometry, engine: Engine, entries: int | None = No
 
 
 @functools.lru_cache(maxsize=65536)
-def expected_bytes(geometry: Geometry, engine: Engine, entries: int | None = None) -> int:
+def expected_bytes(geometry: LayerShape, engine: Engine, entries: int | None = None) -> int:
     """Bytes that such a layer takes from external memory and gives back, what it adds not counted."""
     total = 0
     settings = SETTINGS + 2 * geometry.kernel[1] + geometry.kernel[0]
@@ -127,7 +125,7 @@ def expected_bytes(geometry: Geometry, engine: Engine, entries: int | None = Non
     return total
 
 
-def _loads(geometry: Geometry, engine: Engine, entries: int | None) -> Iterator[Load]:
+def _loads(geometry: LayerShape, engine: Engine, entries: int | None) -> Iterator[Load]:
     """Passes of a layer of which only the widths are known."""
     rows, columns = geometry.kernel
     each, inputs = geometry.filters // geometry.groups, geometry.channels // geometry.groups
@@ -148,7 +146,7 @@ def _loads(geometry: Geometry, engine: Engine, entries: int | None) -> Iterator[
         yield Load(max(count, least), filters, steps)
 
 
-def most_entries(geometry: Geometry, engine: Engine) -> int:
+def most_entries(geometry: LayerShape, engine: Engine) -> int:
     """Kernel elements of a block of filters when none is pruned."""
     each, inputs = geometry.filters // geometry.groups, geometry.channels // geometry.groups
     spans = (
@@ -158,14 +156,14 @@ def most_entries(geometry: Geometry, engine: Engine) -> int:
     return max(spans) * inputs * geometry.kernel[0] * geometry.kernel[1]
 
 
-def useful(jobs_: Sequence[Job]) -> float:
+def useful(jobs_: Sequence[EngineJob]) -> float:
     """Share of products of multipliers and cycles that are a weight times a pixel."""
     done = sum(one.entries * len(one.filters) * job.rows for job in jobs_ for one in job.passes)
     width, engine = jobs_[0].layer.output_hw[1], jobs_[0].engine
     return done * width / (engine.p * engine.q * sum(map(job_cycles, jobs_)))
 
 
-def streaming(job: Job) -> float:
+def streaming(job: EngineJob) -> float:
     """Share of cycles, from the first slot to the last, in which an element is walked."""
     shape = Shape.of(job)
     begin = shape.first_slot

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from secateurs.fpga.synthesis import SYNTHESIS
+
 _FILES = """| file | what it is |
 | --- | --- |
 | `hdl/*.sv` | the engine, SystemVerilog; the top module is `kep_engine` |
@@ -55,8 +57,8 @@ def readme(report: Mapping[str, Any], jobs: int) -> str:
         "## Synthesise",
         "",
         "```",
-        f'yosys -p "read_verilog -sv hdl/*.sv; chparam {" ".join(f"-set {n} {v}" for n, v in given.items())} kep_engine; '
-        f'{"synth_ecp5" if device["family"] == "ecp5" else "synth_xilinx -family xc7"} -top kep_engine -json engine.json"',
+        f'yosys -p "read_verilog -sv hdl/*.sv; chparam {_set("-set ", given, " ")} kep_engine; '
+        f'{SYNTHESIS[device["family"]]} -top kep_engine -json engine.json"',
     ]
     if device["nextpnr"]:
         lines.append(
@@ -66,16 +68,16 @@ def readme(report: Mapping[str, Any], jobs: int) -> str:
     return "\n".join([*lines, "```", ""])
 
 
-def _set(option: str, given: Mapping[str, int]) -> str:
-    return " ".join(f"{option}{name}={value}" for name, value in given.items())
+def _set(option: str, given: Mapping[str, int], sign: str = "=") -> str:
+    return " ".join(f"{option}{name}{sign}{value}" for name, value in given.items())
 
 
 def _simulated(simulation: Mapping[str, Any]) -> str:
     if not simulation["run"]:
         return f"The sample was not simulated: {simulation['reason']}."
     return (
-        f"The sample was simulated with Verilator: {simulation['jobs']} jobs, every byte equal to the integer reference, "
-        f"{simulation['cycles']} cycles, as the formula says."
+        f"The sample was simulated with Verilator: {simulation['jobs']} jobs, every byte equal to the integer "
+        f"reference, {simulation['cycles']} cycles, as the formula says."
     )
 
 
@@ -84,8 +86,8 @@ def _placed(resources: Mapping[str, Any] | None, device: Mapping[str, Any]) -> l
         return ["It was not synthesised."]
     yosys = resources["yosys"]
     said = [
-        f"yosys {yosys['version']} on {device['title']}: {yosys['multipliers']} multipliers, {yosys['block_ram']} blocks "
-        f"of RAM, {yosys['tables']} look-up tables, {yosys['carries']} carries, {yosys['flip_flops']} flip-flops."
+        f"yosys {yosys['version']} on {device['title']}: {yosys['multipliers']} multipliers, {yosys['block_ram']} "
+        f"blocks of RAM, {yosys['tables']} look-up tables, {yosys['carries']} carries, {yosys['flip_flops']} flip-flops."
     ]
     if "nextpnr" in resources:
         found = resources["nextpnr"]

@@ -17,7 +17,7 @@ MOST_KERNEL, MOST_CHANNELS = 8, 4096
 
 
 @dataclass(frozen=True)
-class Geometry:
+class LayerShape:
     """A layer apart from its numbers; ``padding``: top, left; ``groups``: of channels that meet only their filters."""
 
     filters: int
@@ -88,10 +88,10 @@ class IntegerLayer:
             raise ExportError(f"The order of the filters of layer {self.name} is not one of its {filters}.")
 
     @property
-    def geometry(self) -> Geometry:
+    def geometry(self) -> LayerShape:
         """Without its numbers."""
         filters, channels, rows, columns = self.weight.shape
-        return Geometry(
+        return LayerShape(
             filters, channels, (rows, columns), self.stride, self.padding, self.input_hw, self.output_hw, self.groups
         )
 
@@ -123,7 +123,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Step:
+class LayerStep:
     """A layer in its network: the tensors that it reads, adds and writes."""
 
     layer: IntegerLayer
@@ -140,7 +140,7 @@ class IntegerNetwork:
     ``zero``; the output is ``output_scale * (byte - output_zero)``, of ``output_shape`` for one sample.
     """
 
-    steps: tuple[Step | Move, ...]
+    steps: tuple[LayerStep | Move, ...]
     input: str
     output: str
     shape: tuple[int, int, int]
@@ -153,7 +153,7 @@ class IntegerNetwork:
     @property
     def layers(self) -> tuple[IntegerLayer, ...]:
         """Those that the engine runs."""
-        return tuple(step.layer for step in self.steps if isinstance(step, Step))
+        return tuple(step.layer for step in self.steps if isinstance(step, LayerStep))
 
 
 def fixed_point(scales: Sequence[float] | np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +166,7 @@ def fixed_point(scales: Sequence[float] | np.ndarray, name: str) -> tuple[np.nda
     for scale in np.asarray(scales, dtype=np.float32).ravel().tolist():
         mantissa, exponent = math.frexp(scale)
         shift = MULTIPLIER_BITS - exponent
-        if not (math.isfinite(scale) and scale > 0 and 1 <= shift):
+        if not (math.isfinite(scale) and scale > 0 and shift >= 1):
             raise ExportError(f"Layer {name} is requantised by {scale:g}, which must be above 0 and below 2^23.")
         shrunk = max(0, shift - MOST_SHIFT)  # so little that nothing but zero comes out
         found.append((int(mantissa * 2**MULTIPLIER_BITS) >> min(shrunk, 63), min(shift, MOST_SHIFT)))

@@ -62,7 +62,7 @@ def passes(layer: IntegerLayer, engine: Engine, kept: np.ndarray | None = None) 
     found: list[Pass] = []
     for start in range(0, len(order), engine.p):
         filters = order[start : start + engine.p]
-        own = stays[list(filters)].any(0)
+        own = np.asarray(stays[list(filters)].any(axis=0), dtype=bool)
         if not own.any():
             own[0, 0, 0] = True  # a block without elements still writes its biases
         if found and not (own & ~found[-1].kept).any() and _near(own, found[-1].kept):
@@ -77,7 +77,7 @@ def _near(own: np.ndarray, other: np.ndarray) -> bool:
 
 
 @dataclass(frozen=True)
-class Job:
+class EngineJob:
     """Rows of a layer that the engine computes at once.
 
     ``first``, ``rows``: of the output; ``top``: rows of padding above; ``taken``: (first, count) of the input's rows.
@@ -122,7 +122,7 @@ class Job:
         return max(0, self.least - one.entries)
 
 
-def jobs(layer: IntegerLayer, engine: Engine, kept: np.ndarray | None = None) -> tuple[Job, ...]:
+def jobs(layer: IntegerLayer, engine: Engine, kept: np.ndarray | None = None) -> tuple[EngineJob, ...]:
     """The layer in pieces that the engine can hold; ``kept``: as in :func:`passes`.
 
     Raises:
@@ -131,7 +131,8 @@ def jobs(layer: IntegerLayer, engine: Engine, kept: np.ndarray | None = None) ->
     blocks = passes(layer, engine, kept)
     _check(layer, engine, blocks)
     return tuple(
-        Job(layer, engine, blocks, one.first, one.rows, one.top, one.taken) for one in tiles(layer.geometry, engine)
+        EngineJob(layer, engine, blocks, one.first, one.rows, one.top, one.taken)
+        for one in tiles(layer.geometry, engine)
     )
 
 
@@ -161,7 +162,7 @@ def folded_bias(layer: IntegerLayer) -> np.ndarray:
 # ---- words of s_cfg; what is not a weight is a 32-bit field in the low bytes of a word
 
 
-def configuration(job: Job) -> np.ndarray:
+def configuration(job: EngineJob) -> np.ndarray:
     """Words of s_cfg of a job, uint8 [words, p], lane 0 first."""
     parts = [_fields(_settings(job), job.engine)]
     for one in job.passes:
@@ -176,7 +177,7 @@ def _fields(values: Sequence[int], engine: Engine) -> np.ndarray:
     return words
 
 
-def _settings(job: Job) -> list[int]:
+def _settings(job: EngineJob) -> list[int]:
     layer, engine = job.layer, job.engine
     _, channels, rows, columns = layer.weight.shape
     stored = pitch(layer.geometry, engine)
@@ -208,7 +209,7 @@ def _addition(layer: IntegerLayer) -> list[int]:
     return [add.own, add.other, add.zero_other | add.zero << 8, add.low | add.high << 8]
 
 
-def _column(job: Job, column: int) -> list[int]:
+def _column(job: EngineJob, column: int) -> list[int]:
     """Two words of a column of the kernel: where its pixels lie in the line buffer, and which of them exist."""
     layer, q = job.layer, job.engine.q
     offset = column - layer.padding[1]
@@ -223,7 +224,7 @@ def _column(job: Job, column: int) -> list[int]:
     return [(at & 0xFFFF) | turn << 16 | inside << 21, limit | (shift & 0xFFFF) << 16]
 
 
-def _head(job: Job, one: Pass) -> list[int]:
+def _head(job: EngineJob, one: Pass) -> list[int]:
     layer = job.layer
     words = [one.entries | len(one.filters) << 16 | one.fresh << 24 | job.lead(one) << 25]
     bias = folded_bias(layer)
@@ -232,9 +233,9 @@ def _head(job: Job, one: Pass) -> list[int]:
     return words
 
 
-def _elements(job: Job, one: Pass) -> np.ndarray:
+def _elements(job: EngineJob, one: Pass) -> np.ndarray:
     """Weights of a pass, element by element, behind each word of masks those that it tells of."""
-    engine, p = job.engine, job.engine.p
+    p = job.engine.p
     channels, rows, columns = one.kept.shape
     weights = np.zeros((one.entries, p), dtype=np.uint8)
     weights[:, : len(one.filters)] = job.layer.weight[list(one.filters)][:, one.kept].T.view(np.uint8)
@@ -263,19 +264,19 @@ def to_words(x: np.ndarray, q: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(channels, height, -1, q).transpose(1, 2, 0, 3)).reshape(-1, q)
 
 
-def pixels(job: Job, x: np.ndarray) -> np.ndarray:
+def pixels(job: EngineJob, x: np.ndarray) -> np.ndarray:
     """Words of s_pix of the layer's input [channels, H, W]."""
     first, count = job.taken
     return to_words(x[:, first : first + count], job.engine.q)
 
 
-def results(job: Job, y: np.ndarray) -> np.ndarray:
+def results(job: EngineJob, y: np.ndarray) -> np.ndarray:
     """Bytes [filters, H, W] as words in the order of m_out; of what is added, those of s_res."""
     rows = y[:, job.first : job.first + job.rows]
     return np.concatenate([to_words(rows[list(one.filters)], job.engine.q) for one in job.passes])
 
 
-def from_words(job: Job, words: np.ndarray, y: np.ndarray) -> None:
+def from_words(job: EngineJob, words: np.ndarray, y: np.ndarray) -> None:
     """Put a job's words of m_out [words, q] where they belong in ``y`` [filters, H, W]."""
     width, at = job.layer.output_hw[1], 0
     for one in job.passes:
@@ -295,7 +296,7 @@ class Bits:
     others: int
 
     @classmethod
-    def of(cls, job: Job) -> Bits:
+    def of(cls, job: EngineJob) -> Bits:
         """Of a job, filters that are not there not counted."""
         weights = sum(8 * one.entries * len(one.filters) for one in job.passes)
         words = sum(mask_words(job.engine, one.kept.shape) for one in job.passes if one.fresh)

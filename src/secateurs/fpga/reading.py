@@ -12,11 +12,13 @@ import onnx
 from onnx import numpy_helper
 
 from secateurs.errors import ExportError
-from secateurs.fpga.layers import ADD_SHIFT, Addition, IntegerLayer, IntegerNetwork, Move, Step, fixed_point
+from secateurs.fpga.layers import ADD_SHIFT, Addition, IntegerLayer, IntegerNetwork, LayerStep, Move, fixed_point
 
 _PASSED = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Dropout")
 _BOUNDS = ("Relu", "Clip")
-_OPERATORS = "convolutions, linear layers, additions, ReLU, ReLU6, means over the image, strided slices and channel pads"
+_OPERATORS = (
+    "convolutions, linear layers, additions, ReLU, ReLU6, means over the image, strided slices and channel pads"
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class _Reader:
             for one in (*graph.value_info, *graph.input, *graph.output)
         }
         self._inputs = [one.name for one in graph.input if one.name not in self._constants]
-        self._steps: list[Step | Move] = []
+        self._steps: list[LayerStep | Move] = []
         self._aliases: dict[str, str] = {}
 
     def network(self) -> IntegerNetwork:
@@ -118,7 +120,7 @@ class _Reader:
         if node is None or node.op_type != "DequantizeLinear":
             what = f"operator {node.op_type}" if node is not None else "an input"
             raise ExportError(
-                f"Tensor {value} stays in float ({what}), and the engine computes with bytes only: it has {_OPERATORS}. "
+                f"Tensor {value} stays in float ({what}), and the engine computes with bytes: it has {_OPERATORS}. "
                 f"Leave layers in float out of the plan, or choose another target."
             )
         source = self._producer.get(node.input[0])
@@ -180,7 +182,9 @@ class _Reader:
         if node.op_type == "Clip":
             given = [self._constants.get(name) if name else None for name in [*node.input[1:3], "", ""][:2]]
             limits = [end if one is None else float(one) for one, end in zip(given, (-math.inf, math.inf), strict=True)]
-        bytes_ = [low if math.isinf(one) and one < 0 else high if math.isinf(one) else self._byte(one, made) for one in limits]
+        bytes_ = [
+            low if math.isinf(one) and one < 0 else high if math.isinf(one) else self._byte(one, made) for one in limits
+        ]
         return max(low, bytes_[0]), min(high, bytes_[1])
 
     @staticmethod
@@ -211,7 +215,7 @@ class _Reader:
             order=tuple(self._orders.get(name, ())),
             **given,
         )
-        self._steps.append(Step(layer, source.name, made.name))
+        self._steps.append(LayerStep(layer, source.name, made.name))
 
     def _conv(self, node: onnx.NodeProto, made: Quantised, bounds: tuple[int, int]) -> None:
         name, weight, scales = self._weight(node.input[1])
@@ -222,7 +226,7 @@ class _Reader:
         if weight.ndim != 4 or len(set(strides)) > 1 or set(dilations) != {1} or kind != b"NOTSET":
             raise ExportError(
                 f"Convolution {name} of weight {list(weight.shape)} with strides {strides}, dilations {dilations} and "
-                f"auto_pad {kind.decode()} has no hardware: the engine's are in two dimensions, of one stride, undilated."
+                f"auto_pad {kind.decode()} has no hardware: the engine's are two-dimensional, of one stride, undilated."
             )
         before, after = self._shapes[node.input[0]], self._shapes[node.output[0]]
         wide = {
@@ -254,7 +258,9 @@ class _Reader:
         shape = self._shapes[node.input[0]]
         axes = self._constants.get(node.input[1]) if len(node.input) > 1 else None
         if len(shape) != 4 or (axes is not None and sorted(int(axis) % 4 for axis in axes) != [2, 3]):
-            raise ExportError(f"Mean {node.output[0]} is not over an image's rows and columns, which the engine can do.")
+            raise ExportError(
+                f"Mean {node.output[0]} is not over an image's rows and columns, which the engine can do."
+            )
         channels, height, width = shape[1:]
         ones = _ungrouped(np.ones((channels, 1, height, width), dtype=np.int8), channels)
         source = self._dequantised(node.input[0])
@@ -269,26 +275,28 @@ class _Reader:
         own = next((index for index in (1, 0) if self._ends_in(terms[index], node, terms[1 - index])), None)
         if own is None or terms[0].name == terms[1].name:
             raise ExportError(
-                f"Addition {node.output[0]} is not of a layer's result that nothing else reads, so it cannot run in that "
-                f"layer's last stage, the only adder of the engine."
+                f"Addition {node.output[0]} is not of a layer's result that nothing else reads, so it cannot run in "
+                f"that layer's last stage, the only adder of the engine."
             )
         mine, other = terms[own], terms[1 - own]
         ratios = [float(np.float32(one.scale / made.scale)) for one in (mine, other)]
         weighed = [round(ratio * 2**ADD_SHIFT) for ratio in ratios]
         add = Addition(weighed[0], weighed[1], other.zero, made.zero, *bounds)
-        at = next(i for i, step in enumerate(self._steps) if isinstance(step, Step) and step.output == mine.name)
+        at = next(i for i, step in enumerate(self._steps) if isinstance(step, LayerStep) and step.output == mine.name)
         step = self._steps.pop(at)
-        assert isinstance(step, Step)
-        self._steps.append(Step(replace(step.layer, add=add), step.source, made.name, other.name))
+        assert isinstance(step, LayerStep)
+        self._steps.append(LayerStep(replace(step.layer, add=add), step.source, made.name, other.name))
 
     def _ends_in(self, term: Quantised, add: onnx.NodeProto, other: Quantised) -> bool:
         """Whether a term is the result of a layer that is read by this addition only."""
-        step = next((one for one in self._steps if isinstance(one, Step) and one.output == term.name), None)
+        step = next((one for one in self._steps if isinstance(one, LayerStep) and one.output == term.name), None)
         if step is None or step.layer.add is not None or term.name == other.name:
             return False
         readers = self._readers.get(term.name, [])
         floats = [reader.output[0] for reader in readers if reader.op_type == "DequantizeLinear"]
-        return all([after.output[0] == add.output[0] for after in self._readers.get(name, [])] == [True] for name in floats)
+        return all(
+            [after.output[0] == add.output[0] for after in self._readers.get(name, [])] == [True] for name in floats
+        )
 
     def _slice(self, node: onnx.NodeProto, made: Quantised, bounds: tuple[int, int]) -> None:
         given = [self._constants.get(name) for name in node.input[1:5]]
@@ -300,7 +308,9 @@ class _Reader:
             for start, end, axis in zip(_ends(given[0]), _ends(given[1]), axes, strict=True)
         )
         if not whole or set(axes) - {2, 3} or min(steps) < 1:
-            raise ExportError(f"Slice {node.output[0]} takes more than every n-th row or column. Run it on the processor.")
+            raise ExportError(
+                f"Slice {node.output[0]} takes more than every n-th row or column. Run it on the processor."
+            )
         by = dict(zip(axes, steps, strict=True))
         self._move(node, made, {"steps": (by.get(2, 1), by.get(3, 1))})
 
@@ -335,14 +345,16 @@ class _Reader:
 
     def _check_read(self) -> None:
         """Nothing, if every layer of the file became a step: what is in float has no quantised result."""
-        read = {step.layer.name for step in self._steps if isinstance(step, Step)}
+        read = {step.layer.name for step in self._steps if isinstance(step, LayerStep)}
         for node in self._graph.node:
             if node.op_type in ("Conv", "Gemm", "MatMul", "ConvTranspose"):
                 made = self._producer.get(node.input[1])
                 name = made.input[0] if made is not None else node.input[1]
                 name = name.removesuffix("_quantized").removesuffix(".weight")
                 if name not in read:
-                    raise ExportError(f"Layer {name} ({node.op_type}) stays in float, and the engine computes with bytes.")
+                    raise ExportError(
+                        f"Layer {name} ({node.op_type}) stays in float, and the engine computes with bytes."
+                    )
 
 
 def _ends(values: np.ndarray | None) -> list[int]:

@@ -23,7 +23,7 @@ from secateurs.errors import TargetError, TargetUnavailableError, why
 from secateurs.files import Scratch
 from secateurs.fpga.cycles import job_cycles
 from secateurs.fpga.engine import Engine
-from secateurs.fpga.packing import Job, configuration, from_words, pixels, results
+from secateurs.fpga.packing import EngineJob, configuration, from_words, pixels, results
 
 HDL = Path(__file__).with_name("hdl")
 SOURCES = tuple(HDL / f"kep_{name}.sv" for name in ("engine", "loader", "lines", "lane", "drain"))
@@ -84,7 +84,19 @@ def _compile(engine: Engine, simulator: str, work: Path, draft: Path) -> None:
     else:
         given = [f"-G{name}={value}" for name, value in engine.parameters.items()]
         command = [*_verilator(), "--binary", "-j", "2", "-Wno-fatal", "-Wno-WIDTH", "--top-module", "kep_testbench"]
-        command += ["-O3", "-CFLAGS", "-O1", "-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include", "--Mdir", str(work / "objects"), "-o", str(draft), *given, *names]
+        command += [
+            "-O3",
+            "-CFLAGS",
+            "-O1",
+            "-MAKEFLAGS",
+            "CFG_CXXFLAGS_PCH_I=-include",
+            "--Mdir",
+            str(work / "objects"),
+            "-o",
+            str(draft),
+            *given,
+            *names,
+        ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=work, check=False)
     if done.returncode:
         raise TargetError(
@@ -101,7 +113,7 @@ def _verilator() -> list[str]:
 
 
 def simulate(
-    work: Sequence[tuple[Job, np.ndarray, np.ndarray | None]],
+    work: Sequence[tuple[EngineJob, np.ndarray, np.ndarray | None]],
     *,
     simulator: str = "verilator",
     stall: int = 0,
@@ -140,17 +152,19 @@ def simulate(
 
 
 @contextlib.contextmanager
-def _files(work: Sequence[tuple[Job, np.ndarray, np.ndarray | None]]) -> Iterator[Path]:
+def _files(work: Sequence[tuple[EngineJob, np.ndarray, np.ndarray | None]]) -> Iterator[Path]:
     with Scratch("simulation") as folder:
         place = Path(folder)
         try:
             write_streams(place, work)
         except OSError as error:
-            raise TargetError(f"The streams of a simulation cannot be written ({why(error)}). Free some disk.") from error
+            raise TargetError(
+                f"The streams of a simulation cannot be written ({why(error)}). Free some disk."
+            ) from error
         yield place
 
 
-def write_streams(place: Path, work: Sequence[tuple[Job, np.ndarray, np.ndarray | None]]) -> None:
+def write_streams(place: Path, work: Sequence[tuple[EngineJob, np.ndarray, np.ndarray | None]]) -> None:
     """The testbench's files of jobs: ``cfg``, ``pix``, ``res``."""
     with (place / "cfg").open("w") as cfg, (place / "pix").open("w") as pix, (place / "res").open("w") as res:
         for job, x, added in work:
@@ -173,7 +187,7 @@ def _read(path: Path, lanes: int) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(text), dtype=np.uint8).reshape(-1, lanes)[:, ::-1]
 
 
-def _parted(jobs: Sequence[Job], words: np.ndarray, counts: Sequence[int]) -> list[Simulated]:
+def _parted(jobs: Sequence[EngineJob], words: np.ndarray, counts: Sequence[int]) -> list[Simulated]:
     sizes = [sum(len(one.filters) for one in job.passes) * job.rows * job.groups for job in jobs]
     if len(counts) != len(jobs) or len(words) != sum(sizes):
         raise TargetError(
@@ -184,7 +198,7 @@ def _parted(jobs: Sequence[Job], words: np.ndarray, counts: Sequence[int]) -> li
     return [Simulated(words[ends[i] : ends[i + 1]], counts[i]) for i in range(len(jobs))]
 
 
-def assembled(jobs: Sequence[Job], found: Sequence[Simulated]) -> np.ndarray:
+def assembled(jobs: Sequence[EngineJob], found: Sequence[Simulated]) -> np.ndarray:
     """A layer's result [filters, H, W] of its jobs' words."""
     layer = jobs[0].layer
     y = np.zeros((len(layer.weight), *layer.output_hw), dtype=np.uint8)

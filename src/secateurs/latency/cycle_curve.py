@@ -12,7 +12,7 @@ from secateurs.fpga.choosing import milliseconds
 from secateurs.fpga.cycles import expected_bytes, expected_cycles
 from secateurs.fpga.devices import Device
 from secateurs.fpga.engine import Engine
-from secateurs.fpga.layers import Geometry
+from secateurs.fpga.layers import LayerShape
 
 _NO_POINTS = np.zeros((0, 3))
 
@@ -21,7 +21,7 @@ _NO_POINTS = np.zeros((0, 3))
 class CycleCurve:
     """Time of a layer by its channels, exactly; a :class:`~secateurs.latency.regression.Curve` without an error."""
 
-    geometry: Geometry
+    geometry: LayerShape
     engine: Engine
     device: Device
     points: np.ndarray = field(default_factory=lambda: _NO_POINTS, compare=False)
@@ -45,18 +45,20 @@ class CycleCurve:
     def from_raw(cls, raw: Mapping[str, Any]) -> CycleCurve:
         """Read :meth:`to_raw`'s result."""
         parts = raw["cycles"]
-        pairs = {name: tuple(value) if isinstance(value, list) else value for name, value in parts["geometry"].items()}
-        device = {name: tuple(value) if isinstance(value, list) else value for name, value in parts["device"].items()}
-        return cls(Geometry(**pairs), Engine(**parts["engine"]), Device(**device))
+        pairs: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in parts["geometry"].items()
+        }
+        device: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in parts["device"].items()
+        }
+        return cls(LayerShape(**pairs), Engine(**parts["engine"]), Device(**device))
 
 
-def layer_ms(geometry: Geometry, engine: Engine, device: Device, entries: int | None = None) -> float:
-    return milliseconds(
-        expected_cycles(geometry, engine, entries), expected_bytes(geometry, engine, entries), device
-    )
+def layer_ms(geometry: LayerShape, engine: Engine, device: Device, entries: int | None = None) -> float:
+    return milliseconds(expected_cycles(geometry, engine, entries), expected_bytes(geometry, engine, entries), device)
 
 
-def _at(geometry: Geometry, channels: int, filters: int) -> Geometry:
+def _at(geometry: LayerShape, channels: int, filters: int) -> LayerShape:
     """The same layer of other widths; of a depthwise one the filters count."""
     if geometry.groups == 1:
         return replace(geometry, channels=max(1, channels), filters=max(1, filters))

@@ -12,11 +12,12 @@ from secateurs.errors import PlanError
 from secateurs.fpga.choosing import best_engine
 from secateurs.fpga.devices import Device
 from secateurs.fpga.engine import Engine
-from secateurs.fpga.layers import Geometry, IntegerNetwork, Step
+from secateurs.fpga.layers import IntegerNetwork, LayerShape, LayerStep
 from secateurs.latency.cycle_curve import CycleCurve, layer_ms
 from secateurs.latency.predictor import LatencyModel, ModelError, SiteCost
 from secateurs.latency.sites import Site
 from secateurs.network import AxisSpec, LayerSpec, NetworkSpec
+
 
 @dataclass(frozen=True)
 class CycleFormula:
@@ -39,7 +40,7 @@ class CycleFormula:
     def latency_model(self) -> LatencyModel:
         """A model without an error: nothing was fitted."""
         engine, spec = self.engine, self.spec
-        curves, sites, fixed = [], [], 0.0
+        curves, sites, fixed = list[CycleCurve](), list[SiteCost](), 0.0
         axes = self._axes()
         for layer in self.network.layers:
             curve = CycleCurve(layer.geometry, engine, self.device)
@@ -70,7 +71,7 @@ class CycleFormula:
         """Axes and blocks of the layers by name; a mean has those of what is linear behind it."""
         known: dict[str, LayerSpec] = {layer.parameter.removesuffix(".weight"): layer for layer in self.spec.layers}
         found: dict[str, tuple[AxisSpec | None, AxisSpec, tuple[int, ...]]] = {}
-        steps = [step for step in self.network.steps if isinstance(step, Step)]
+        steps = [step for step in self.network.steps if isinstance(step, LayerStep)]
         for step in steps:
             layer = known.get(step.layer.name)
             if layer is not None:
@@ -98,9 +99,11 @@ class CycleFormula:
         stride = shape.stride[0]
         height, width = (
             (size + lead + trail - kernel) // stride + 1
-            for size, lead, trail, kernel in zip(shape.input_hw, (top, left), (bottom, right), shape.kernel, strict=True)
+            for size, lead, trail, kernel in zip(
+                shape.input_hw, (top, left), (bottom, right), shape.kernel, strict=True
+            )
         )
-        geometry = Geometry(
+        geometry = LayerShape(
             point.filters, point.channels, shape.kernel, stride, (top, left), shape.input_hw, (height, width)
         )
         whole = point.count >= shape.positions

@@ -23,7 +23,7 @@ from secateurs.progress import Progress, silent
 from secateurs.provenance import store_key
 
 if TYPE_CHECKING:
-    from secateurs.latency.targets._base import Formula
+    from secateurs.latency.targets._base import KnownLatency
 
 _ROUNDS, _RUNS, _TURN_MS = 5, 3, 0.5
 """Rounds over all points, and runs of a point in each: at least so many, and about so long."""
@@ -188,7 +188,7 @@ class LayerTimes:
     @classmethod
     def measured(
         cls,
-        times: KernelTimes | Formula,
+        times: KernelTimes | KnownLatency,
         shape: ConvShape,
         channels: Sequence[int] | np.ndarray,
         filters: Sequence[int] | np.ndarray,

@@ -20,8 +20,8 @@ _SHAPES = ((2048, 9), (1024, 18), (512, 36))
 @dataclass(frozen=True)
 class Device:
     """An FPGA as far as the engine is concerned. ``family``: of yosys's synthesis; ``nextpnr``: how place and route
-    names it, where it is one that the open tools place; ``bandwidth_mb_s``: of its external memory, 10^6 bytes; ``lanes``: of
-    filters and of pixels that its engine must have, empty where it is chosen."""
+    names it, where it is one that the open tools place; ``bandwidth_mb_s``: of its external memory, 10^6 bytes;
+    ``lanes``: of filters and of pixels that its engine must have, empty where it is chosen."""
 
     name: str
     title: str
@@ -120,7 +120,9 @@ def _read(path: Path) -> dict[str, Any]:
         try:
             import tomli as tomllib  # type: ignore[no-redef, import-not-found]
         except ModuleNotFoundError:
-            raise PlanError("Device files are read by Python 3.11, or with the package tomli (pip install tomli).") from error
+            raise PlanError(
+                "Device files are read by Python 3.11, or with the package tomli (pip install tomli)."
+            ) from error
     try:
         return dict(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:

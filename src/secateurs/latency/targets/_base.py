@@ -39,7 +39,7 @@ class Operation:
     ms: float
 
 
-class Formula(Protocol):
+class KnownLatency(Protocol):
     """Latencies that are known, not measured. ``fingerprint``: of the target."""
 
     @property
@@ -60,8 +60,9 @@ class Target(Protocol):
     ``name``: the registered one, with the precision where there are several; ``artifact``: the kind of file that it
     runs (``"onnx"``, ``"pt2"`` or ``"pte"``); ``precision``: numbers that it computes with, one of ``precisions``,
     which stand behind a colon; ``profiles``: it has a profiler of its own operators; ``skips_pruned_elements``: its
-    kernels leave out kernel elements that are zero; ``runs_float``: it runs float files, too; ``engine``: file of ``latency/engines`` without its ending that a
-    worker needs on another machine, None where files are made for this one; ``package``: what must be installed there.
+    kernels leave out kernel elements that are zero; ``runs_float``: it runs float files, too; ``engine``: file of
+    ``latency/engines`` without its ending that a worker needs on another machine, None where files are made for this
+    one; ``package``: what must be installed there.
     """
 
     name: str
@@ -105,7 +106,7 @@ class Target(Protocol):
         """The operators of one profiled model, in the model file's own names; none without a profiler."""
         return ()
 
-    def formula(self, spec: NetworkSpec, content: bytes, *, threads: int, batch: int) -> Formula | None:
+    def formula(self, spec: NetworkSpec, content: bytes, *, threads: int, batch: int) -> KnownLatency | None:
         """What tells latencies without a measurement, of a network and its dense file; None: they are measured."""
         return None
 

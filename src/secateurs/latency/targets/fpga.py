@@ -20,9 +20,12 @@ _UNITS = {"": 1, "kbit": 1000, "Kbit": 1024, "Mbit": 1000**2}
 
 @dataclass(frozen=True)
 class Fpga(Target):
-    """``fpga:DEVICE``, a device that comes along or a file of one's own; ``?multipliers=128&block-ram=900kbit`` behind
-    it allows only so much of it, ``lanes=16x8`` fixes the engine, which is else the fastest for each file. Times are of the engine, as often as the device's clock ticks; what arrives from
-    outside and how it gets there is not in them."""
+    """``fpga:DEVICE``: a device that comes along, or a file of one's own.
+
+    ``?multipliers=128&block-ram=900kbit`` behind it allows only so much of it; ``lanes=16x8`` fixes the engine, which is
+    else the fastest for each file. Times are of the engine, as often as the device's clock ticks; what arrives from
+    outside and how it gets there is not in them.
+    """
 
     device: str = "ecp5-85f"
     name: str = field(init=False)
@@ -84,7 +87,11 @@ class Fpga(Target):
     def settings(self, *, threads: int, batch: int, profile: bool) -> dict[str, Any]:
         """The device."""
         device = self.given_device()
-        return {"threads": threads, "batch": batch, "device": asdict(device) | {"nextpnr": [], "lanes": list(device.lanes)}}
+        return {
+            "threads": threads,
+            "batch": batch,
+            "device": asdict(device) | {"nextpnr": [], "lanes": list(device.lanes)},
+        }
 
     def formula(self, spec: Any, content: bytes, *, threads: int, batch: int) -> Any:
         """A :class:`~secateurs.latency.cycle_model.CycleFormula` of a network, by its quantised file."""

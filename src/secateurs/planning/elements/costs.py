@@ -39,7 +39,7 @@ from secateurs.structure import apply
 if TYPE_CHECKING:
     from secateurs.latency.model import LatencyModel
     from secateurs.latency.targets import Target
-    from secateurs.latency.targets._base import Formula
+    from secateurs.latency.targets._base import KnownLatency
     from secateurs.search.legal import Legal
     from secateurs.structure import Graph
 
@@ -111,7 +111,7 @@ def measured_space(
 
 
 def element_space(
-    graph: Graph, times: KernelTimes | Formula, dense_ms: float, *, scope: str = "block", legal: Legal
+    graph: Graph, times: KernelTimes | KnownLatency, dense_ms: float, *, scope: str = "block", legal: Legal
 ) -> ElementSpace:
     """The joint choice of a network on the sparse kernels.
 
@@ -301,7 +301,7 @@ def _extended(graph: Graph, layers: tuple[str, ...]) -> NetworkSpec:
 
 
 def _table(
-    graph: Graph, layer: LayerSpec, sparse: bool, widths: tuple[np.ndarray, ...], times: KernelTimes | Formula
+    graph: Graph, layer: LayerSpec, sparse: bool, widths: tuple[np.ndarray, ...], times: KernelTimes | KnownLatency
 ) -> LayerTimes | None:
     """Times of a layer at its legal widths and counts; None where the sparse kernels do not run it."""
     module = _module(graph, layer.parameter)
