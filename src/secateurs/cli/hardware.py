@@ -88,7 +88,8 @@ def _show(report: dict[str, Any], output: Path, console: Console) -> None:
     console.print(
         f"Hardware, streams and testbench written to {output}: {engine['p']} lanes of filters × {engine['q']} of "
         f"pixels ({report['multipliers']} multipliers, {report['block_ram_blocks']} blocks of RAM), "
-        f"{report['cycles']} cycles or {report['ms']:.4g} ms a sample; indexes take {report['index_overhead']:.2%} of the weights' bits."
+        f"{report['cycles']} cycles or {report['ms']:.4g} ms a sample; "
+        f"indexes take {report['index_overhead']:.2%} of the weights' bits."
     )
     if simulation["run"]:
         console.print(f"A sample was simulated: every byte right, {simulation['cycles']} cycles as predicted.")

@@ -87,7 +87,8 @@ def _placed(resources: Mapping[str, Any] | None, device: Mapping[str, Any]) -> l
     yosys = resources["yosys"]
     said = [
         f"yosys {yosys['version']} on {device['title']}: {yosys['multipliers']} multipliers, {yosys['block_ram']} "
-        f"blocks of RAM, {yosys['tables']} look-up tables, {yosys['carries']} carries, {yosys['flip_flops']} flip-flops."
+        f"blocks of RAM, {yosys['tables']} look-up tables, {yosys['carries']} carries, "
+        f"{yosys['flip_flops']} flip-flops."
     ]
     if "nextpnr" in resources:
         found = resources["nextpnr"]

@@ -22,8 +22,8 @@ _UNITS = {"": 1, "kbit": 1000, "Kbit": 1024, "Mbit": 1000**2}
 class Fpga(Target):
     """``fpga:DEVICE``: a device that comes along, or a file of one's own.
 
-    ``?multipliers=128&block-ram=900kbit`` behind it allows only so much of it; ``lanes=16x8`` fixes the engine, which is
-    else the fastest for each file. Times are of the engine, as often as the device's clock ticks; what arrives from
+    ``?multipliers=128&block-ram=900kbit`` behind it allows only so much of it; ``lanes=16x8`` fixes the engine, which
+    is else the fastest for each file. Times are of the engine, as often as the device's clock ticks; what arrives from
     outside and how it gets there is not in them.
     """
 
