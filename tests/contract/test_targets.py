@@ -10,7 +10,7 @@ from secateurs.testing.latency import FakeTarget
 from secateurs.testing.targets import TargetContract
 
 PRECISIONS = ["onnxruntime-cpu:int8", "openvino-cpu:bf16", "openvino-cpu:int8", "torch-cuda:bf16", "tensorrt:fp16"]
-PRECISIONS += ["tensorrt:int8", "onnxruntime-cuda:fp16", "fpga:artix7-100t"]
+PRECISIONS += ["tensorrt:int8", "onnxruntime-cuda:fp16"]
 
 
 class TestRegisteredTargets(TargetContract):
