@@ -169,6 +169,11 @@ class Deployment:
         bench, module = self.bench, self.loaded.module
         if not bench.quantises:
             return self._dense(accuracy, correct, images, self._exported(bench), said)
+        if not bench.target.runs_float:
+            written = self._exported(bench)
+            deployed = deployed_on_test_images(bench, bench.dense, self.data, self.progress, module)
+            made = self._dense(deployed.value, told(deployed), deployed.images, written, said)
+            return replace(made, float_accuracy=accuracy)
         with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
             written, in_float = bench.export_dense_and_in_float(module)
         slow = slower_in(bench.target.precision, in_float, self.aim.name)
@@ -231,6 +236,8 @@ class Deployment:
             scored = deployed_on_test_images(bench, deployed, self.data, self.progress, self.loaded.module)
             layers = LayersRecord(quantised=len(written.int8_layers), in_float=written.float_layers)
             made |= {"accuracy": scored.value, "correct": told(scored), "int8_layers": layers}
+            if not bench.target.runs_float:
+                return self._measured(dense, planned, lambda: _side_by_side(bench.final(deployed), made))
             with self.progress.task(self.aim.stage("export dense in float")):
                 bench.export_float(self.loaded.module, floats[f"{_FLOAT}dense"])
             four = _Four(dense, made, accuracy, {name: path.stat().st_size for name, path in floats.items()})
