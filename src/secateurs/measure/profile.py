@@ -59,10 +59,10 @@ def profile(
     checked(object if isinstance(store, Store) else str | Path | None, store, "profile(store=)", "Give a file")
     opened = open_target(target)
     check_threads(target, threads)
+    kept = store if isinstance(store, Store) else Store(store, progress=progress)
     with as_found(graph.model):
         with progress.task("export for the latency model"):
             built = variants(opened.exporter, graph, batch)
-        kept = store if isinstance(store, Store) else Store(store, progress=progress)
         return model.profile(
             graph.spec,
             built,
