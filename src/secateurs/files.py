@@ -182,8 +182,8 @@ def read_json(text: str | bytes) -> Any:
         raise ValueError(f"it is a {type(text).__name__}, no text")
     try:
         return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def digest_of(path: Path, *, follow: bool = False) -> str:
@@ -372,7 +372,11 @@ class RunFiles:
 
     def exported_beside(self, path: Path) -> list[Path]:
         """The exported files of the same stem (model.xml and model.bin)."""
-        return sorted(one for one in self.path.glob(f"{path.stem}.*") if _EXPORTED.fullmatch(one.name))
+        return sorted(filter(self.is_exported, self.path.glob(f"{path.stem}.*")))
+
+    def is_exported(self, path: Path) -> bool:
+        """Whether it is a network for a runtime."""
+        return _EXPORTED.fullmatch(path.name) is not None
 
     def empty_rows(self) -> list[Path]:
         """Files of rows that hold none, with what SQLite keeps beside them."""

@@ -71,11 +71,14 @@ def verb(
     Measures the network at many widths and fits what every operator costs, with the error on held-out networks.
     """
     from secateurs.files import write_atomic
-    from secateurs.latency.targets import open_target
+    from secateurs.latency.store import Store as Measured
+    from secateurs.latency.targets import check_threads, open_target
     from secateurs.measure.profile import profile
     from secateurs.structure import trace
 
     opened = open_target(target)
+    check_threads(target, threads)
+    Measured(store).require_writable()
     for path in (output, draw):
         if path is not None:
             writable(path)

@@ -97,11 +97,11 @@ def import_(
 
     They serve where device, system, runtime version, precision and threads are the same.
     """
-    from secateurs.latency.stored_rows import read_lines
+    from secateurs.latency.stored_rows import exported_rows, read_lines
 
     try:
         require_regular(source, "File of measurements")
-        given = sum(bool(line.strip()) for line in read_lines(source))
+        given = sum(1 for _ in exported_rows(read_lines(source), str(source)))  # before a store is made
     except (OSError, ValueError) as error:
         raise DataError(
             f"{source} cannot be read ({why(error)}). Give a file that 'secateurs store export' wrote."

@@ -31,6 +31,7 @@ from secateurs.progress import Progress, silent
 from secateurs.recover import parallel
 from secateurs.registry import load
 from secateurs.report import Record
+from secateurs.search.legal import SearchOptions, find_strategy
 from secateurs.structure import apply
 from secateurs.structure.forms import plain
 from secateurs.structure.untouched import as_found, evaluating, untouched
@@ -277,5 +278,8 @@ def check_names(settings: Settings) -> None:
     if settings.precision_mix != Settings.precision_mix:
         check_mixes(targets[0])
     load("strategies", settings.strategy)
+    options = SearchOptions(settings.episodes, settings.warm_start, settings.agent)
+    if options.given:
+        find_strategy(settings.strategy, options)
     if settings.criterion is not None:
         load("criteria", settings.criterion)

@@ -298,6 +298,12 @@ class RunFolder:
         write_atomic(path, data)
         self._know({path: hashlib.sha256(data).hexdigest()})
 
+    def exported(self, path: Path) -> list[Path]:
+        """An exported file, and those that were written beside it (model.xml, model.bin)."""
+        known = [self.path / name for name in sorted(self._seals.digests)]
+        beside = [one for one in known if one.stem == path.stem and self.files.is_exported(one)]
+        return list(dict.fromkeys([path, *beside]))
+
     def know(self, path: Path) -> None:
         """Keep the digest of a file that another room wrote, and of what it wrote beside it (model.xml, model.bin)."""
         beside = self.files.exported_beside(path)

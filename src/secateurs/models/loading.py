@@ -257,7 +257,7 @@ def _resolve_shape(
     if min(shape) < 1 and size is None and otherwise is not None:
         shape = _shape(otherwise(loaded.module))
     if size is not None:
-        sides = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", str(size))
+        sides = re.fullmatch(r"([1-9][0-9]{0,8})(?:x([1-9][0-9]{0,8}))?", str(size))
         if sides is None:
             raise DataError(f"Model {text!r}: size {size!r} must be pixels, such as size=128 or size=128x256.")
         height = int(sides[1])
@@ -298,7 +298,7 @@ def _with_given(
 def _shape(values: Any) -> Shape:
     values = tuple(values)
     if len(values) != 3 or not all(isinstance(value, int) and 0 < value < 100_000 for value in values):
-        raise DataError(f"Input shape {values} must be three sizes above zero: channels, height, width.")
+        raise DataError(f"Input shape {values} must be three sizes from 1 to 99999: channels, height, width.")
     return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -107,11 +108,10 @@ class Learning:
                 return
             content = read_bytes(self.folder / AGENT_FILE.replace(".", f"-{held['number']}."), own=True, most=1 << 30)
             found = [_episode(raw) for raw in held["episodes"]]
+            if hashlib.sha256(content).hexdigest() != held.get("agent", hashlib.sha256(content).hexdigest()):
+                raise ValueError("the agent is another one")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PlanError(
-                f"The search's checkpoint in {self.folder} is damaged ({why(error)}). Delete that folder to start the "
-                "search again; evaluations that are already stored are not lost."
-            ) from error
+            raise PlanError(f"The search's checkpoint in {self.folder} is damaged ({why(error)}).") from error
         self.learner.restore(content)
         self.episodes = found
 
@@ -122,8 +122,14 @@ class Learning:
         self.folder.mkdir(parents=True, exist_ok=True)
         number = len(self.episodes)
         current = self.folder / AGENT_FILE.replace(".", f"-{number}.")
-        write_atomic(current, self.learner.to_bytes())
-        content = {"identity": self.identity, "number": number, "episodes": [asdict(e) for e in self.episodes]}
+        agent = self.learner.to_bytes()
+        write_atomic(current, agent)
+        content = {
+            "identity": self.identity,
+            "number": number,
+            "agent": hashlib.sha256(agent).hexdigest(),
+            "episodes": [asdict(e) for e in self.episodes],
+        }
         write_atomic(self.folder / HISTORY_FILE, json.dumps(content).encode())
         for old in self.folder.glob(AGENT_FILE.replace(".", "-*.")):
             if old != current:
