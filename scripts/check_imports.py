@@ -25,7 +25,7 @@ VALUES = {
     "files",
 }
 """Values that every part may use."""
-_MEASURED = {"export", "latency", "elements", "search", "structure", "report"}
+_MEASURED = {"export", "latency", "elements", "search", "structure", "report", "fpga"}
 _WEIGHED = {"structure", "models", "data", "elements", "recover", "search"}
 _PLANNED = _MEASURED | _WEIGHED | {"importance", "judging", "measure"}
 
@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "elements": VALUES | {"structure"},
     "export": VALUES | {"structure"},
     "data": VALUES | {"models"},
-    "latency": VALUES | {"elements"},
+    "fpga": VALUES,
+    "latency": VALUES | {"elements", "fpga"},
     "recover": VALUES | {"structure", "models", "data", "elements", "search"},
     "importance": VALUES | _WEIGHED,
     "judging": VALUES | _WEIGHED | {"importance"},
@@ -50,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Part of the package to the parts it may import, itself apart; a part that is not named here is a fault."""
 
-WITHOUT_TORCH = {*VALUES, "search", "report"}
+WITHOUT_TORCH = {*VALUES, "search", "report", "fpga"}
 TORCH_ONLY_IN = {"latency": ("targets", "engines")}
 """Parts where only these files or folders may import torch."""
 LOADED_ON_DEMAND = {Path("search/lap/agent.py")}

@@ -24,7 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "secateurs"
-MOST = {"lines": 400, "body": 60, "parameters": 8, "files at the top": 12, "packages": 16, "modules in a package": 14}
+MOST = {"lines": 400, "body": 60, "parameters": 8, "files at the top": 12, "packages": 17, "modules in a package": 14}
+"""Of packages: the sixteen of the pipeline, and ``fpga``, which is hardware and knows nothing of PyTorch."""
 WITHOUT_LIMIT = {
     "cli": "one file per verb",
     "data": "one file per form of data and per kind of task",
@@ -86,7 +87,7 @@ ONE_NAME: dict[str, tuple[frozenset[str], str]] = {
     "Session": (
         frozenset({
             f"latency/engines/{name}.py"
-            for name in ("execu_torch", "onnx_runtime", "open_vino", "py_torch", "torch_cuda", "torch_sparse")
+            for name in ("execu_torch", "fpga", "onnx_runtime", "open_vino", "py_torch", "torch_cuda", "torch_sparse")
         }),
         "one thing: every engine's loaded program, behind one protocol",
     ),

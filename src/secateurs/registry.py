@@ -60,6 +60,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "torch-compile-cuda": "secateurs.latency.targets.torch_cuda:TorchCompileCuda",
         "onnxruntime-cuda": "secateurs.latency.targets.onnxruntime_cuda:OnnxRuntimeCuda",
         "tensorrt": "secateurs.latency.targets.onnxruntime_cuda:TensorRt",
+        "fpga": "secateurs.latency.targets.fpga:Fpga",
     },
     "exporters": {
         "onnx": "secateurs.export.onnx:export_onnx",

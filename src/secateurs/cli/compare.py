@@ -10,7 +10,21 @@ from rich.console import Console
 from rich.table import Table
 
 from secateurs.cli.opening import open_plan, open_planned
-from secateurs.cli.options import MODEL_HELP, Batch, Input, Json, Normalize, Seed, SizedBy, Target, Threads, Weights
+from secateurs.cli.options import (
+    MODEL_HELP,
+    Batch,
+    BlockRam,
+    Input,
+    Json,
+    Multipliers,
+    Normalize,
+    Seed,
+    SizedBy,
+    Target,
+    Threads,
+    Weights,
+    limited,
+)
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
 from secateurs.errors import DataError
@@ -30,6 +44,8 @@ def verb(
     model: Annotated[str, typer.Argument(metavar="MODEL|PLAN", help=MODEL_OR_PLAN_HELP, show_default=False)],
     plans: Annotated[list[Path], typer.Argument(metavar="PLAN...", help="Plan files.")],
     target: Target = DEFAULT_TARGET,
+    multipliers: Multipliers = None,
+    block_ram: BlockRam = None,
     weights: Weights = None,
     data: SizedBy = None,
     shape: Input = None,
@@ -54,7 +70,7 @@ def verb(
     from secateurs.measure.bench import FINAL, Bench
     from secateurs.structure import apply
 
-    opened = open_target(target)
+    opened = open_target(limited(target, multipliers, block_ram))
     held = dict(zip(_labels(plans), map(open_plan, plans), strict=True))
     with shown(talk()) as progress, Scratch("compare") as name:
         module, example = open_planned(

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secateurs.cli import hardware
 from secateurs.cli.opening import open_images, open_model, open_plan, open_planned, open_source, writable
-from secateurs.cli.options import Batch, Calibrating, Input, Json, Model, Normalize, PlanFile, Seed, Weights
+from secateurs.cli.options import (
+    Batch,
+    BlockRam,
+    Calibrating,
+    Input,
+    Json,
+    Model,
+    Multipliers,
+    Normalize,
+    PlanFile,
+    Seed,
+    Weights,
+)
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
 from secateurs.errors import DataError
@@ -22,6 +36,7 @@ if TYPE_CHECKING:
 
     from secateurs.export.quantised import Quantising
     from secateurs.plan import Plan
+    from secateurs.progress import Progress
 
 SUFFIXES = {"openvino": "xml", "executorch": "pte", "torch": "pt2"}
 """Names of runtimes for their formats; every format can also be named itself."""
@@ -31,14 +46,15 @@ SUFFIXES = {"openvino": "xml", "executorch": "pte", "torch": "pt2"}
 def verb(
     model: Model,
     plan: PlanFile,
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; of an FPGA a folder.")],
     to: Annotated[
         str | None,
         typer.Option(
             "--to",
             "--format",
-            metavar="onnx|openvino|executorch|torch",
-            help="Format [by the file's suffix]; with :int8 behind it, all but torch are quantised by --data.",
+            metavar="onnx|openvino|executorch|torch|fpga|qonnx",
+            help="Format [by the file's suffix]; with :int8 behind it, all but torch are quantised by --data. fpga: or "
+            "fpga:DEVICE, a folder of hardware and streams; qonnx: for FINN and hls4ml; both are quantised.",
         ),
     ] = None,
     weights: Weights = None,
@@ -49,6 +65,12 @@ def verb(
             "--checkpoint", help="The pruned network's weights (a run's model.safetensors), after fine-tuning."
         ),
     ] = None,
+    multipliers: Multipliers = None,
+    block_ram: BlockRam = None,
+    synthesis: Annotated[
+        bool,
+        typer.Option("--synthesis/--no-synthesis", help="Of an FPGA: ask yosys and nextpnr what it takes; minutes."),
+    ] = True,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Leave the batch size open.")] = False,
     shape: Input = None,
     normalize: Normalize = None,
@@ -64,8 +86,13 @@ def verb(
     from secateurs.export.artifacts import calibrated, export_artifact
     from secateurs.structure import apply
 
-    artifact, precision = chosen_format(to, output)
-    writable(output)
+    hard = hardware.named(to)
+    if hard:
+        artifact, precision, to = "onnx", "int8", hardware.check(str(to), output, multipliers, block_ram)
+    else:
+        artifact, precision = chosen_format(to, output)
+        writable(output)
+        _check_limits(multipliers, block_ram)
     _check_quantising(precision, data, dynamic_batch=dynamic_batch)
     held = open_plan(plan)
     with shown(talk()) as progress:
@@ -73,6 +100,8 @@ def verb(
         quantising = None
         if calibrated(precision):
             module, example, quantising = _calibrated(model, held, weights, shape, normalize, str(data), given)
+            if hard:
+                quantising = replace(quantising, seven_bits=False)  # its sums do not overflow
         else:
             module, example = open_planned(model, held, weights, shape, normalize, data=data, **given)
         with progress.task("cut and check"):
@@ -82,7 +111,10 @@ def verb(
         exporter = f"{artifact}:{precision}" if precision else artifact
         with progress.task(f"export to {exporter}"):
             open_batch = None if dynamic_batch else batch
-            written = deployable(small, held, example)
+            written = deployable(small, held, example, skips=hard)
+            if hard:
+                _written_hard(str(to), written, example, output, quantising, synthesis, progress, as_json=as_json)
+                return
             report = export_artifact(exporter, written, example, output, batch=open_batch, quantising=quantising)
     before = "before it was quantised it " if quantising is not None else ""
     found = {
@@ -103,6 +135,41 @@ def verb(
         ),
         as_json=as_json,
     )
+
+
+def _written_hard(
+    to: str,
+    written: nn.Module,
+    example: Any,
+    output: Path,
+    quantising: Quantising | None,
+    synthesis: bool,
+    progress: Progress,
+    *,
+    as_json: bool,
+) -> None:
+    """The quantised network as hardware, or for tools that make it."""
+    from secateurs.export.artifacts import export_artifact
+    from secateurs.export.quantised import samples
+    from secateurs.files import Scratch
+
+    assert quantising is not None
+    calibration = list(quantising.calibration)
+    with Scratch("hardware") as folder:
+        file = Path(folder) / "network.onnx"
+        export_artifact("onnx:int8", written, example, file, quantising=replace(quantising, calibration=calibration))
+        sample = next(samples(calibration, 1))[0][0]
+        hardware.finish(to, file, sample, output, synthesis=synthesis, progress=progress, as_json=as_json)
+
+
+def _check_limits(multipliers: str | None, block_ram: str | None) -> None:
+    """Nothing, if no limit is given that only an FPGA has.
+
+    Raises:
+        DataError: one is.
+    """
+    if multipliers is not None or block_ram is not None:
+        raise DataError("--multipliers and --block-ram limit what an FPGA holds. Give --to fpga:ecp5-85f.")
 
 
 def chosen_format(to: str | None, output: Path) -> tuple[str, str]:

@@ -36,6 +36,8 @@ def verb(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help=o.MODEL_HELP, show_default=False)] = None,
     data: o.Data = None,
     target: o.Target = FrontSettings.target,
+    multipliers: o.Multipliers = None,
+    block_ram: o.BlockRam = None,
     objectives: Annotated[
         str, typer.Option("--objectives", metavar="NAMES", help="Beside the error: latency, memory, file_size, macs.")
     ] = ",".join(FrontSettings.objectives),
@@ -121,6 +123,7 @@ def verb(
         **({} if task is None else {"task": task}),
     }
     chosen = chosen_for(FrontSettings, context.params)
+    chosen["target"] = o.limited(chosen["target"], multipliers, block_ram)
     names = [name.strip().replace("-", "_") for name in objectives.split(",")]
     settings = FrontSettings.from_dict({**chosen, "objectives": names, "evaluations": evaluations or None})
     longer = epochs if pick is not None and typed(context, "epochs") else None

@@ -128,7 +128,7 @@ Elements = Annotated[
     typer.Option(
         "--elements",
         metavar="|".join(SCOPES),
-        help="Prune kernel elements too. layer: rectangles, for any target; others for torch-sparse-cpu.",
+        help="Prune kernel elements too. layer: rectangles, for any target; others for torch-sparse-cpu and fpga.",
     ),
 ]
 Latencies = Annotated[
@@ -148,6 +148,13 @@ FileSize = Annotated[
     str | None, typer.Option("--file-size", metavar="BUDGET", help="Of the deployed file: 10MB, 60% of dense.")
 ]
 Macs = Annotated[str | None, typer.Option("--macs", metavar="BUDGET", help="Multiply-adds at batch 1: 300M, 50%.")]
+Multipliers = Annotated[
+    str | None, typer.Option("--multipliers", metavar="N", help="Of an FPGA, that the engine may take: 128 [all].")
+]
+BlockRam = Annotated[
+    str | None,
+    typer.Option("--block-ram", metavar="SIZE", help="Of an FPGA, that its buffers may take: 900kbit [all]."),
+]
 MaxLoss = Annotated[
     float | None,
     typer.Option(
@@ -232,6 +239,25 @@ def one_or_several(value: Any, default: Any) -> Any:
     if not isinstance(value, (list, tuple)):
         return default if value is None else value
     return list(value) if len(value) > 1 else next(iter(value), default)
+
+
+def limited(target: Any, multipliers: str | None, block_ram: str | None) -> Any:
+    """The target or targets with what may be used of an FPGA, in the form in which they were given.
+
+    Raises:
+        typer.BadParameter: one is no FPGA, or a limit is not understood.
+    """
+    from secateurs.latency.targets.fpga import with_limits
+
+    limits = {"multipliers": multipliers, "block-ram": block_ram}
+    if multipliers is None and block_ram is None:
+        return target
+    try:
+        if isinstance(target, list):
+            return [with_limits(one, limits) for one in target]
+        return with_limits(target or DEFAULT_TARGET, limits)
+    except PlanError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def paired(targets: list[str] | None, latencies: list[str] | None) -> tuple[list[str], list[str]]:

@@ -42,6 +42,8 @@ def verb(
     memory: o.Memory = Settings.memory,
     file_size: o.FileSize = Settings.file_size,
     macs: o.Macs = Settings.macs,
+    multipliers: o.Multipliers = None,
+    block_ram: o.BlockRam = None,
     ratio: Annotated[
         float | None, typer.Option("--ratio", help="Instead of budgets: the share of units every group keeps.")
     ] = None,
@@ -90,6 +92,7 @@ def verb(
 
     writable(output)
     targets, latencies = o.paired(target, latency)
+    targets = o.limited(targets, multipliers, block_ram)
     _check_mix(precision_mix, targets, strategy, latencies, data, elements)
     _require_one(parse_budgets(latencies, memory, file_size, macs, targets), ratio)
     opened = open_targets(targets, threads) if latencies else []

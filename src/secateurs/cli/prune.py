@@ -35,6 +35,8 @@ def verb(
     memory: o.Memory = Settings.memory,
     file_size: o.FileSize = Settings.file_size,
     macs: o.Macs = Settings.macs,
+    multipliers: o.Multipliers = None,
+    block_ram: o.BlockRam = None,
     max_loss: o.MaxLoss = Settings.max_loss,
     min_accuracy: o.MinAccuracy = Settings.min_accuracy,
     target: o.Targets = None,
@@ -139,6 +141,7 @@ def verb(
         **({} if task is None else {"task": task}),
     }
     chosen = chosen_for(Settings, context.params)
+    chosen["target"] = o.limited(chosen["target"], multipliers, block_ram)
     if resume:
         given, chosen = _from_folder(context, output, given, chosen)
     else:

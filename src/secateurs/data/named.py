@@ -19,7 +19,7 @@ FORMS = (
 )
 _BROKEN = ("skip", "refuse")
 _KNOWN = {"fit": ("crop", "stretch", "auto"), "broken": _BROKEN, "flip": ("0", "1")}
-_FREE = ("pad", "image", "label", "classes")
+_FREE = ("pad", "image", "label", "classes", "pixels", "unpack")
 _PLACED: dict[str, tuple[str, ...]] = {"fit": ("letterbox", "stretch"), "order": ("rgb", "bgr"), "broken": _BROKEN}
 FILES: dict[str, tuple[dict[str, tuple[str, ...]], tuple[str, ...]]] = {
     "coco": ({**_PLACED, "labels": ("ids", "order")}, ("train", "test", "images", "fill")),
@@ -29,7 +29,12 @@ FILES: dict[str, tuple[dict[str, tuple[str, ...]], tuple[str, ...]]] = {
     "audio": ({"broken": _BROKEN}, ("rate", "classes")),
 }
 """Forms whose samples go by a task, with their options: those with known values, and free ones."""
-_NUMBERS = ("pad", "fill", "ignore", "rate")
+_NUMBERS = {
+    "pad": "a number of pixels",
+    "pixels": "a number of millions of pixels",
+    "unpack": "a number of gigabytes",
+    **dict.fromkeys(("fill", "ignore", "rate"), "a whole number"),
+}
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,7 @@ class Named:
             if key in known and value not in known[key]:
                 raise DataError(f"Data {self.text!r}: option {key}={value!r} must be one of {', '.join(known[key])}.")
             if key in _NUMBERS and not re.fullmatch("[0-9]{1,6}", value):
-                wanted = "a number of pixels" if key == "pad" else "a whole number"
-                raise DataError(f"Data {self.text!r}: option {key}={value!r} must be {wanted}.")
+                raise DataError(f"Data {self.text!r}: option {key}={value!r} must be {_NUMBERS[key]}.")
             options[key] = value
         return options
 

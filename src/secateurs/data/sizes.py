@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from secateurs.data.datasets import guarded, is_batches
-from secateurs.data.decoding import Sizing
+from secateurs.data.decoding import Sizing, opened
 from secateurs.data.files.pictures import images_in
 from secateurs.data.files.sound import longest
 from secateurs.data.files.table import images_of_table, numbers_per_row, table_has_images
@@ -83,7 +82,8 @@ def _encoded(data: Named) -> Iterable[bytes | Path]:
     if data.kind == "csv":
         return images_of_table(data.where, data.options)[:_LOOKED_AT]
     if data.kind == "parquet":
-        return sample(Path(data.where.partition(",")[0]), _LOOKED_AT, data.options.get("image"))
+        first, most = Path(data.where.partition(",")[0]), int(data.options.get("unpack", 0)) << 30
+        return sample(first, _LOOKED_AT, data.options.get("image"), most)
     train, _ = find_parts(Path(data.where))
     listing = data.options.get("classes")
     names = class_names(train, None if listing is None else Path(listing))
@@ -93,7 +93,7 @@ def _encoded(data: Named) -> Iterable[bytes | Path]:
 
 def _header(item: bytes | Path) -> _Form | None:
     try:
-        with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
+        with opened(item) as image:
             return _of_image(image)
     except Exception:  # broken images are told when they are read
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,8 +39,8 @@ from secateurs.report.record import BudgetRecord, FileRecord, LayersRecord
 from secateurs.structure.kernel_elements import elements_pruned
 
 _FLOAT, _NETWORKS = "float ", ("dense", "pruned")
-_TRIES = 3
-"""Final measurements at most: the machine may be busy during one."""
+_AGAIN = 2
+"""Further final measurements where the first is not clearly within the budget: the machine may have been busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +169,11 @@ class Deployment:
         bench, module = self.bench, self.loaded.module
         if not bench.quantises:
             return self._dense(accuracy, correct, images, self._exported(bench), said)
+        if not bench.target.runs_float:
+            written = self._exported(bench)
+            deployed = deployed_on_test_images(bench, bench.dense, self.data, self.progress, module)
+            made = self._dense(deployed.value, told(deployed), deployed.images, written, said)
+            return replace(made, float_accuracy=accuracy)
         with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
             written, in_float = bench.export_dense_and_in_float(module)
         slow = slower_in(bench.target.precision, in_float, self.aim.name)
@@ -230,6 +236,8 @@ class Deployment:
             scored = deployed_on_test_images(bench, deployed, self.data, self.progress, self.loaded.module)
             layers = LayersRecord(quantised=len(written.int8_layers), in_float=written.float_layers)
             made |= {"accuracy": scored.value, "correct": told(scored), "int8_layers": layers}
+            if not bench.target.runs_float:
+                return self._measured(dense, planned, lambda: _side_by_side(bench.final(deployed), made))
             with self.progress.task(self.aim.stage("export dense in float")):
                 bench.export_float(self.loaded.module, floats[f"{_FLOAT}dense"])
             four = _Four(dense, made, accuracy, {name: path.stat().st_size for name, path in floats.items()})
@@ -248,15 +256,16 @@ class Deployment:
         return ValidationFound(repaired=first, deployed=accuracies.judged(small, plan))
 
     def _measured(self, dense: DenseFound, planned: PlanFound, measure: Callable[[], DeployFound]) -> DeployFound:
-        """The final measurement, again where the machine was so busy that it is not clearly within the budget."""
-        for _ in range(_TRIES):
-            found = measure()
-            if all(budget.met for budget in check_budgets(self.aim.budgets, dense, planned, found)):
-                break
-            self.progress.say(
-                f"{self.aim.stage('The final measurement')} is not clearly within the budget; measuring again."
-            )
-        return found
+        """The final measurement. Where it is not clearly within the budget, two more decide with it: the one in the
+        middle counts, whatever it says. A network that is over the budget passes one measurement with probability p at
+        most (2.5 %, one end of a 95 % interval), and this rule with p + (1 - p) p²: 2.6 %."""
+        first = measure()
+        if all(budget.met for budget in check_budgets(self.aim.budgets, dense, planned, first)):
+            return first
+        name = self.aim.stage("The final measurement")
+        self.progress.say(f"{name} is not clearly within the budget; two more follow, and the middle one counts.")
+        found = [first, *(measure() for _ in range(_AGAIN))]
+        return sorted(found, key=lambda one: one.pruned.ratio or math.inf)[len(found) // 2]
 
 
 def check_budgets(

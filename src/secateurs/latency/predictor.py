@@ -14,6 +14,7 @@ from secateurs.cost import CostModel, CostTerm
 from secateurs.errors import TargetError, why
 from secateurs.files import read_json
 from secateurs.latency.asked import Known, Network
+from secateurs.latency.cycle_curve import CycleCurve
 from secateurs.latency.regression import Curve
 from secateurs.latency.sites import Site
 from secateurs.network import AxisSpec
@@ -99,7 +100,7 @@ class LatencyModel:
     batch: int
     base_ms: float
     sites: tuple[SiteCost, ...]
-    curves: tuple[Curve, ...]
+    curves: tuple[Curve | CycleCurve, ...]
     gain: float = 1.0
     noise: float = 0.01
     spreads: tuple[float, ...] = ()
@@ -251,7 +252,7 @@ class LatencyModel:
             raw["error"] = ModelError(**{**error, "sigmas": tuple(error.get("sigmas", ()))})
             raw["spreads"] = tuple(raw.get("spreads", ()))
             raw["sites"] = tuple(_read_site(entry) for entry in raw["sites"])
-            raw["curves"] = tuple(Curve.from_raw(curve) for curve in raw["curves"])
+            raw["curves"] = tuple(_read_curve(curve) for curve in raw["curves"])
             for name in ("groups", "dense_widths", "blocks"):
                 raw[name] = tuple(raw.get(name, ()))
             return cls(**raw)
@@ -267,11 +268,15 @@ def raw_uncertainty(parts: np.ndarray, total: np.ndarray, spreads: np.ndarray, n
     return np.asarray(np.sqrt(((parts * spreads) ** 2).sum(axis=-1) + (max(noise, 1e-3) * total) ** 2))
 
 
-def _cost(curve: Curve, scale: float, left_ms: float) -> Any:
+def _cost(curve: Curve | CycleCurve, scale: float, left_ms: float) -> Any:
     def cost(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         return scale * curve.predict(inputs, outputs) - left_ms
 
     return cost
+
+
+def _read_curve(raw: dict[str, Any]) -> Curve | CycleCurve:
+    return CycleCurve.from_raw(raw) if "cycles" in raw else Curve.from_raw(raw)
 
 
 def _read_axis(raw: dict[str, Any] | None) -> AxisSpec | None:

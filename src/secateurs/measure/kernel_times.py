@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from secateurs.latency.store import Store, digest
 from secateurs.network import LayerSpec
 from secateurs.progress import Progress, silent
 from secateurs.provenance import store_key
+
+if TYPE_CHECKING:
+    from secateurs.latency.targets._base import KnownLatency
 
 _ROUNDS, _RUNS, _TURN_MS = 5, 3, 0.5
 """Rounds over all points, and runs of a point in each: at least so many, and about so long."""
@@ -185,7 +188,7 @@ class LayerTimes:
     @classmethod
     def measured(
         cls,
-        times: KernelTimes,
+        times: KernelTimes | KnownLatency,
         shape: ConvShape,
         channels: Sequence[int] | np.ndarray,
         filters: Sequence[int] | np.ndarray,

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from secateurs.errors import DataError, why
+from secateurs.files import require_regular
 from secateurs.models.preprocessing import IMAGENET, Preprocessing
 
 
@@ -162,6 +163,7 @@ def _unusable(package: str, purpose: str, error: Exception, extra: str | None) -
 
 
 def _import_file(path: Path, purpose: str) -> ModuleType:
+    require_regular(path, f"{purpose} file")
     if not path.is_file():
         raise DataError(f"{purpose} file {path} does not exist. Check the path before the colon.")
     path = path.resolve()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from secateurs.errors import DataError, why
@@ -22,6 +22,7 @@ from secateurs.models.refused import description
 _PICKLED = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 _LISTED = 5
 _SLACK = 64 << 20
+_LONGEST_HEADER = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -140,17 +141,49 @@ def load_into(module: nn.Module, weights: Weights, name: str) -> None:
     module.load_state_dict(dict(weights.tensors), strict=False)
 
 
+def pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[bytes]:
+    """A safetensors file of these tensors, piece by piece, so that no second copy of all of them is made."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    place = 0
+    # The largest numbers first, so that all of them lie where their kind has to.
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in ordered:
+        end = place + tensors[name].numel() * tensors[name].element_size()
+        kind = _KINDS[tensors[name].dtype]
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in ordered:
+        flat = tensors[name].detach().cpu().contiguous().flatten()
+        yield flat.view(torch.uint8).numpy().tobytes()
+
+
+_KINDS = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.complex64: "C64",
+}  # fmt: skip
+
+
 def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write the module's state as safetensors; the file appears whole or not at all.
 
     Raises:
         PlanError: the folder is missing, not writable, or the disk is full.
     """
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-    write_atomic(path, save(tensors, metadata=None if metadata is None else dict(metadata)))
+    write_atomic(path, pieces(module.state_dict(), metadata))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if _LONGEST_HEADER < header <= path.stat().st_size:
+        raise DataError(
+            f"Weights file {path} has a header of {header >> 20} MB: it names more tensors than a network has. Save "
+            f"model.state_dict() with safetensors.torch.save_file."
+        )
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

@@ -21,7 +21,7 @@ from secateurs.structure.analysis import analyse
 from secateurs.structure.barriers import Barrier, held_whole, matching, told_apart
 from secateurs.structure.blocks import Block, blocks_of_both, find_blocks
 from secateurs.structure.call import Analysis, bind, concrete_shape
-from secateurs.structure.cut import Cut, cut
+from secateurs.structure.cut import Cut, block_names, cut
 from secateurs.structure.followed import Followed, tie_followed
 from secateurs.structure.groups import (
     Group,
@@ -304,6 +304,8 @@ class Graph:
 
     def with_barriers(self, patterns: Sequence[str]) -> Graph:
         """The same export, analysed with these barriers besides its own."""
+        if not isinstance(patterns, (list, tuple)):
+            raise PlanError(f"The barriers are a {type(patterns).__name__}. Give patterns in a list.")
         training = () if self.training is None else (self.training.program, *self.ways)
         barriers = (*self.barrier_patterns, *patterns)
         found = Graph(
@@ -316,6 +318,8 @@ class Graph:
     def views(self, group: str | int) -> tuple[View, ...]:
         """Where a group's units lie: one :class:`View` per parameter axis, in execution order."""
         number = group if isinstance(group, int) else self.group_index(group)
+        if not 0 <= number < len(self.groups):
+            raise PlanError(f"There is no group {number} in this network: it has {len(self.groups)}, from 0 on.")
         return self._all_views[number]
 
     @cached_property
@@ -351,7 +355,7 @@ class Graph:
         """The choice as a self-contained plan."""
         from secateurs.structure.plans import resolved_plan
 
-        return resolved_plan(self, kept, tuple(blocks_removed), dict(provenance or {}))
+        return resolved_plan(self, kept, block_names(blocks_removed), dict(provenance or {}))
 
     def __repr__(self) -> str:
         from secateurs.structure.describe import describe

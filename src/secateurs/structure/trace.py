@@ -18,6 +18,7 @@ from secateurs.structure.forms import not_captured, plain
 from secateurs.structure.graph import Graph
 from secateurs.structure.groups import ONLY
 from secateurs.structure.modes import DRAWS, TrainingMode, calls_to_try, into_training, seed_python, training_of
+from secateurs.structure.scratch import give_back
 from secateurs.structure.untouched import evaluating, quiet, untouched
 from secateurs.structure.ways import ways_of
 
@@ -85,6 +86,7 @@ def traced(
         program = _evaluation(model, args, kwargs, how)
         pairs = followed(model, program)
         training, trained = _training(model, args, kwargs, how, chance)
+    give_back(model)
 
     def graph_of(kind: str) -> Graph:
         found = Graph(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,10 @@ from secateurs.data.files.boxes import Boxed, BoxRecords, require_images
 from secateurs.data.files.pictures import Placing
 from secateurs.data.files.records import FileParts, parts_of
 from secateurs.errors import DataError, why
+from secateurs.files import read_bytes, read_json
+
+_MOST_BYTES = 1 << 30
+"""Of an annotation file; those of COCO have half of it."""
 
 _TRAIN, _TEST = ("train", "training"), ("val", "valid", "validation", "test")
 _FORM = (
@@ -121,6 +124,6 @@ def _images_folder(file: Path, folder: Path, options: Mapping[str, str], images:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(read_bytes(file, most=_MOST_BYTES))
     except (OSError, ValueError) as error:
         raise DataError(f"Annotation file {file} cannot be read ({why(error)}). Copy it again.") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from secateurs.data.decoding import MOST_PIXELS
+from secateurs.data.decoding import opened as opened_file
 from secateurs.data.files.records import SKIP
 from secateurs.errors import DataError, shortened
 from secateurs.models.preprocessing import Preprocessing
@@ -70,11 +71,11 @@ def opened(path: Path, what: str = "Image") -> Image.Image:
         DataError: the file is missing or cannot be decoded.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
-            image.load()
-            return image
+        image = opened_file(path)
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS / 1e6:.0f} million")
+        image.load()
+        return image
     except FileNotFoundError as error:
         raise DataError(f"{what} {path} does not exist. {SKIP}") from error
     except Exception as error:

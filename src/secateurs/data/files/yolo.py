@@ -12,6 +12,7 @@ from secateurs.data.files.boxes import Boxed, BoxRecords, require_images
 from secateurs.data.files.pictures import Placing, images_in
 from secateurs.data.files.records import FileParts, parts_of
 from secateurs.errors import DataError, why
+from secateurs.files import read_text
 from secateurs.models.external import optional
 
 
@@ -25,7 +26,7 @@ def open_yolo(file: Path, fit: Placing, options: Mapping[str, str]) -> FileParts
     if not file.is_file():
         raise DataError(f"File {file} does not exist. Check the path; the form is yolo:data.yaml.")
     try:
-        held = yaml.safe_load(file.read_text(encoding="utf-8"))
+        held = yaml.safe_load(read_text(file))
         names = held.get("names", held.get("nc"))
         classes = names if isinstance(names, int) else len(names)
         train, test = held["train"], held.get("val", held.get("test"))
@@ -55,7 +56,7 @@ def _images(given: Any, root: Path, classes: int, file: Path) -> tuple[list[Boxe
         if place.is_dir():
             found += images_in(place)
         elif place.is_file():
-            found += [_under(place.parent, line) for line in place.read_text(encoding="utf-8").split()]
+            found += [_under(place.parent, line) for line in read_text(place).split()]
         else:
             raise DataError(
                 f"{file} names {text}, and neither {_under(root, str(text))} nor {place} exists. Correct path:."

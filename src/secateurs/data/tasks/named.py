@@ -24,7 +24,7 @@ from secateurs.data.tasks.scores import (
 )
 from secateurs.data.tasks.targets import target_of
 from secateurs.data.tasks.task import Task, classification
-from secateurs.errors import DataError, PlanError
+from secateurs.errors import DataError, PlanError, checked
 from secateurs.models.external import call_factory, import_factory
 
 Loss = Callable[[Any, Any], Tensor]
@@ -42,7 +42,7 @@ def task(name: str, **options: Any) -> Task:
         PlanError: name or option are unknown, or one is lacking.
         DataError: a package that it measures with is not installed.
     """
-    plain, _, query = name.partition("?")
+    plain, _, query = checked(str, name, "task(name=)", f"Give one of {', '.join(NAMED)}").partition("?")
     if plain not in NAMED:
         raise PlanError(f"Task {plain!r} is unknown. Known: {', '.join(NAMED)}; or give a secateurs.Task.")
     make = NAMED[plain]

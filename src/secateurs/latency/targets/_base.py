@@ -8,12 +8,16 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from secateurs.errors import PlanError
 from secateurs.latency.process import Worker
+
+if TYPE_CHECKING:
+    from secateurs.latency.predictor import LatencyModel
+    from secateurs.network import NetworkSpec
 
 QUANTISED = ("int8",)
 """Precisions that are in the file; others a runtime computes in by itself."""
@@ -35,6 +39,20 @@ class Operation:
     ms: float
 
 
+class KnownLatency(Protocol):
+    """Latencies that are known, not measured. ``fingerprint``: of the target."""
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What they depend on besides the network."""
+
+    def latency_model(self) -> LatencyModel:
+        """Of the network at any widths."""
+
+    def ms(self, points: Sequence[Any]) -> np.ndarray:
+        """Of convolutions with pruned elements [points], as :class:`secateurs.measure.kernel_times.KernelTimes`."""
+
+
 @runtime_checkable
 class Target(Protocol):
     """A runtime on a device: inherit, name it, and write the first four methods. What is read of one is declared here.
@@ -42,8 +60,9 @@ class Target(Protocol):
     ``name``: the registered one, with the precision where there are several; ``artifact``: the kind of file that it
     runs (``"onnx"``, ``"pt2"`` or ``"pte"``); ``precision``: numbers that it computes with, one of ``precisions``,
     which stand behind a colon; ``profiles``: it has a profiler of its own operators; ``skips_pruned_elements``: its
-    kernels leave out kernel elements that are zero; ``engine``: file of ``latency/engines`` without its ending that a
-    worker needs on another machine, None where files are made for this one; ``package``: what must be installed there.
+    kernels leave out kernel elements that are zero; ``runs_float``: it runs float files, too; ``engine``: file of
+    ``latency/engines`` without its ending that a worker needs on another machine, None where files are made for this
+    one; ``package``: what must be installed there.
     """
 
     name: str
@@ -52,6 +71,7 @@ class Target(Protocol):
     precisions: tuple[str, ...] = ("f32",)
     profiles: bool = False
     skips_pruned_elements: bool = False
+    runs_float: bool = True
     engine: str | None = None
     package: str | None = None
 
@@ -85,6 +105,10 @@ class Target(Protocol):
     def operations(self, profile: Mapping[str, Any]) -> tuple[Operation, ...]:
         """The operators of one profiled model, in the model file's own names; none without a profiler."""
         return ()
+
+    def formula(self, spec: NetworkSpec, content: bytes, *, threads: int, batch: int) -> KnownLatency | None:
+        """What tells latencies without a measurement, of a network and its dense file; None: they are measured."""
+        return None
 
 
 _QUANTISER = re.compile(r"_(Deq|Q)uantizeLinear(_Output|_Input)?(/duplicated)?$")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from secateurs.errors import DataError, shortened, why
+from secateurs.files import read_json, read_text
 from secateurs.models.external import optional
 from secateurs.models.preprocessing import Preprocessing
 
@@ -194,7 +194,7 @@ def _example(module: nn.Module, main: str, config: Any, length: int, text: str) 
 def _pixels(folder: Path) -> Preprocessing | None:
     """What ``preprocessor_config.json`` says of pixels."""
     try:
-        held = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        held = read_json(read_text(folder / "preprocessor_config.json"))
         mean, std = held["image_mean"], held["image_std"]
         if not held.get("do_normalize", True):
             mean, std = [0.0], [1.0]

@@ -39,6 +39,7 @@ from secateurs.structure.groups import stays_whole
 if TYPE_CHECKING:
     from secateurs.latency.model import LatencyModel
     from secateurs.latency.targets import Target
+    from secateurs.latency.targets._base import KnownLatency
     from secateurs.search.legal import Legal
     from secateurs.structure import Graph
 
@@ -99,6 +100,9 @@ def measured_space(
     with tempfile.TemporaryDirectory(prefix="secateurs-dense-") as folder:
         bench = Bench.inside(Path(folder), target, (graph.args, graph.kwargs), threads, batch, seed, progress)
         bench.export(graph.model, bench.dense)
+        told = target.formula(graph.spec, bench.dense.read_bytes(), threads=threads, batch=batch)
+        if told is not None:
+            return element_space(graph, told, told.latency_model().dense_ms, scope=scope, legal=legal)
         if target.skips_pruned_elements:
             times = KernelTimes(store, threads=threads, progress=progress)
             return element_space(graph, times, _dense_ms(graph, bench, store), scope=scope, legal=legal)
@@ -107,7 +111,7 @@ def measured_space(
 
 
 def element_space(
-    graph: Graph, times: KernelTimes, dense_ms: float, *, scope: str = "block", legal: Legal
+    graph: Graph, times: KernelTimes | KnownLatency, dense_ms: float, *, scope: str = "block", legal: Legal
 ) -> ElementSpace:
     """The joint choice of a network on the sparse kernels.
 
@@ -116,7 +120,7 @@ def element_space(
 
     Args:
         graph: the traced network.
-        times: of the kernels; measures what the tables need.
+        times: of the kernels, which measure what the tables need; or of hardware, known by a formula.
         dense_ms: latency of the dense network on the target.
         scope: one of :data:`SCOPES`.
         legal: which networks may be returned.
@@ -296,7 +300,7 @@ def _extended(graph: Graph, layers: tuple[str, ...]) -> NetworkSpec:
 
 
 def _table(
-    graph: Graph, layer: LayerSpec, sparse: bool, widths: tuple[np.ndarray, ...], times: KernelTimes
+    graph: Graph, layer: LayerSpec, sparse: bool, widths: tuple[np.ndarray, ...], times: KernelTimes | KnownLatency
 ) -> LayerTimes | None:
     """Times of a layer at its legal widths and counts; None where the sparse kernels do not run it."""
     module = _module(graph, layer.parameter)

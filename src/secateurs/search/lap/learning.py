@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from secateurs.errors import PlanError, why
-from secateurs.files import read_json, write_atomic
+from secateurs.files import read_bytes, read_json, read_text, write_atomic
 from secateurs.progress import Task
 from secateurs.search.lap.exploration import truncated_normal
 from secateurs.search.lap.playing import Action, GameTable, fixed, rehearse, walk
@@ -102,10 +102,10 @@ class Learning:
         if self.folder is None or not (self.folder / HISTORY_FILE).exists():
             return
         try:
-            held = read_json((self.folder / HISTORY_FILE).read_text(encoding="utf-8"))
+            held = read_json(read_text(self.folder / HISTORY_FILE, own=True))
             if held["identity"] != self.identity:
                 return
-            content = (self.folder / AGENT_FILE.replace(".", f"-{held['number']}.")).read_bytes()
+            content = read_bytes(self.folder / AGENT_FILE.replace(".", f"-{held['number']}."), own=True, most=1 << 30)
             found = [_episode(raw) for raw in held["episodes"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PlanError(
