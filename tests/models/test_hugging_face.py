@@ -93,7 +93,7 @@ def test_a_configuration_alone_is_random_and_pickles_are_refused(bert: Path, tmp
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("hf:{}?size=64", "takes no images"),
+        ("hf:{}?size=64", "and that is no image"),
         ("hf:{}?colour=red", "has no option 'colour'. There are length, kind, revision"),
         ("hf:{}?kind=NoSuchNetwork", "has no network 'NoSuchNetwork'"),
         ("hf:{}/nowhere", "has no readable configuration"),
