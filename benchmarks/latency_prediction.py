@@ -234,7 +234,8 @@ def row(setting: Setting, kind: str, seen: Seen, model: LatencyModel, facts: dic
     error, measured = ModelError.of(seen.predicted, seen.measured), seen.measured
     sigma = np.array([model.uncertainty(sample.array(), sample.removed) for sample in seen.samples])
     print(f"{setting.name} {setting.target.name} {kind}: {error}", flush=True)
-    alone = None if kind == "all" else isolated(setting, seen.samples[:ISOLATED])
+    in_float = setting.target.exporter == setting.target.artifact  # layers alone are made in float
+    alone = isolated(setting, seen.samples[:ISOLATED]) if in_float and kind != "all" else None
     fingerprint = setting.target.fingerprint(setting.threads)
     return {
         **{key: fingerprint[key] for key in ("target", "device", "runtime", "precision", "threads")},
@@ -318,7 +319,7 @@ def main() -> None:
                 ]
                 if kinds:
                     target = open_target(text)
-                    built = variants(target.artifact, graph, 1)
+                    built = variants(target.exporter, graph, 1)
                     setting = Setting(name, graph, built, target, options.threads, store)
                     for entry in run(setting, kinds, options.count, options.seed):
                         append(entry, options.output, FIELDS)

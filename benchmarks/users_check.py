@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("families", nargs="*", choices=[*FAMILIES, []], help="default: all")
     parser.add_argument("--first", type=int, default=0, help="first seed of the random networks")
     parser.add_argument("--count", type=int, default=2000, help="how many random networks")
+    parser.add_argument("--damaged", type=int, default=DAMAGED, help="plans with a permuted list per network")
     parser.add_argument("--code", default=revision(), help="what is measured (default: the commit)")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--one", nargs=2, metavar=("FAMILY", "NETWORK"), help=argparse.SUPPRESS)
@@ -64,13 +65,16 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if options.one:
         family, name = options.one
-        append(options.rows, {"code": options.code, "family": family, "network": name, **judged(family, name)})
+        append(
+            options.rows,
+            {"code": options.code, "family": family, "network": name, **judged(family, name, options.damaged)},
+        )
         return
     for family in options.families or FAMILIES:
         for name in networks(family, options.first, options.count):
             if (options.code, family, name) in known(options.rows):
                 continue
-            row = isolated(family, name, options) if family == "zoo" else judged(family, name)
+            row = isolated(family, name, options) if family == "zoo" else judged(family, name, options.damaged)
             if row is not None:
                 append(options.rows, {"code": options.code, "family": family, "network": name, **row})
     for line in figures(options.rows):
@@ -117,7 +121,8 @@ def built(family: str, name: str) -> tuple[nn.Module, Any]:
 
 def isolated(family: str, name: str, options: argparse.Namespace) -> dict[str, Any] | None:
     """A large network in a process of its own, which writes its row; a row only where that process failed."""
-    command = [sys.executable, __file__, "--one", family, name, "--code", options.code, "--rows", str(options.rows)]
+    command = [sys.executable, __file__, "--one", family, name, "--code", options.code]
+    command += ["--rows", str(options.rows), "--damaged", str(options.damaged)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     except subprocess.TimeoutExpired:
@@ -125,8 +130,8 @@ def isolated(family: str, name: str, options: argparse.Namespace) -> dict[str, A
     return {"kind": "crash", "reason": done.stderr.strip()[-200:]} if done.returncode else None
 
 
-def judged(family: str, name: str) -> dict[str, Any]:
-    """The row of one network."""
+def judged(family: str, name: str, lists: int) -> dict[str, Any]:
+    """The row of one network, with so many damaged plans of it."""
     started = time.process_time()
     seed = int(name) if family == "random" else 0
     row: dict[str, Any] = {"seed": seed, "torch": torch.__version__}
@@ -140,7 +145,7 @@ def judged(family: str, name: str) -> dict[str, Any]:
         row["check_error"], row["reason"] = checked(model, plan, example, graph)
         row["judge_error"] = unchecked(model, plan, example, seed)
         row["kind"] = kind(row["judge_error"], row["reason"])
-        row.update(damage(model, plan, example, graph))
+        row.update(damage(model, plan, example, graph, lists))
     except SecateursError as error:
         row.update(kind="refused", reason=str(error)[:200])
     except Exception as error:  # what a user of that code would have got
@@ -175,11 +180,11 @@ def unchecked(model: nn.Module, plan: Any, example: Any, seed: int) -> float:
         return float("inf")
 
 
-def damage(model: nn.Module, plan: Any, example: Any, graph: Any) -> dict[str, int]:
+def damage(model: nn.Module, plan: Any, example: Any, graph: Any, lists: int) -> dict[str, int]:
     """Damaged plans, how many of them the judge calls wrong, and how many of these the check lets through."""
     tried = wrong = passed = 0
     with blind():
-        for _, _, damaged in mutations(plan, DAMAGED):
+        for _, _, damaged in mutations(plan, lists):
             tried += 1
             try:
                 right = unchecked(model, damaged, example, 0) <= TOLERANCE

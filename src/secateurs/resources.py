@@ -46,20 +46,44 @@ def macs_model(spec: NetworkSpec) -> CostModel:
     return CostModel("macs", 0.0, tuple(terms))
 
 
-def size_model(spec: NetworkSpec, dense_bytes: float | None = None) -> CostModel:
-    """Bytes of the deployed file: its parameters, and what ``dense_bytes`` (the dense file) holds besides."""
-    terms = tuple(_stored(spec))
-    weights = _at_dense(spec, terms)
-    return CostModel("bytes", max(0.0, (dense_bytes or weights) - weights), terms)
-
-
 @dataclass(frozen=True)
 class Seen:
-    """Bytes of memory that were measured for one network."""
+    """Bytes, of memory or of the file, that one network was seen to take."""
 
     widths: np.ndarray
     removed: frozenset[int]
     bytes: float
+
+
+def size_model(spec: NetworkSpec, dense_bytes: float | None = None, seen: Sequence[Seen] = ()) -> CostModel:
+    """Bytes of the deployed file: its parameters in float, and what ``dense_bytes`` (the dense file) holds besides.
+
+    Other formats take other bytes: int8 files a byte per weight, and a scale, a zero point and a bias per channel. With
+    four files or more of the format ``seen``, it is what they hold per entry of a matrix or filter, per entry of a
+    vector, per parameter and besides, by least squares of relative errors, none below 0.
+    """
+    terms = tuple(_stored(spec))
+    if len(seen) < 4:
+        weights = _at_dense(spec, terms)
+        return CostModel("bytes", max(0.0, (dense_bytes or weights) - weights), terms)
+    dims = {parameter.name: len(parameter.axes) for parameter in spec.parameters}
+    parts = [tuple(term for term in terms if (dims[term.name] > 1) is matrices) for matrices in (True, False)]
+    parts.append(
+        tuple(CostTerm(term.name, None, term.outputs, Product(1.0, False, False), term.blocks) for term in terms)
+    )
+    models = [CostModel("bytes", 0.0, part) for part in parts]
+    found = np.array([[1.0, *(model.evaluate(one.widths, one.removed) for model in models)] for one in seen])
+    taken = np.array([[one.bytes] for one in seen])
+    offset, *slopes = _nonnegative(found / taken, np.ones(len(seen)))
+    return CostModel("bytes", offset, tuple(_times(t, k) for k, part in zip(slopes, parts, strict=True) for t in part))
+
+
+def _nonnegative(rows: np.ndarray, values: np.ndarray) -> list[float]:
+    """Coefficients >= 0 with the least squares; columns are scaled first, for they differ by orders of magnitude."""
+    from scipy.optimize import nnls
+
+    scales = np.maximum(np.abs(rows).max(axis=0), 1e-300)
+    return [float(value) for value in nnls(rows / scales, values)[0] / scales]
 
 
 def memory_model(spec: NetworkSpec, batch: int = 1, seen: Sequence[Seen] = ()) -> CostModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -11,42 +12,72 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-ROOT = Path(__file__).resolve().parents[2]
-NETWORK = "digits-resnet?width=1"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+BRIGHT = '''
+"""A small network, and images whose class is their brightness."""
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
 
-def trained(weights: Path) -> None:
-    """Weights of a network that has begun to learn."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'examples')!r}); import train_digits as t, dataclasses, pathlib\n"
-        f"t.MODEL, t.RECIPE = {NETWORK!r}, dataclasses.replace(t.RECIPE, epochs=3)\n"
-        f"t.train(pathlib.Path({str(weights)!r}))"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=ENVIRONMENT)
+def make():
+    def unit(before, after, stride):
+        return [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+
+    units = [*unit(3, 16, 1), *unit(16, 32, 2), *unit(32, 32, 2)]
+    return nn.Sequential(*units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
+
+
+def images():
+    labels = torch.arange(400) % 4
+    pixels = torch.randn(400, 3, 16, 16, generator=torch.Generator().manual_seed(0)) + labels[:, None, None, None]
+    return TensorDataset(pixels[:300], labels[:300]), TensorDataset(pixels[300:], labels[300:])
+'''
+
+
+def trained(script: Path, weights: Path) -> None:
+    """Weights of a network that has learnt a little."""
+    spec = importlib.util.spec_from_file_location("bright", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.manual_seed(0)
+    network, (images, labels) = module.make(), module.images()[0].tensors
+    optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
+    for start in list(range(0, 300, 50)) * 4:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images[start : start + 50]), labels[start : start + 50]).backward()
+        optimizer.step()
+    save_file(network.state_dict(), weights)
 
 
 def command(folder: Path) -> list[str]:
     """A job without latency tables and measured values: fine-tuning is what counts here."""
+    script = folder.parent / "bright.py"
     job = [
         "prune",
-        NETWORK,
+        f"{script}:make",
         "--weights",
-        str(folder.parent / "digits.safetensors"),
+        str(folder.parent / "bright.safetensors"),
         "--data",
-        "digits",
-        "--macs",
-        "20%",  # so much that training is worth its while on any machine
+        f"{script}:images",
     ]
-    options = ["--criterion", "taylor", "--precision", "fp32", "--epochs", "3"]
+    job += ["--macs", "5%", "--criterion", "taylor", "--min-width", "1"]  # so much that training is worth its while
+    options = ["--precision", "fp32", "--epochs", "40", "--dense-epochs", "0", "--train-batch", "20", "--lr", "0.02"]
     return [sys.executable, "-m", "secateurs", *job, "-o", str(folder), *options]
 
 
 def test_a_kill_in_fine_tuning_and_a_resume_end_alike(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    trained(tmp_path / "digits.safetensors")
+    (tmp_path / "bright.py").write_text(BRIGHT)
+    trained(tmp_path / "bright.py", tmp_path / "bright.safetensors")
     subprocess.run(command(whole), check=True, capture_output=True, env=ENVIRONMENT)
     process = subprocess.Popen(command(killed), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
     checkpoint = killed / "checkpoints" / "checkpoint.safetensors"

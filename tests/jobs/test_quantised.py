@@ -106,8 +106,8 @@ def test_measurements_of_float_and_of_int8_are_not_mistaken_for_each_other(
     assert in_float.record.dense.latency_ms > 1.2 * result.record.dense.latency_ms
 
 
-def test_a_budget_can_be_of_the_dense_network_in_float(tmp_path: Path, fake_target: str) -> None:
-    record = run(tmp_path / "run", f"{fake_target}:int8", tmp_path / "store.sqlite3", "40%-of-float").record
+def test_a_budget_can_be_of_the_dense_network_in_float(result: Result, folder: Path, fake_target: str) -> None:
+    record = run(folder / "share", f"{fake_target}:int8", folder / "store.sqlite3", "40%-of-float").record
     (budget,) = record.budgets
     dense_float = next(one for one in record.files if (one.network, one.precision) == ("dense", "f32"))
     assert budget.text == "40%-of-float"
@@ -116,9 +116,11 @@ def test_a_budget_can_be_of_the_dense_network_in_float(tmp_path: Path, fake_targ
     assert budget.used > 0.9
 
 
-def test_a_budget_of_float_above_dense_int8_leaves_nothing_to_do(tmp_path: Path, fake_target: str) -> None:
+def test_a_budget_of_float_above_dense_int8_leaves_nothing_to_do(
+    result: Result, folder: Path, fake_target: str
+) -> None:
     with pytest.raises(PlanError, match="95%-of-float is not below what the dense network takes"):
-        run(tmp_path / "run", f"{fake_target}:int8", tmp_path / "store.sqlite3", "95%-of-float")
+        run(folder / "above", f"{fake_target}:int8", folder / "store.sqlite3", "95%-of-float")
 
 
 def test_on_a_float_target_a_share_of_float_is_one_of_dense(tmp_path: Path, fake_target: str) -> None:

@@ -29,6 +29,7 @@ from secateurs.models import Loaded
 from secateurs.planning.channels import Channels
 from secateurs.planning.planner import Planner
 from secateurs.recover.features import spread
+from secateurs.recover.quantisation import QuantiseAware
 from secateurs.recover.schedules.regrow import PruneRegrow, RegrowSchedule, _reordered
 from secateurs.search.legal import Legal
 from secateurs.search.problem import Solution
@@ -113,6 +114,46 @@ def test_a_schedule_ends_within_the_budget_and_resumes_to_the_same(
     assert resumed.plan.groups == whole.plan.groups
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(tensor, resumed.module.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("most", [None, 63, 127])
+def test_training_rounds_what_the_deployed_file_rounds(
+    most: int | None, network: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = trace(network.module, network.example())
+    kept = {group.name: tuple(range(0, group.units, 2)) for group in graph.groups}
+    plan = graph.plan(kept).model_copy(update={"precision": {"fc": "float"}})
+    seen: list[tuple[int, int, list[str]]] = []
+
+    class Watched(QuantiseAware):
+        def after_backward(self, student: nn.Module, step: int) -> None:
+            super().after_backward(student, step)
+            seen.append((self.first, self.most, sorted(self._layers)))
+
+    monkeypatch.setattr("secateurs.jobs.training.QuantiseAware", Watched)
+    given = {"target": "onnxruntime-cpu:int8", "quantise_aware": True, "train_batch": 16, "precision": "fp32"}
+    settings = Settings(latency="60%", lr=0.01, **given)  # type: ignore[arg-type]
+    work = (network.module, network.example(), training_job.images(), settings, tmp_path)
+    trainer = Trainer(*work, most=lambda: most)
+    trainer.train(apply(network.module, plan, network.example()), "cut", 1, plan)
+    trainer.train(copy.deepcopy(network.module), "whole", 1)  # the dense network that is compared with: in float
+    if most is None:
+        assert not seen
+        return
+    layers = [name for name, layer in network.module.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    assert seen == [(3, most, sorted(set(layers) - {"fc"}))] * 6
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"target": "onnxruntime-cpu"}, "runs float files, so there is no quantisation to train with"),
+        ({"target": "onnxruntime-cpu:int8", "epochs": 0}, "--quantise-aware is a way to train, but --epochs is 0"),
+    ],
+)
+def test_where_nothing_is_rounded_or_trained_it_is_refused(given: dict[str, object], told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        Settings(latency="60%", quantise_aware=True, **given)  # type: ignore[arg-type]
 
 
 def test_regrowth_trains_the_network_without_the_blocks_that_go(network: Loaded, tmp_path: Path) -> None:

@@ -55,8 +55,9 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     parallel.start()
     module, example = network().module, network().example()
-    settings = Settings(latency="60%", train_batch=16, precision="fp32", features=0.5, lr=0.01)
-    trainer = Trainer(module, example, images(), settings, folder / "checkpoints")
+    given = {"train_batch": 16, "precision": "fp32", "features": 0.5, "lr": 0.01, "quantise_aware": True}
+    settings = Settings(latency="60%", target="onnxruntime-cpu:int8", **given)  # type: ignore[arg-type]
+    trainer = Trainer(module, example, images(), settings, folder / "checkpoints", most=lambda: 63)
     if parallel.rank() > 0:
         assert trainer.assist() == "over"
         return

@@ -57,6 +57,40 @@ def test_halp_equals_the_optimum_where_its_weak_points_do_not_matter() -> None:
     assert np.all(found.widths >= problem.narrowest)
 
 
+def ladders(seed: int, first: bool = False) -> Problem:
+    """Groups whose widths lie on a ladder of powers of two, with staircases of their own; ``first``: the first group
+    belongs to a layer that reads the network's input."""
+    generator, options = np.random.default_rng(seed), np.array([1, 2, 4, 8, 16, 32])
+    spec = NetworkSpec(tuple(GroupSpec(f"g{i}", 32) for i in range(4)), (), (), (), "ladders")
+    terms = []
+    for group in range(4):
+        stairs = generator.uniform(0.1, 1.0) * np.ceil(np.arange(33) / generator.integers(2, 9))
+        inputs = AxisSpec(3, ()) if first and group == 0 else None
+        terms.append(CostTerm(f"t{group}", inputs, AxisSpec(0, ((group, 1),)), GridCost(np.tile(stairs, (4, 1)))))
+    values = tuple(np.cumsum([0.0, *np.sort(generator.uniform(0.01, 1.0, 32))[::-1]]) for _ in range(4))
+    model = CostModel("ms", 0.1, tuple(terms))
+    free = Problem(spec, (options,) * 4, values, (Constraint("latency", model, 1e9),))
+    least, most = (float(free.costs(widths)[0]) for widths in (free.narrowest, free.widest))
+    limit = least + (most - least) * generator.uniform(0.2, 0.8)
+    return Problem(spec, free.options, values, (Constraint("latency", model, limit),))
+
+
+def test_halp_is_close_to_the_optimum_on_ladders_of_unequal_steps() -> None:
+    found = [
+        (Halp().solve(ladders(seed)).value, solve_exact(ladders(seed), Effort(gap=1e-9)).value) for seed in range(30)
+    ]
+    shares = np.array([ours / best for ours, best in found])
+    assert shares.min() >= 0.9
+    assert (shares >= 0.99).mean() >= 0.9
+
+
+def test_halp_keeps_the_layer_that_reads_the_input() -> None:
+    for seed in range(10):
+        problem = ladders(seed, first=True)
+        widths = Halp().solve(problem).widths
+        assert widths[0] == 32 or not problem.fits(np.array([2 * widths[0], 1, 1, 1]))
+
+
 def test_rivals_need_a_budget() -> None:
     problem = random_problem(0)
     for rival in (Greedy(), Halp(), GlobalRank()):

@@ -384,3 +384,31 @@ def test_what_the_forward_never_reads_is_told() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
     model[0].extra = nn.Linear(8, 2)
     assert inspect(trace(model, torch.randn(1, 3, 8, 8))).unread == ("0.extra.weight", "0.extra.bias")
+
+
+class Thirds(nn.Module):
+    """A number says how wide the parts are; after a cut they are of unequal widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.conv = 8, nn.Conv2d(3, 24, 3, padding=1)
+        self.left, self.right = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second, third = self.conv(x).split(self.width, 1)
+        return torch.cat([self.left(first), self.right(second), third.mean(1, keepdim=True)], 1)
+
+
+def test_equal_parts_become_parts_of_unequal_widths() -> None:
+    model, example = Thirds().eval(), torch.randn(2, 3, 8, 8)
+    graph = trace(model, example)
+    kept = {group.name: tuple(range(group.units - 1 - place)) for place, group in enumerate(graph.groups)}
+    plan = graph.plan(kept)
+    patch = next(patch for patch in plan.patches if patch.attribute == "width")
+    assert isinstance(patch.value, list)
+    assert len(set(patch.value)) > 1
+    assert apply(model, plan, example)(example).shape == model(example).shape
+    for wrong in ([], [4, 9, 3], [4, "4"], -1):
+        odd = plan.model_copy(update={"patches": (patch.model_copy(update={"value": wrong}),)})
+        with pytest.raises(PlanError, match="damaged"):
+            apply(model, odd, example)

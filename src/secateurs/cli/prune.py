@@ -98,6 +98,10 @@ def verb(
         typer.Option("--penalty", min=0, max=0.99, help="Share of the training in which --elements decay; 0: cut."),
     ] = Settings.penalty,
     precision_mix: o.PrecisionMix = Settings.precision_mix,
+    quantise_aware: Annotated[
+        bool,
+        typer.Option("--quantise-aware", help="On int8 targets: end the training with rounded numbers."),
+    ] = Settings.quantise_aware,
     threads: o.Threads = Settings.threads,
     batch: o.Batch = Settings.batch,
     seed: o.Seed = Settings.seed,

@@ -50,13 +50,15 @@ class Quantising:
 
     ``calibration``: batches of samples, each a pair (inputs, targets) or the inputs alone, of which the first ``most``
     samples count; ``seven_bits``: weights lie within ±63, for processors whose sums of two products of unsigned by
-    signed 8-bit numbers overflow (x86 without VNNI); ``in_float``: layers, by module path, that are not quantised.
+    signed 8-bit numbers overflow (x86 without VNNI); ``in_float``: layers, by module path, that are not quantised;
+    ``beside``: where the float file goes that the quantised one is made of, where it is of the same format.
     """
 
     calibration: Iterable[Any]
     seven_bits: bool = False
     most: int = ENOUGH
     in_float: Collection[str] = ()
+    beside: Path | None = None
 
 
 def export_onnx_int8(
@@ -93,6 +95,8 @@ def export_onnx_int8(
         draft = Path(folder) / "float.onnx"
         report = export_onnx(module, example, draft, batch=batch)
         model = onnx.load(draft)
+        if quantising.beside is not None:
+            write_atomic(quantising.beside, draft.read_bytes())
     layers = layers_of(model)
     _check_known(layers, quantising.in_float)
     calibration = quantising.calibration

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,9 +38,9 @@ from secateurs.recover.checkpoint import tensors
 from secateurs.report.record import BudgetRecord, FileRecord, LayersRecord
 from secateurs.structure.kernel_elements import elements_pruned
 
-_FLOAT = "float "
-_TRIES = 3
-"""Final measurements at most: the machine may be busy during one."""
+_FLOAT, _NETWORKS = "float ", ("dense", "pruned")
+_AGAIN = 2
+"""Further final measurements where the first is not clearly within the budget: the machine may have been busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,26 +167,30 @@ class Deployment:
     def _placed(self, accuracy: float, correct: str, images: int, said: Sequence[str]) -> DenseFound:
         """The dense network's file. ``accuracy``, ``correct``: on so many test images; ``said``: notes."""
         bench, module = self.bench, self.loaded.module
-        with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
-            written = bench.export(module, bench.dense)
         if not bench.quantises:
-            return self._dense(accuracy, correct, images, written, said)
+            return self._dense(accuracy, correct, images, self._exported(bench), said)
         if not bench.target.runs_float:
-            deployed = deployed_on_test_images(bench, bench.dense, self.data, self.progress, module)
-            made = self._dense(deployed.value, told(deployed), deployed.images, written, said)
+            made = self._deployed_dense(self._exported(bench), said)
             return replace(made, float_accuracy=accuracy)
-        with self.folder.timed("measure"):
-            in_float = bench.measure_in_float(module)
+        with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
+            written, in_float = bench.export_dense_and_in_float(module)
         slow = slower_in(bench.target.precision, in_float, self.aim.name)
         if slow:
             self.progress.say(slow)
             bench = replace(bench, target=open_target(in_float_target(self.aim.target)))
-            with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
-                written = bench.export(module, bench.dense)
+            written = self._exported(bench)
             return replace(self, bench=bench)._dense(accuracy, correct, images, written, (*said, slow))
-        deployed = deployed_on_test_images(bench, bench.dense, self.data, self.progress, module)
-        made = self._dense(deployed.value, told(deployed), deployed.images, written, said)
+        made = self._deployed_dense(written, said)
         return replace(made, float_accuracy=accuracy, float_ratio=in_float.ratio)
+
+    def _deployed_dense(self, written: ExportReport, said: Sequence[str]) -> DenseFound:
+        """The record of the dense quantised file, by its own answers."""
+        deployed = deployed_on_test_images(self.bench, self.bench.dense, self.data, self.progress, self.loaded.module)
+        return self._dense(deployed.value, told(deployed), deployed.images, written, said)
+
+    def _exported(self, bench: Bench) -> ExportReport:
+        with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
+            return bench.export(self.loaded.module, bench.dense)
 
     def _dense(
         self, accuracy: float, correct: str, images: int, written: ExportReport, said: Sequence[str]
@@ -218,9 +223,10 @@ class Deployment:
         deployed = self.folder.files.deployed(bench.target.artifact, self.aim.place)
         if not self.aim.place:
             self.folder.write(self.folder.files.weights, save(tensors(small)))
-        with self.folder.timed("measure"):
+        with self.folder.timed("measure"), Scratch("float") as scratch:
+            floats = {f"{_FLOAT}{name}": Path(scratch) / f"{name}.{bench.target.artifact}" for name in _NETWORKS}
             with self.progress.task(self.aim.stage("export pruned")):
-                written = bench.export(small, deployed, plan)
+                written = bench.export(small, deployed, plan, in_float=floats[f"{_FLOAT}pruned"])
             self.folder.know(deployed)
             made: dict[str, Any] = {
                 "params": parameter_count(small) - elements_pruned(small, plan),
@@ -234,10 +240,10 @@ class Deployment:
             made |= {"accuracy": scored.value, "correct": told(scored), "int8_layers": layers}
             if not bench.target.runs_float:
                 return self._measured(dense, planned, lambda: _side_by_side(bench.final(deployed), made))
-            with Scratch("float") as folder:
-                floats = self._float_files(Path(folder), small, plan)
-                four = _Four(dense, made, accuracy, {name: path.stat().st_size for name, path in floats.items()})
-                return self._measured(dense, planned, lambda: four.found(bench.final(deployed, floats), bench.target))
+            with self.progress.task(self.aim.stage("export dense in float")):
+                bench.export_float(self.loaded.module, floats[f"{_FLOAT}dense"])
+            four = _Four(dense, made, accuracy, {name: path.stat().st_size for name, path in floats.items()})
+            return self._measured(dense, planned, lambda: four.found(bench.final(deployed, floats), bench.target))
 
     def validate(
         self, accuracies: RepairedAccuracies, repaired: nn.Module, small: nn.Module, plan: Plan
@@ -252,26 +258,16 @@ class Deployment:
         return ValidationFound(repaired=first, deployed=accuracies.judged(small, plan))
 
     def _measured(self, dense: DenseFound, planned: PlanFound, measure: Callable[[], DeployFound]) -> DeployFound:
-        """The final measurement, again where the machine was so busy that it is not clearly within the budget."""
-        for _ in range(_TRIES):
-            found = measure()
-            if all(budget.met for budget in check_budgets(self.aim.budgets, dense, planned, found)):
-                break
-            self.progress.say(
-                f"{self.aim.stage('The final measurement')} is not clearly within the budget; measuring again."
-            )
-        return found
-
-    def _float_files(self, folder: Path, small: nn.Module, plan: Plan) -> dict[str, Path]:
-        """Both networks as float files of the same format."""
-        names = (f"{_FLOAT}dense", f"{_FLOAT}pruned")
-        files = {name: folder / f"{number}.{self.bench.target.artifact}" for number, name in enumerate(names)}
-        with self.progress.task("export float files", len(files)) as task:
-            self.bench.export_float(self.loaded.module, files[names[0]])
-            task.advance(1)
-            self.bench.export_float(small, files[names[1]], plan)
-            task.advance(1)
-        return files
+        """The final measurement. Where it is not clearly within the budget, two more decide with it: the one in the
+        middle counts, whatever it says. A network that is over the budget passes one measurement with probability p at
+        most (2.5 %, one end of a 95 % interval), and this rule with p + (1 - p) p²: 2.6 %."""
+        first = measure()
+        if all(budget.met for budget in check_budgets(self.aim.budgets, dense, planned, first)):
+            return first
+        name = self.aim.stage("The final measurement")
+        self.progress.say(f"{name} is not clearly within the budget; two more follow, and the middle one counts.")
+        found = [first, *(measure() for _ in range(_AGAIN))]
+        return sorted(found, key=lambda one: one.pruned.ratio or math.inf)[len(found) // 2]
 
 
 def check_budgets(

@@ -75,6 +75,7 @@ def prune(
     normalize: str | Preprocessing | None = None,
     allow_chance: bool = Settings.allow_chance,
     precision_mix: str = Settings.precision_mix,
+    quantise_aware: bool = Settings.quantise_aware,
     settings: Settings | None = None,
     output: Path | str | None = None,
     resume: bool = False,
@@ -111,6 +112,7 @@ def prune(
             not say it itself, as built-in networks and timm's do.
         allow_chance: go on where the dense network is at chance on the test data.
         precision_mix: on targets of quantised files ``"auto"`` lets the search leave layers in float where that pays.
+        quantise_aware: on targets of quantised files the last part of the training computes with rounded numbers.
         settings: everything at once, instead of the other settings from ``latency`` on.
         output: run folder, with all files; None keeps none.
         resume: continue the run in ``output``.
@@ -136,6 +138,7 @@ def prune(
             seed=seed,
             allow_chance=allow_chance,
             precision_mix=precision_mix,
+            quantise_aware=quantise_aware,
         )
     elif not isinstance(settings, Settings):
         raise PlanError(f"settings= is a {type(settings).__name__}. Give a secateurs.jobs.settings.Settings.")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from torch import nn
 
 from secateurs.budgets import RESOURCES, Budget
 from secateurs.errors import PlanError
 from secateurs.latency.store import Store
 from secateurs.measure.bench import Bench
+from secateurs.measure.sizes import files_seen, smallest
 from secateurs.measure.targeted import Targeted
 from secateurs.network import NetworkSpec
 from secateurs.planning.closed_loop import untold
+from secateurs.progress import Progress
 from secateurs.report import wording
 from secateurs.resources import Seen
 from secateurs.search.legal import Legal
@@ -81,7 +82,9 @@ def memory_seen(module: nn.Module, graph: Graph, legal: Legal, bench: Bench, sto
     return [Seen(spec.dense_widths, frozenset(), dense), Seen(widths, removed, float(measured.memory_bytes))]
 
 
-def smallest(spec: NetworkSpec, legal: Legal) -> tuple[np.ndarray, frozenset[int]]:
-    """Widths [groups] and removed blocks of the smallest legal network."""
-    widths = np.maximum(spec.min_widths, [legal.fewest(group.units) for group in spec.groups])
-    return widths, frozenset(range(len(spec.blocks))) if legal.blocks else frozenset()
+def limited_files(targets: Sequence[Targeted], graph: Graph, legal: Legal, progress: Progress) -> list[Seen]:
+    """Sizes of some networks' files, for the size model, on the first target whose file is limited; else none."""
+    for one in targets:
+        if any(budget.resource == "file_size" for budget in one.budgets):
+            return files_seen(graph, legal, one.bench.target, one.bench.batch, progress)
+    return []

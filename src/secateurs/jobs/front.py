@@ -18,9 +18,7 @@ from scipy.stats import spearmanr
 
 from secateurs.data import Data, look
 from secateurs.errors import PlanError
-from secateurs.export.artifacts import variants
 from secateurs.importance.scoring import Scorer, calibration_batches
-from secateurs.jobs.footprint import smallest
 from secateurs.jobs.front_settings import FrontSettings, Pick
 from secateurs.jobs.run_folder import RunFiles, RunFolder
 from secateurs.jobs.settings import Settings
@@ -31,6 +29,7 @@ from secateurs.latency.store import Store
 from secateurs.latency.targets import open_target
 from secateurs.measure.networks import measured_latencies, measured_memory
 from secateurs.measure.profile import profile
+from secateurs.measure.sizes import files_seen, smallest
 from secateurs.models import Loaded
 from secateurs.planning.channels import Channels
 from secateurs.planning.planner import Planner
@@ -266,12 +265,12 @@ class FrontJob:
             progress=self.progress,
         )
 
-    def _file_size(self, graph: Graph) -> dict[str, float]:
-        """Bytes of the dense network's file, where they are an objective."""
-        if "file_size" not in self.settings.objectives:
-            return {}
-        artifact = open_target(self.settings.target).exporter
-        return {"file_size": float(len(variants(artifact, graph, self.settings.batch).dense_bytes))}
+    def _files(self, graph: Graph, legal: Legal) -> list[Seen]:
+        """Sizes of some networks' files, dense first, where they are an objective."""
+        settings = self.settings
+        if "file_size" not in settings.objectives:
+            return []
+        return files_seen(graph, legal, open_target(settings.target), settings.batch, self.progress)
 
     def _weighed(self, graph: Graph, legal: Legal) -> tuple[Seen, ...]:
         """The dense and the smallest network with their measured memory, which the memory model is fitted to."""
@@ -296,9 +295,10 @@ class FrontJob:
                 progress=self.progress,
             )
         legal = Legal(min_width=settings.min_width, blocks=settings.blocks)
-        batches, seen = calibration_batches(self.data), self._weighed(graph, legal)
+        batches, seen, files = calibration_batches(self.data), self._weighed(graph, legal), self._files(graph, legal)
+        dense = {"file_size": files[0].bytes} if files else {}
         return Planner(
-            Channels(graph, costs, legal, self._file_size(graph), settings.batch, seen),
+            Channels(graph, costs, legal, dense, settings.batch, seen, files),
             Scorer(
                 graph,
                 settings.criterion,

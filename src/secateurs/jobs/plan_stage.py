@@ -15,7 +15,7 @@ from secateurs.errors import InfeasibleBudgetError
 from secateurs.importance.scoring import Scorer, calibration_batches
 from secateurs.jobs.comparison import RepairedAccuracies, WithinFound
 from secateurs.jobs.finalists import chosen_by_training
-from secateurs.jobs.footprint import check_binding, dense_figures, memory_seen
+from secateurs.jobs.footprint import check_binding, dense_figures, limited_files, memory_seen
 from secateurs.jobs.run_folder import RunFolder
 from secateurs.jobs.settings import Settings
 from secateurs.jobs.training import Trainer, prepare
@@ -43,7 +43,6 @@ from secateurs.recover.features import spread
 from secateurs.recover.schedules import schedule as find_schedule
 from secateurs.recover.schedules._base import Prepared
 from secateurs.report.record import ModelError, Point, ValidationStep
-from secateurs.resources import Seen
 from secateurs.search.legal import find_strategy
 from secateurs.search.rows import FileRows
 from secateurs.structure import Graph, apply, trace
@@ -188,7 +187,7 @@ class PlanStage:
 
     @property
     def bench(self) -> Bench:
-        """Measures on the first target."""
+        """Of the first target."""
         return self.targets[0].bench
 
     @cached_property
@@ -218,10 +217,9 @@ class PlanStage:
         settings, costs = self.settings, self.costs
         if settings.precision_mix == "off" or not self.bench.quantises or not isinstance(costs, LatencyModel):
             return None
-        channels = Channels(self.graph, costs, settings.legal, self.dense, settings.batch)
         given: dict[str, Any] = {"threads": settings.threads, "seed": settings.seed, "progress": self.progress}
         with self.folder.timed("profile"):
-            return mixed_space(channels, settings.targets[0], self.data, store=self.store, **given)
+            return mixed_space(self._channels, settings.targets[0], self.data, store=self.store, **given)
 
     @cached_property
     def dense(self) -> dict[str, float]:
@@ -253,19 +251,20 @@ class PlanStage:
     def _goals(self) -> dict[str, Goal]:
         return {name: goal_for(name, limit, self.dense[name]) for name, limit in self._limits.items()}
 
+    @cached_property
+    def _channels(self) -> Channels:
+        """Widths and blocks, with what was measured of memory and file where these are limited."""
+        settings, dense, costs = self.settings, self.dense, self.models.get(self.targets[0].name)
+        given = (self.loaded.module, self.graph, settings.legal, self.bench, self.store)
+        with self.folder.timed("measure"):
+            seen = memory_seen(*given, dense["memory"]) if "memory" in dense else []
+            files = limited_files(self.targets, self.graph, settings.legal, self.progress)
+        return Channels(self.graph, costs, settings.legal, dense, settings.batch, seen, files, self.models)
+
     def _planner(self) -> Planner:
-        settings, costs, dense, bench = self.settings, self.costs, self.dense, self.bench
-        seen: Sequence[Seen] = ()
-        if "memory" in dense:
-            with self.folder.timed("measure"):
-                seen = memory_seen(self.loaded.module, self.graph, settings.legal, bench, self.store, dense["memory"])
+        settings, costs = self.settings, self.costs
         search = find_strategy(settings.strategy, options=settings.search_options(self.folder.files.search))
-        space: Space
-        if isinstance(costs, ElementSpace):
-            space = costs
-        else:
-            channels = Channels(self.graph, costs, settings.legal, dense, settings.batch, seen, self.models)
-            space = self.mixed or channels
+        space: Space = costs if isinstance(costs, ElementSpace) else self.mixed or self._channels
         return Planner(
             space,
             Scorer(
@@ -278,7 +277,7 @@ class PlanStage:
                 progress=self.progress,
             ),
             search if self.mixed is None else self.mixed.search(search),
-            resources=tuple(dense),
+            resources=tuple(self.dense),
             target="; ".join(one.label for one in self.targets),
             images=self.data,
             rows=FileRows(self.folder.files.evaluations),

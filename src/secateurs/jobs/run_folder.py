@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar
@@ -31,7 +32,7 @@ from secateurs.files import (
     remove_ours,
     write_atomic,
 )
-from secateurs.jobs.settings import as_event, as_then, unused
+from secateurs.jobs.settings import as_then, unused
 
 SCHEMA = "secateurs.job/1"
 _DIGESTS = "digests"
@@ -273,7 +274,7 @@ class RunFolder:
         Raises:
             DataError: the file cannot be written.
         """
-        line = json.dumps({"time": round(time.time(), 3), "event": event, "data": as_event(value, kind)})
+        line = json.dumps({"time": round(time.time(), 3), "event": event, "data": _as_event(value, kind)})
         try:
             append_line(self.files.events, line.encode())
         except OSError as error:
@@ -377,3 +378,14 @@ def _read_job(folder: Path) -> dict[str, Any]:
 def _is_lock(entry: Path) -> bool:
     """Whether it is what a sitting leaves that was killed: an empty file."""
     return entry.is_file() and not entry.is_symlink() and entry.stat().st_size == 0
+
+
+def _as_event(value: Any, kind: Any) -> Any:
+    """A value as JSON values. What a stage finds now and then, so that its default is None, is left out where it is
+    None."""
+    found = TypeAdapter(kind).dump_python(value)
+    if is_dataclass(value):
+        for one in fields(value):
+            if one.default is None and found[one.name] is None:
+                del found[one.name]
+    return found

@@ -6,12 +6,10 @@ import json
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
-
-from pydantic import TypeAdapter
 
 from secateurs.budgets import AccuracyBound, Budget, describe_budgets, parse_budgets, several
 from secateurs.errors import PlanError, checked
@@ -111,8 +109,10 @@ class Settings:
     ``channels``: which networks are legal;
     ``elements``: scope in which kernel elements may go too (None: they stay), ``penalty``: share of the steps of
     fine-tuning in which they decay before they are zero (0: they are cut at once); ``precision_mix``: on targets of
-    quantised files, ``off``: every layer that can be is quantised, or ``auto``: as the search decides; ``finalists``:
-    of strategy ``lap``, networks that are trained for an epoch each to choose among them (1: the best untrained one);
+    quantised files, ``off``: every layer that can be is quantised, or ``auto``: as the search decides;
+    ``quantise_aware``: the last part of the training computes with numbers rounded as in the deployed int8 file;
+    ``finalists``: of strategy ``lap``, networks that are trained for an epoch each to choose among them (1: the best
+    untrained one);
     ``keep``/``barrier``: patterns of what stays whole and of what is not pruned through; ``allow_chance``: go on where
     the dense network is no better than chance; ``dense_epochs``: for which the dense network is fine-tuned to compare
     with (None: as long as the pruned one where that is cheap, 0: not at all).
@@ -150,6 +150,7 @@ class Settings:
     elements: str | None = None
     penalty: float = DEFAULT_PENALTY
     precision_mix: str = "off"
+    quantise_aware: bool = False
     allow_chance: bool = False
     dense_epochs: int | None = None
 
@@ -169,6 +170,7 @@ class Settings:
         if self.precision not in PRECISIONS:
             raise PlanError(f"Precision {self.precision!r} is unknown. Known: {', '.join(PRECISIONS)}.")
         self._check_mix()
+        self._check_rounding()
         if self.schedule not in SCHEDULES:
             raise PlanError(f"Schedule {self.schedule!r} is unknown. Known: {', '.join(SCHEDULES)}.")
         anew = self.schedule != Settings.schedule and find_schedule(self.schedule).plans_anew
@@ -256,6 +258,16 @@ class Settings:
                 raise PlanError(
                     f"--precision-mix {self.precision_mix} does not go with {other}. Leave one of them out."
                 )
+
+    def _check_rounding(self) -> None:
+        """Nothing, if there is an int8 file to train for, and a training."""
+        if self.quantise_aware and in_float(self.targets[0]) == self.targets[0]:
+            raise PlanError(
+                f"Target {self.targets[0]} runs float files, so there is no quantisation to train with. Give a target "
+                f"such as {DEFAULT_TARGET}:{QUANTISED[0]}, or leave --quantise-aware out."
+            )
+        if self.quantise_aware and self.epochs == 0:
+            raise PlanError("--quantise-aware is a way to train, but --epochs is 0. Give at least 1, or leave it out.")
 
     def _check_bound(self, bound: AccuracyBound) -> None:
         """Nothing, if the other settings go with a bound on accuracy."""
@@ -384,14 +396,3 @@ def as_then(source: Mapping[str, Any], had: Any) -> Mapping[str, Any]:
         plain = json.loads(json.dumps(Preprocessing().to_dict()))
         return {**source, "preprocessing": plain if had.get("preprocessing") == plain else None}
     return source
-
-
-def as_event(value: Any, kind: Any) -> Any:
-    """A value as JSON values. What a stage finds now and then, so that its default is None, is left out where it is
-    None."""
-    found = TypeAdapter(kind).dump_python(value)
-    if is_dataclass(value):
-        for one in fields(value):
-            if one.default is None and found[one.name] is None:
-                del found[one.name]
-    return found

@@ -223,7 +223,12 @@ class Job:
 
         files = folder.files
         given = (self.loaded.module, self.example, self.data, self.settings, files.checkpoints)
-        return Trainer(*given, mode, self.progress, FileRows(files.trials))
+        return Trainer(*given, mode, self.progress, FileRows(files.trials), self._most)
+
+    def _most(self) -> int | None:
+        """The greatest whole number of a weight in the file that is deployed; None where it is in float."""
+        (deployment, _), *_ = self._placed()
+        return deployment.bench.most
 
 
 def used_target(asked: str, dense: DenseFound) -> str:

@@ -33,6 +33,7 @@ from secateurs.recover.companion import Companion
 from secateurs.recover.features import Features
 from secateurs.recover.finetune import Finetuned, finetune
 from secateurs.recover.precision import Mode, fastest_mode
+from secateurs.recover.quantisation import QuantiseAware
 from secateurs.recover.recipe import Recipe
 from secateurs.recover.repair import repair
 from secateurs.recover.schedules import schedule
@@ -44,6 +45,8 @@ from secateurs.search.problem import Rows
 from secateurs.structure import Graph, apply, trace
 from secateurs.structure.copies import deep_copy
 
+QUANTISED_SHARE = 0.5
+"""Last part of a training that computes with rounded numbers, where that is asked for."""
 JUDGED = 512
 """Images that a network is judged on while values are calibrated."""
 
@@ -58,7 +61,8 @@ class Trainer:
     """Fine-tunes networks of one run; under ``torchrun`` the other processes take part in every training.
 
     ``folder``: where checkpoints go; ``mode``: number format and layout for a network that is trained
-    for so many steps in all; ``trials``: where networks are kept that are tried to make values of groups comparable.
+    for so many steps in all; ``trials``: where networks are kept that are tried to make values of groups comparable;
+    ``most``: the greatest whole number of a weight in the file that is deployed, None where that is in float.
     """
 
     dense: nn.Module
@@ -69,6 +73,7 @@ class Trainer:
     mode: Callable[[nn.Module, int], Mode] | None = None
     progress: Progress = silent
     trials: Rows | None = None
+    most: Callable[[], int | None] | None = None
 
     def train(
         self, student: nn.Module, name: str, epochs: int, plan: Plan | None = None, masks: SoftMasks | None = None
@@ -88,10 +93,15 @@ class Trainer:
             seed=settings.seed,
         )
         folder = (self.folder / name).absolute()
-        order = {"recipe": asdict(recipe), "folder": str(folder), "plan": None if plan is None else plan.to_json()}
+        order: dict[str, Any] = {
+            "recipe": asdict(recipe),
+            "folder": str(folder),
+            "plan": None if plan is None else plan.to_json(),
+        }
         order["masks"] = None if masks is None else masks.settings
+        order["most"] = most = self.most() if settings.quantise_aware and self.most is not None else None
         self._tell(json.dumps(order))
-        return self._run(student, recipe, folder, self._companion(plan, masks, epochs))
+        return self._run(student, recipe, folder, self._companion(plan, masks, epochs, most))
 
     @property
     def epochs(self) -> int:
@@ -137,7 +147,8 @@ class Trainer:
             student = deep_copy(self.dense, {}) if plan is None else apply(self.dense, plan, self.example, check=False)
             masks = None if order["masks"] is None else self._same_masks(student, order["masks"])
             recipe = Recipe(**order["recipe"])
-            self._run(student, recipe, Path(order["folder"]), self._companion(plan, masks, recipe.epochs))
+            companion = self._companion(plan, masks, recipe.epochs, order["most"])
+            self._run(student, recipe, Path(order["folder"]), companion)
         return str(order["message"])
 
     def traced(self, module: nn.Module) -> Graph:
@@ -176,13 +187,15 @@ class Trainer:
             progress=self.progress,
         )
 
-    def _companion(self, plan: Plan | None, masks: SoftMasks | None, epochs: int) -> Companion | None:
+    def _companion(self, plan: Plan | None, masks: SoftMasks | None, epochs: int, most: int | None) -> Companion | None:
         also: Companion | None = masks
         if masks is None and plan is not None and self.settings.features > 0:
             also = Features(plan, weight=self.settings.features)
+        steps = epochs * self.steps_per_epoch
+        if plan is not None and most is not None:
+            also = QuantiseAware(steps - int(QUANTISED_SHARE * steps), most, plan.in_float, also)
         if plan is None or not plan.elements:
             return also
-        steps = epochs * self.steps_per_epoch
         return ElementTraining(plan.elements, int(self.settings.penalty * steps), also)
 
     def _tell(self, text: str) -> None:

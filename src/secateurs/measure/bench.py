@@ -70,26 +70,46 @@ class Bench:
         """Whether the target's files hold quantised numbers."""
         return self.target.precision in QUANTISED
 
-    def export(self, module: nn.Module, path: Path, plan: Plan | None = None, samples: int = ENOUGH) -> ExportReport:
+    @property
+    def most(self) -> int | None:
+        """The greatest whole number of a weight in the target's files; None where they hold float numbers."""
+        if not self.quantises:
+            return None
+        return 63 if self.target.saturates else 127
+
+    def export(
+        self,
+        module: nn.Module,
+        path: Path,
+        plan: Plan | None = None,
+        samples: int = ENOUGH,
+        in_float: Path | None = None,
+    ) -> ExportReport:
         """Write the file that the target runs, compared with PyTorch.
 
         ``plan``: by which ``module`` was cut; its kernel elements are written in the form that this target runs fast,
         and its layers in float are not quantised;
-        ``samples``: by how many a quantised file is calibrated.
+        ``samples``: by how many a quantised file is calibrated; ``in_float``: where the same network's float file goes,
+        where the target's are quantised.
 
         Raises:
             ExportError: it cannot be exported, or computes something else.
         """
         found = self._quantising(samples, plan) if self.quantises else None
+        if found is not None and in_float is not None:
+            if self.target.artifact == "onnx":  # it is made of the float file
+                found = replace(found, beside=in_float)
+            else:
+                self._export(self.target.artifact, module, in_float, plan)
         return self._export(self.target.exporter, module, path, plan, found)
 
-    def export_float(self, module: nn.Module, path: Path, plan: Plan | None = None) -> ExportReport:
-        """Write the same network in float numbers, in the same format; ``plan``: as in :meth:`export`.
+    def export_float(self, module: nn.Module, path: Path) -> ExportReport:
+        """Write a network in float numbers, in the same format.
 
         Raises:
             ExportError: as of :meth:`export`.
         """
-        return self._export(self.target.artifact, module, path, plan)
+        return self._export(self.target.artifact, module, path, None)
 
     def _export(
         self, exporter: str, module: nn.Module, path: Path, plan: Plan | None, quantising: Quantising | None = None
@@ -106,11 +126,11 @@ class Bench:
         """Latency and memory of the dense file now."""
         return self._compare({"dense": self.dense}, QUICK)["dense"]
 
-    def measure_in_float(self, module: nn.Module) -> Measurement:
-        """Latency of the same network's float file beside the dense file, which is quantised."""
+    def export_dense_and_in_float(self, module: nn.Module) -> tuple[ExportReport, Measurement]:
+        """Write the dense file, which is quantised, and measure the same network's float file beside it."""
         with self._scratch() as path:
-            self.export_float(module, path)
-            return self._compare({"dense": self.dense, "float": path}, QUICK)["float"]
+            written = self.export(module, self.dense, in_float=path)
+            return written, self._compare({"dense": self.dense, "float": path}, QUICK)["float"]
 
     def measure(self, module: nn.Module, store: Store, name: str, plan: Plan | None = None) -> Measurement:
         """Latency, memory and file size of a candidate, exported for real, beside dense.

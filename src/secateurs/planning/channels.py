@@ -30,7 +30,8 @@ class Channels:
 
     ``costs``: the latency model (None where latency is not limited); ``dense``: what the dense network was measured to
     take of the resources, where known; ``batch``: that memory is counted for; ``seen``: what it was for some networks,
-    dense first; ``on``: latency models of several targets by their names.
+    dense first; ``files``: bytes of some networks' files, as the target runs them; ``on``: latency models of several
+    targets by their names.
     """
 
     graph: Graph
@@ -39,6 +40,7 @@ class Channels:
     dense: Mapping[str, float] = field(default_factory=dict)
     batch: int = 1
     seen: Sequence[Seen] = ()
+    files: Sequence[Seen] = ()
     on: Mapping[str, LatencyModel] = field(default_factory=dict)
     widths_only: bool = True
 
@@ -58,7 +60,7 @@ class Channels:
         if resource == "macs":
             return macs_model(self.spec)
         if resource == "file_size":
-            return size_model(self.spec, self.dense.get("file_size"))
+            return size_model(self.spec, self.dense.get("file_size"), self.files)
         if resource == "memory":
             return memory_model(self.spec, self.batch, self.seen)
         target = Limited.of(resource).target

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from secateurs.planning.elements.space import ElementSpace
     from secateurs.planning.mixed import MixedSpace
     from secateurs.planning.space import Space
+    from secateurs.resources import Seen
     from secateurs.search.problem import Strategy
     from secateurs.structure import Graph
 
@@ -137,7 +138,8 @@ def plan(
     first = next(iter(models.values()), None)
     target = "; ".join(target_label(model.target) for model in models.values())
     batch = 1 if first is None else first.batch
-    space: Space = precisions or elements or Channels(graph, first, batch=batch, on=models)
+    files = _files(graph, first, allowed, progress) if any(one.resource == "file_size" for one in budgets) else ()
+    space: Space = precisions or elements or Channels(graph, first, batch=batch, files=files, on=models)
     search = find_strategy(strategy or DEFAULT_STRATEGY, options)
     planner = Planner(
         space.allowing(allowed),
@@ -160,6 +162,15 @@ def plan(
         if elements is None:
             return made
         return aligned(graph.model, made, (graph.args, graph.kwargs), progress=progress)
+
+
+def _files(graph: Graph, costs: LatencyModel | None, legal: Legal, progress: Progress) -> Sequence[Seen]:
+    """Sizes of some networks' files where they hold other numbers than the network does."""
+    from secateurs.measure.sizes import files_seen
+
+    if costs is None or costs.target["precision"] not in QUANTISED:
+        return ()
+    return files_seen(graph, legal, str(costs.target["target"]), costs.batch, progress)
 
 
 def _binding(budgets: Sequence[Budget], dense: Mapping[str, float]) -> dict[str, float]:

@@ -110,7 +110,7 @@ def _of_patch(modules: dict[str, nn.Module], patch: Patch) -> Iterator[str]:
     old = getattr(module, patch.attribute, None)
     if not _is_size(old):
         yield f"names {patch.module}.{patch.attribute}, which holds no size"
-    elif not _is_size(patch.value) or isinstance(old, (tuple, list)) != isinstance(patch.value, (tuple, list)):
+    elif not _is_size(patch.value) or not _replaces(old, patch.value):
         yield f"sets {patch.module}.{patch.attribute}, {_short(old)}, to {_short(patch.value)}"
 
 
@@ -125,6 +125,13 @@ def _of_bypass(modules: dict[str, nn.Module], bypass: Bypass, plan: Plan) -> Ite
         inner = f"{bypass.module}.{name}" if bypass.module else name
         if (kind != "module" or inner not in modules) and (kind != "call" or not hasattr(torch.nn.functional, name)):
             yield f"has the step {step!r}, which {bypass.module} lacks"
+
+
+def _replaces(old: Any, new: Any) -> bool:
+    """Whether a size may become another: a list stays one; of a number, equal parts may become parts of their own."""
+    if isinstance(old, (tuple, list)) or not isinstance(new, (tuple, list)):
+        return isinstance(old, (tuple, list)) == isinstance(new, (tuple, list))
+    return bool(new) and all(isinstance(part, int) and 0 <= part <= old for part in new)
 
 
 def _is_size(value: Any) -> bool:
