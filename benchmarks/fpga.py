@@ -223,7 +223,8 @@ def build_row(engine: Engine, found: dict[str, Any]) -> dict[str, Any]:
         "multipliers": yosys["multipliers"], "multipliers_predicted": wanted["multipliers"],
         "block_ram": yosys["block_ram"], "block_ram_predicted": wanted["block_ram"], "tables": yosys["tables"],
         "carries": yosys["carries"], "flip_flops": yosys["flip_flops"], "clock_mhz": placed.get("clock_mhz", ""),
-        "yosys": yosys["version"], "nextpnr": placed.get("version", ""), "source": source(), "date": date.today().isoformat(),
+        "yosys": yosys["version"], "nextpnr": placed.get("version", ""), "source": source(),
+        "date": date.today().isoformat(),
     }  # fmt: skip
 
 
