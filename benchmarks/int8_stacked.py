@@ -6,7 +6,7 @@
 
 Each cell is the main job through the command line, in a folder that is kept (--runs), so that a killed one goes on.
 Its ``model.onnx`` is then judged in a fresh ONNX Runtime session with nothing of the package in between: accuracy on
-the test images, and latency in turns with dense int8 and dense float. Rows go to benchmarks/results/int8_stacked.csv;
+the test images, and latency in turns with dense int8 and dense float. Rows go to int8_stacked.csv among the results;
 cells that are there are skipped. Nothing else may run meanwhile.
 """
 

@@ -31,6 +31,8 @@ WITHOUT_LIMIT = {
     "data": "one file per form of data and per kind of task",
     "export": "one file per format, and one for its variants",
     "importance": "one file per criterion",
+    "models": "one file per network, and per kind of file that networks come in",
+    "jobs": "one file per stage of a run, and one per door",
     "latency": "one file per runtime, and one for its worker",
     "recover": "one file per schedule and per repair",
     "search": "one file per strategy",
@@ -41,6 +43,7 @@ _VERB = "a public verb: its parameters are what a user may say"
 _OPERATOR = "an operator's parameters are given by its schema"
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("jobs/entry.py:prune", "parameters"): _VERB,
+    ("jobs/front_entry.py:front", "parameters"): _VERB,
     ("planning/entry.py:plan", "parameters"): _VERB,
     ("planning/elements/costs.py:measured_space", "parameters"): "takes what profile takes, and what is chosen from",
     ("latency/model.py:profile", "parameters"): "takes what the verb takes, and how plans are proposed",

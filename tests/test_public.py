@@ -32,6 +32,7 @@ PUBLIC = [
     "UnsupportedOperatorError",
     "__version__",
     "apply",
+    "front",
     "plan",
     "profile",
     "prune",

@@ -31,6 +31,7 @@ from secateurs.search.legal import Legal
 if TYPE_CHECKING:
     from secateurs.data.tasks import Task, task
     from secateurs.jobs.entry import prune
+    from secateurs.jobs.front_entry import front
     from secateurs.jobs.stages import Result
     from secateurs.latency.model import LatencyModel
     from secateurs.measure.profile import profile
@@ -62,6 +63,7 @@ __all__ = [
     "UnsupportedOperatorError",
     "__version__",
     "apply",
+    "front",
     "plan",
     "profile",
     "prune",
@@ -76,6 +78,7 @@ _ON_FIRST_USE = {
     "Result": "secateurs.jobs.stages",
     "Task": "secateurs.data.tasks",
     "apply": "secateurs.structure",
+    "front": "secateurs.jobs.front_entry",
     "profile": "secateurs.measure.profile",
     "prune": "secateurs.jobs.entry",
     "task": "secateurs.data.tasks",

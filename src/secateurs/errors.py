@@ -29,6 +29,8 @@ from typing import Any
 
 _TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_LONG_WORD = re.compile(r"\S{1000,}")
+"""What somebody gave that is no name: told by its beginning."""
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9'\"(\[`])|\n+")
 _ABBREVIATIONS = ("e.g.", "i.e.", "vs.", "etc.", "cf.")
 NO_EXIT = "Take that call out of it."
@@ -41,6 +43,9 @@ class SecateursError(Exception):
     """Base of every error raised on purpose. ``exit_code`` is what the command line ends with."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_LONG_WORD.sub(_cut_off, one) if isinstance(one, str) else one for one in args))
 
 
 class StructureError(SecateursError):
@@ -119,6 +124,10 @@ def checked(kind: Any, value: Any, what: str, advice: str, error: type[Secateurs
         where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "is-")))
         shown = shortened(repr(value), 80)
         raise error(f"{what} is {shown}{f' (at {where})' if where else ''}: {first['msg']}. {advice}.") from found
+
+
+def _cut_off(found: re.Match[str]) -> str:
+    return f"{found[0][:100]}…"
 
 
 def interrupted(error: BaseException | None) -> bool:

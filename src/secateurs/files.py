@@ -17,7 +17,7 @@ import sqlite3
 import stat
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +30,11 @@ PARTS = (".safetensors", ".json", ".zip", ".pt", ".tmp")
 """Endings of what training and strategies keep below their folders; rows (.sqlite3) are never removed."""
 _SETTLED_S = 60.0
 """A younger mark may belong to a process that is about to lock it."""
+
+
+MOST_BYTES = 32 << 20
+"""Longest text that is read whole: as JSON it takes up to some twenty times as much memory."""
+_READ_MB = "SECATEURS_READ_MB"
 
 
 class Scratch(tempfile.TemporaryDirectory[str]):
@@ -85,13 +90,29 @@ def _locked(file: IO[bytes]) -> bool:
     return True
 
 
+def _named(path: Any) -> Path:
+    """The path, where it can be one.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise OSError(None, f"a {type(path).__name__} is no path")
+    if "\0" in os.fspath(path):
+        raise OSError(None, "a path has no zero byte")
+    return Path(path)
+
+
 def require_regular(path: str | os.PathLike[str], what: str = "It") -> None:
     """Nothing, if ``path`` is missing or a regular file; links are followed.
 
     Raises:
         DataError: it is a folder, a device, a pipe or a socket, which are neither read nor replaced.
     """
-    kind = _kind(Path(path))
+    try:
+        kind = _kind(_named(path))
+    except OSError as error:
+        raise DataError(f"{what} {path!r} cannot be used ({error.strerror}). Give the name of a file.") from error
     if kind not in ("missing", "file"):
         raise DataError(f"{what} {path} is a {kind}, no regular file. Give the name of a file.")
 
@@ -127,16 +148,42 @@ def open_own(path: str | os.PathLike[str], flags: int, mode: str = "r+b") -> IO[
         raise
 
 
+def read_bytes(path: str | os.PathLike[str], *, own: bool = False, most: int = MOST_BYTES) -> bytes:
+    """Content of a regular file of bounded size; ``own``: one whose name may have been planted (see :func:`open_own`).
+
+    The variable SECATEURS_READ_MB sets another bound.
+
+    Raises:
+        OSError: it is missing, no regular file (a pipe is not waited for, a device not read), or larger.
+    """
+    raised = os.environ.get(_READ_MB, "")
+    most = int(raised) << 20 if raised.isascii() and raised.isdigit() and len(raised) < 10 else most
+    if not own and (kind := _kind(_named(path))) not in ("file", "missing"):
+        raise OSError(None, f"it is a {kind}, no regular file")
+    with open_own(path, os.O_RDONLY, "rb") if own else open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(None, f"it has more than {most >> 20} MB; {_READ_MB}=N lets N MB be read")
+    return content
+
+
+def read_text(path: str | os.PathLike[str], *, own: bool = False) -> str:
+    """The same as text; raises UnicodeDecodeError where it is no UTF-8."""
+    return read_bytes(path, own=own).decode("utf-8")
+
+
 def read_json(text: str | bytes) -> Any:
     """JSON values of any depth and with any numbers.
 
     Raises:
         ValueError: it is no JSON, or nested more deeply than anything of ours.
     """
+    if not isinstance(text, (str, bytes)):
+        raise ValueError(f"it is a {type(text).__name__}, no text")
     try:
         return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def digest_of(path: Path, *, follow: bool = False) -> str:
@@ -208,8 +255,9 @@ def remove_ours(path: Path, endings: tuple[str, ...]) -> None:
         path.rmdir()
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` under ``path`` so that a crash or a full disk leaves the old file or none, never half of one.
+def write_atomic(path: str | os.PathLike[str], data: bytes | Iterable[bytes]) -> None:
+    """Write ``data``, or pieces one after the other, under ``path`` so that a crash or a full disk leaves the old file
+    or none, never half of one.
 
     A link is followed to the file that it names, and stays.
 
@@ -218,12 +266,12 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         DataError: there is something that is no regular file: it stays.
     """
     require_regular(path, "Output")
-    path = Path(path)
-    place = path.resolve() if path.is_symlink() else path
-    draft = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    draft = path = Path(path)
     try:
+        place = path.resolve() if path.is_symlink() else path
+        draft = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
         with open_own(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, place)
@@ -324,7 +372,11 @@ class RunFiles:
 
     def exported_beside(self, path: Path) -> list[Path]:
         """The exported files of the same stem (model.xml and model.bin)."""
-        return sorted(one for one in self.path.glob(f"{path.stem}.*") if _EXPORTED.fullmatch(one.name))
+        return sorted(filter(self.is_exported, self.path.glob(f"{path.stem}.*")))
+
+    def is_exported(self, path: Path) -> bool:
+        """Whether it is a network for a runtime."""
+        return _EXPORTED.fullmatch(path.name) is not None
 
     def empty_rows(self) -> list[Path]:
         """Files of rows that hold none, with what SQLite keeps beside them."""

@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from secateurs.errors import PlanError, PlanMismatchError, why
-from secateurs.files import read_json, write_atomic
+from secateurs.errors import PlanError, PlanMismatchError, checked, why
+from secateurs.files import read_json, read_text, write_atomic
 
 SCHEMA = "secateurs.plan/1"
 RELOADED = 0.01
@@ -155,7 +154,7 @@ class Plan(BaseModel):
 
     def diff(self, other: Plan) -> dict[str, Any]:
         """What ``other`` decides differently, (only here, only there): units of groups, blocks, layers in float."""
-        names = sorted(set(self.groups) | set(other.groups))
+        names = sorted(set(self.groups) | set(checked(Plan, other, "diff(other=)", "Give a plan").groups))
         apart = {name: _apart(self.groups.get(name, ()), other.groups.get(name, ())) for name in names}
         found: dict[str, Any] = {"groups": {name: both for name, both in apart.items() if any(both)}}
         found["blocks_removed"] = _apart(self.blocks_removed, other.blocks_removed)
@@ -172,7 +171,7 @@ class Plan(BaseModel):
             PlanMismatchError: ``second`` was made for another network, or decides in units that the dense one lacks.
             PlanError: one round rebuilds the network as a graph and one scales rows of it.
         """
-        return _composed(self, second)
+        return _composed(self, checked(Plan, second, "then(second=)", "Give a plan"))
 
     def to_json(self) -> str:
         """Stable JSON text."""
@@ -216,7 +215,7 @@ class Plan(BaseModel):
             PlanError: the file is missing or damaged.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(f"Plan file {path} cannot be read ({why(error)}). Check the path.") from error
         return cls.from_json(text, str(path))

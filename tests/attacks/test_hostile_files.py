@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 import secateurs as sc
 from secateurs.data.decoding import Sizing
-from secateurs.data.imagefolder import open_folder
-from secateurs.data.parquet import open_parquet
+from secateurs.data.imagefolder import class_names, open_folder
+from secateurs.data.parquet import open_parquet, sample
+from secateurs.data.parquet_pages import pages
 from secateurs.files import write_atomic
+from secateurs.jobs.run_folder import RunFolder
+from secateurs.latency.stored_rows import read_lines
 from secateurs.models import load
+from secateurs.models.weights import save_weights
+from secateurs.report import Record
+from secateurs.report.front_record import Front
 
 
 def test_weights_that_are_too_large_for_the_network(tmp_path: Path) -> None:
@@ -71,6 +82,147 @@ def test_a_parquet_file_that_repeats_an_image(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.parquet")
     with pytest.raises(sc.DataError, match="does not exist"):
         open_parquet(tmp_path / "pipe.parquet", Sizing(8, 8))
+
+
+def _zeros(path: Path, size: int, groups: int) -> None:
+    table = pa.table({"jpeg": pa.array([bytes(size)]), "label": [0]})
+    with pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=False) as writer:
+        for _ in range(groups):
+            writer.write_table(table)
+
+
+def test_a_parquet_file_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _zeros(tmp_path / "bomb.parquet", 40 << 20, 8)
+    assert (tmp_path / "bomb.parquet").stat().st_size < 100_000
+    with monkeypatch.context() as patched:
+        patched.setattr(pq.ParquetFile, "iter_batches", lambda *given, **more: pytest.fail("it was unpacked"))
+        with pytest.raises(sc.DataError, match=r"repeats its images.*\?unpack=N"):
+            open_parquet(tmp_path / "bomb.parquet", Sizing(8, 8))
+        with pytest.raises(sc.DataError, match="repeats its images"):
+            sample(tmp_path / "bomb.parquet", 64)
+    assert len(open_parquet(tmp_path / "bomb.parquet", Sizing(8, 8), most=1 << 30)) == 8
+
+
+def test_many_rows_of_nothing_count_too(tmp_path: Path) -> None:
+    count = 3_000_000
+    nothing = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([b""])).cast(pa.binary())
+    pq.write_table(pa.table({"jpeg": nothing, "label": np.zeros(count, np.int8)}), tmp_path / "rows.parquet")
+    with pytest.raises(sc.DataError, match="repeats its images"):
+        open_parquet(tmp_path / "rows.parquet", Sizing(8, 8))
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+def test_pages_say_what_they_unpack_to(version: str, compression: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = pa.table({"jpeg": [rng.bytes(900) for _ in range(90)], "label": list(range(90))})
+    given = {"data_page_version": version, "compression": compression, "data_page_size": 9_000, "row_group_size": 40}
+    pq.write_table(table, tmp_path / "x.parquet", write_statistics=False, **given)
+    footer = pq.read_metadata(tmp_path / "x.parquet")
+    columns = [footer.row_group(g).column(c) for g in range(footer.num_row_groups) for c in range(2)]
+    told = sum(column.total_uncompressed_size for column in columns)
+    found = list(pages(tmp_path / "x.parquet", ("jpeg", "label")))
+    assert 90 * 900 < sum(found) < told < sum(found) + 100 * len(found)
+
+
+def test_damaged_page_headers_are_a_message(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"jpeg": [b"x" * 50] * 9, "label": list(range(9))}), tmp_path / "x.parquet")
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    for byte in (0x00, 0x15, 0x19, 0x7F, 0x8C, 0xFF):
+        for place in range(4, 24):
+            changed = content.copy()
+            changed[place] = byte
+            (tmp_path / "y.parquet").write_bytes(changed)
+            with contextlib.suppress(sc.DataError):
+                open_parquet(tmp_path / "y.parquet", Sizing(8, 8))
+
+
+def _image(path: Path, width: int, height: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.new("1", (width, height)).save(path, "PNG")
+
+
+@pytest.mark.parametrize(("size", "told"), [((12_000, 9_000), "12000 x 9000 pixels"), ((1, 60_000), "scaled to")])
+def test_an_image_that_would_fill_the_memory(size: tuple[int, int], told: str, tmp_path: Path) -> None:
+    _image(tmp_path / "a" / "x.png", *size)
+    images = open_folder(tmp_path, Sizing(64, 64, 3, "crop"), ["a"])
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(sc.DataError, match=told):
+        images.fetch(np.array([0]))
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_bound_of_pixels_can_be_raised(tmp_path: Path) -> None:
+    _image(tmp_path / "a" / "x.png", 3_000, 2_000)
+    for million, fits in ((5, False), (6, True)):
+        images = open_folder(tmp_path, Sizing(8, 8, 1, "crop", million * 1_000_000), ["a"])
+        assert (images.broken([0]) == []) is fits
+
+
+def test_no_program_is_started_for_an_image(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    )
+    with pytest.raises(sc.DataError, match="cannot be decoded"):
+        open_folder(tmp_path, Sizing(8, 8), ["a"]).fetch(np.array([0]))
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "plan": sc.Plan.load,
+    "result.json": Record.load,
+    "front.json": Front.load,
+    "classes": lambda path: class_names(path.parent, path),
+    "job.json": lambda path: RunFolder.resume(path.parent),
+    "weights": lambda path: load("digits-resnet", weights=path),
+    "factory": lambda path: load(f"{path}:make"),
+    "rows": lambda path: list(read_lines(path)),
+}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "large", "folder", "missing", "link to a device"])
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_read_is_a_file_of_bounded_size(
+    reader: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / {"weights": "w.pth", "factory": "f.py"}.get(reader, "job.json")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "large":
+        monkeypatch.setenv("SECATEURS_READ_MB", "1")
+        path.write_bytes(b"[" + b" " * (1 << 21))
+    with pytest.raises((sc.SecateursError, OSError, ValueError)) as caught:
+        READERS[reader](path)
+    assert reader == "rows" or isinstance(caught.value, sc.SecateursError)
+
+
+def test_a_safetensors_file_with_a_huge_header(tmp_path: Path) -> None:
+    with open(tmp_path / "w.safetensors", "wb") as file:
+        file.write((20 << 20).to_bytes(8, "little") + b"{")
+        file.truncate(21 << 20)
+    with pytest.raises(sc.DataError, match="header of 20 MB"):
+        load("digits-resnet", weights=tmp_path / "w.safetensors")
+
+
+def test_weights_are_written_as_safetensors_reads_them(tmp_path: Path) -> None:
+    module = nn.Module()
+    module.tied = module.first = nn.Parameter(torch.randn(3, 5))
+    for number, kind in enumerate((torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)):
+        module.register_buffer(f"b{number}", torch.arange(6).reshape(2, 3).t().to(kind))
+    module.register_buffer("nothing", torch.zeros(0, 4))
+    module.register_buffer("scalar", torch.tensor(7))
+    save_weights(module, tmp_path / "w.safetensors", {"format": "pt"})
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        assert file.metadata() == {"format": "pt"}
+    assert held.keys() == module.state_dict().keys()
+    for name, value in module.state_dict().items():
+        assert torch.equal(held[name], value)
+        assert held[name].dtype == value.dtype
 
 
 def test_a_pipe_among_images_is_not_waited_for(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -216,6 +216,73 @@ class TestNests(TaskContract):
             {"pair": (randn(5, 4, seed=seed), randn(5, 4, seed=seed + 3)), "wanted": {"value": randn(5, 3)}, "n": 5}
             for seed in (1, 2)
         ]
+
+
+class Reader(Tokens):
+    """A classifier of tokens whose answer is what Hugging Face's networks give."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        outputs = pytest.importorskip("transformers.modeling_outputs", exc_type=ImportError)
+        mean = (self.embed(input_ids) * attention_mask[..., None]).mean(1)
+        return outputs.SequenceClassifierOutput(logits=self.head(mean), hidden_states=(mean,))
+
+
+class TestClassificationOfTokens(TestLanguageModel):
+    """A batch that is a dict, an output that is a ModelOutput, and one label per sample."""
+
+    def task(self) -> sc.Task:
+        return sc.task("classification")
+
+    def network(self) -> nn.Module:
+        return Reader()
+
+    def batches(self) -> list[Any]:
+        return [{**batch, "labels": torch.arange(4) % 3} for batch in super().batches()]
+
+
+class Spread:
+    """A metric that wants all predictions at once, and can be put together from parts."""
+
+    higher_is_better = False
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def update(self, near: Tensor, wanted: Tensor) -> None:
+        self.seen.append((near - wanted).flatten())
+
+    def compute(self) -> Tensor:
+        return torch.cat(self.seen).std()
+
+    def reset(self) -> None:
+        self.seen = []
+
+    def merge_state(self, other: Spread) -> None:
+        self.seen = [*self.seen, *other.seen]
+
+
+class TestMetricOfAllPredictions(TestNests):
+    def task(self) -> sc.Task:
+        return replace(
+            super().task(),
+            metric=Spread(),
+            better=None,
+            compared=lambda outputs, batch: (outputs.near, batch["wanted"]["value"]),
+        )
+
+
+class TestFrames(TestClassification):
+    """Classes of what is no image: frames of a recording."""
+
+    def network(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(20, 4))
+
+    def example(self) -> Any:
+        return torch.zeros(1, 5, 4)
+
+    def batches(self) -> list[Any]:
+        return [(randn(6, 5, 4, seed=seed), self.targets(seed)) for seed in (1, 2)]
 
 
 def test_every_named_task_is_held_to_the_laws() -> None:

@@ -70,6 +70,32 @@ def test_a_variant_is_the_network_that_apply_and_a_real_export_give(name: str, s
     assert np.isfinite(runs(built)).all()
 
 
+class OneHead(nn.Module):
+    """Attention whose heads are laid out by ``unflatten`` with a size that is inferred."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads = heads
+        self.q, self.k, self.v = (nn.Linear(8, 16) for _ in range(3))
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_heads_and_their_size(heads: int) -> None:
+    graph = trace(OneHead(heads).eval(), torch.randn(1, 5, 8))
+    variants = OnnxVariants(graph)
+    dense = graph.spec.dense_widths
+    for number, group in enumerate(graph.groups):
+        widths = dense.copy()
+        widths[number] = max(1, dense[number] // 2)
+        assert runs(variants.build(widths)).shape == (1, 5, 3), group.name
+
+
 def test_the_dense_variant_is_the_dense_file() -> None:
     graph = trace(load("cifar-resnet20").module, torch.randn(1, 3, 32, 32))
     variants = OnnxVariants(graph)

@@ -242,6 +242,31 @@ def test_fisher_obs_values_widths_by_one_criterion_and_units_by_the_other() -> N
     assert differing
 
 
+class Attention(nn.Module):
+    """One head: no weight reads the units of its queries and keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1)
+        return self.head(mixed).mean(1)
+
+
+def test_fisher_obs_of_units_that_no_weight_reads() -> None:
+    graph = trace(Attention().eval(), torch.randn(1, 3, 4))
+    generator = torch.Generator().manual_seed(1)
+    data = [(torch.randn(8, 3, 4, generator=generator), torch.arange(8) % 4) for _ in range(2)]
+    context = context_for(graph, "fisher_obs", data)
+    both, worth = scores(graph, "fisher_obs", context), scores(graph, "fisher", context)
+    assert set(both) == {"q:out", "v:out"}
+    assert np.array_equal(both["q:out"], worth["q:out"])
+    assert both["q:out"].min() > 0
+
+
 def test_fisher_obs_falls_back_where_no_reader_can_be_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secateurs.importance.probes.WIDEST", 40)
     graph = trace(randomised(), torch.randn(2, 3, 8, 8))

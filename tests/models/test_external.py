@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,13 +35,6 @@ number = 3
 def factory(tmp_path: Path) -> str:
     (tmp_path / "mine.py").write_text(FACTORY)
     return str(tmp_path / "mine.py")
-
-
-def _torchvision_models() -> None:
-    """Skip unless torchvision is there; it is imported as the package does for its users."""
-    if importlib.util.find_spec("torchvision") is None:
-        pytest.skip("torchvision is not installed")
-    optional("torchvision.models", "A test")
 
 
 def test_factory_with_options(factory: str) -> None:
@@ -133,9 +129,14 @@ def test_normalisation_values() -> None:
     assert torch.allclose(models.parse_normalize("imagenet").normalize(pixels).flatten(), expected, atol=1e-6)
 
 
+zoo = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("timm", "torchvision")), reason="the extra zoo is not there"
+)
+
+
+@zoo
 def test_torchvision_names_and_keys() -> None:
-    _torchvision_models()
-    from torchvision.models import get_model
+    get_model = optional("torchvision.models", "A test").get_model
 
     for ours, theirs in (("resnet18", "resnet18"), ("resnet50", "resnet50")):
         module, reference = models.load(f"{ours}?size=64").module, get_model(theirs, weights=None).eval()
@@ -152,15 +153,34 @@ def test_torchvision_names_and_keys() -> None:
     assert loaded.classes == 7
 
 
+@zoo
 def test_timm_carries_its_preprocessing() -> None:
-    _torchvision_models()
-    pytest.importorskip("timm")
     loaded = models.load("timm:resnet10t", classes=5)
     assert loaded.classes == 5
     assert loaded.input_shape == (3, 176, 176)
     assert len(loaded.mean) == 3
     with pytest.raises(DataError, match="Unknown model"):
         models.load("timm:no_such_network")
+
+
+@zoo
+@pytest.mark.slow
+def test_a_fresh_process_opens_both_as_a_user_does() -> None:
+    """Nothing is imported or registered before the command line is."""
+    code = (
+        "from secateurs.cli.app import app\n"
+        "from secateurs.models import load\n"
+        "app(['doctor', 'timm:test_resnet', '--json'], standalone_mode=False)\n"
+        "assert load('torchvision:squeezenet1_1?size=64').classes == 1000\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["groups"]
+
+
+@zoo
+def test_no_part_of_a_torchvision_network_is_downloaded() -> None:
+    assert models.load("torchvision:lraspp_mobilenet_v3_large?size=32").outputs is None
 
 
 def test_absent_package_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

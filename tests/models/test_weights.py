@@ -91,7 +91,7 @@ def test_pickled_code_never_runs(tmp_path: Path) -> None:
     [
         ("missing.safetensors", None, "does not exist"),
         ("bad.safetensors", b"not a file of tensors", "not a readable safetensors file"),
-        ("bad.bin", b"", "has the ending .bin"),
+        ("bad.dat", b"", "has the ending .dat"),
         ("bad.pth", b"", "cannot be read"),
         ("bad.pth", b"\x80\x04", "cannot be read"),
         ("bad.pth", b"hello", "no file that torch.save wrote"),

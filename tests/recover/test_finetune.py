@@ -109,15 +109,26 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path, other: str) -> None:
     assert _same(before, student.state_dict())
 
 
-def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
-    finetune(small_job.network(), small_job.data(), replace(RECIPE, epochs=1), checkpoint_dir=tmp_path)
+@pytest.mark.parametrize("damage", ["cut off", "foreign", "another number"])
+def test_from_a_damaged_checkpoint_training_begins_anew(tmp_path: Path, damage: str) -> None:
+    short = replace(RECIPE, epochs=1)
+    whole = finetune(small_job.network(), small_job.data(), short, checkpoint_dir=tmp_path).module
     file = tmp_path / "checkpoint.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(PlanError, match="is damaged"):
-        finetune(small_job.network(), small_job.data(), RECIPE, checkpoint_dir=tmp_path, resume=True)
-    file.write_bytes(b"nothing")
-    with pytest.raises(PlanError, match="is damaged"):
-        finetune(small_job.network(), small_job.data(), RECIPE, checkpoint_dir=tmp_path, resume=True)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes({"cut off": content[:-100], "foreign": b"nothing", "another number": content}[damage])
+    said: list[str] = []
+
+    class Listening(small_job.Killer):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    given = {"checkpoint_dir": tmp_path, "resume": True, "progress": Listening(-1)}
+    again = finetune(small_job.network(), small_job.data(), short, **given)
+    assert again.resumed_at == 0
+    assert "is damaged" in said[0]
+    assert "begins anew" in said[0]
+    assert _same(again.module.state_dict(), whole.state_dict())
 
 
 def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:

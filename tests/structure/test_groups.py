@@ -22,6 +22,32 @@ def traced(name: str):
     return trace(model, example)
 
 
+def names(**how: object) -> list[str]:
+    return [group.name for group in trace(ResNet(), image(), **how).groups]  # type: ignore[arg-type]
+
+
+def test_only_what_is_named_is_pruned() -> None:
+    """A group that reaches outside stays whole, as it would with everything outside in ``keep``."""
+    assert names(only=["blocks.1"]) == ["blocks.1.conv1:out"]
+    assert names(only=["blocks.*", "fc"]) == names()[1:]
+    assert names(only=["blocks.1.conv2:out"]) == ["blocks.1.conv2:out"]
+    assert names(only="blocks", keep=["blocks.2"]) == ["blocks.0.conv1:out", "blocks.1.conv1:out"]
+    assert names(keep=["!blocks.1"]) == names(only=["blocks.1"])
+
+
+def test_blocks_outside_stay() -> None:
+    graph = trace(ResNet(), image(), only=["blocks.2"])
+    every = [block.name for block in trace(ResNet(), image()).removable_blocks]
+    assert [block.name for block in graph.removable_blocks] == [name for name in every if name.startswith("blocks.2")]
+    assert graph.again is not None
+    assert [group.name for group in graph.with_barriers(["blocks.2"]).groups] == []
+
+
+def test_an_only_that_names_nothing_is_an_error() -> None:
+    with pytest.raises(PlanError, match="Only 'layer9' matches no operator and no module"):
+        trace(ResNet(), image(), only=["layer9"])
+
+
 def test_groups_of_a_resnet() -> None:
     graph = trace(ResNet(), image())
     assert [(group.name, group.units) for group in graph.groups] == [

@@ -31,11 +31,8 @@ def verb(
 
     The cut is checked; the plan and the safetensors file together are the pruned checkpoint.
     """
-    from safetensors.torch import save
-
-    from secateurs.files import write_atomic
     from secateurs.jobs.deployment import parameter_count
-    from secateurs.recover.checkpoint import tensors
+    from secateurs.models.weights import save_weights
     from secateurs.structure import apply
 
     writable(output)
@@ -44,15 +41,15 @@ def verb(
         module, example = open_planned(model, held, weights, shape, normalize, data=data, seed=seed, progress=progress)
         with progress.task("cut and check"):
             small = apply(module, held, example)
-    content = save(tensors(small), metadata={"format": "pt"})
-    write_atomic(output, content)
+    save_weights(small, output, {"format": "pt"})
+    size = output.stat().st_size
     before, after = parameter_count(module), parameter_count(small)
-    found = {"output": str(output), "params": after, "dense_params": before, "file_bytes": len(content)}
+    found = {"output": str(output), "params": after, "dense_params": before, "file_bytes": size}
     emit(
         found,
         lambda console: console.print(
             f"{wording.count(before)} parameters → {wording.count(after)} ({wording.percent(after / before, 1)} kept); "
-            f"{wording.size(len(content))} written to {output}. Statistics are not re-estimated and nothing is "
+            f"{wording.size(size)} written to {output}. Statistics are not re-estimated and nothing is "
             f"fine-tuned: 'secateurs prune' does that."
         ),
         as_json=as_json,

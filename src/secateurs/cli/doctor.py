@@ -10,7 +10,21 @@ from rich.console import Console
 from rich.tree import Tree
 
 from secateurs.cli.opening import open_model, open_source
-from secateurs.cli.options import Barrier, Batch, Input, Json, Keep, Model, Normalize, Seed, SizedBy, Threads, Weights
+from secateurs.cli.options import (
+    Barrier,
+    Batch,
+    Input,
+    Json,
+    Keep,
+    Model,
+    Normalize,
+    Only,
+    Seed,
+    SizedBy,
+    Threads,
+    Weights,
+    kept,
+)
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
 from secateurs.jobs.settings import Settings
@@ -33,6 +47,7 @@ def verb(
     normalize: Normalize = None,
     barrier: Barrier = None,
     keep: Keep = None,
+    only: Only = None,
     threads: Threads = Settings.threads,
     batch: Batch = Settings.batch,
     seed: Seed = Settings.seed,
@@ -47,7 +62,7 @@ def verb(
         )
         start = time.monotonic()
         with progress.task("trace"):
-            graph = trace(loaded.module, loaded.example(batch), barriers=barrier or (), keep=keep or ())
+            graph = trace(loaded.module, loaded.example(batch), barriers=barrier or (), keep=kept(keep, only))
             found = examine(graph, loaded)
         found["seconds"] = round(time.monotonic() - start, 3)
     emit(found, lambda console: _show(found, console), as_json=as_json)

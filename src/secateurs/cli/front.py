@@ -90,6 +90,7 @@ def verb(
     allow_chance: o.AllowChance = FrontSettings.allow_chance,
     barrier: o.Barrier = None,
     keep: o.Keep = None,
+    only: o.Only = None,
     min_width: o.MinWidth = FrontSettings.min_width,
     blocks: o.RemoveBlocks = FrontSettings.blocks,
     threads: o.Threads = FrontSettings.threads,

@@ -21,6 +21,11 @@ DATA_FORMS = {
     "digits": "scikit-learn's handwritten digits; needs no download",
     "parquet:TRAIN,TEST": "image bytes in a column jpeg or image, and a column label",
     "imagefolder:DIR": "DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg",
+    "coco:DIR": "images with boxes: DIR/annotations/*.json and their images",
+    "yolo:data.yaml": "images with boxes: images/*.jpg and labels/*.txt",
+    "segmentation:DIR": "DIR/images/*.jpg and DIR/masks/*.png of class indices",
+    "csv:FILE": "a row per sample: numbers, or a column image with paths, and a column label or target",
+    "audio:DIR": "DIR/CLASS/*.wav, or DIR/train/CLASS and DIR/test/CLASS",
     "file.py:factory": "a function that returns train and test loaders",
 }
 

@@ -113,25 +113,26 @@ def open_images(
     return images if normalize is None else with_unused_told(images)
 
 
-def _shape_of(sized: Named | Plan, progress: Progress | None) -> Callable[[nn.Module], tuple[int, int, int]]:
+def _shape_of(sized: Named | Plan, progress: Progress | None) -> Callable[[nn.Module], tuple[int, ...]]:
     """How the input's shape is found; the data's is told, for the network may have been trained for another."""
     from secateurs.data.sizes import input_shape as by_data
     from secateurs.structure.examples import image_shape
 
-    def by_plan(module: nn.Module) -> tuple[int, int, int]:
+    def by_plan(module: nn.Module) -> tuple[int, ...]:
         shape = image_shape(sized) if isinstance(sized, Plan) else None
         if shape is None:
             raise DataError("The plan does not hold the input's shape. Give it with --input 1,3,HEIGHT,WIDTH.")
         return shape[1], shape[2], shape[3]
 
-    def told(module: nn.Module) -> tuple[int, int, int]:
+    def told(module: nn.Module) -> tuple[int, ...]:
         assert not isinstance(sized, Plan)
-        channels, height, width = by_data(sized, module)
+        shape = by_data(sized, module)
         if progress is not None:
+            kind = "images" if len(shape) == 3 else "samples"
             progress.say(
-                f"Input 1,{channels},{height},{width}, as the images of {sized.name} are; --input sets another."
+                f"Input 1,{','.join(map(str, shape))}, as the {kind} of {sized.name} are; --input sets another."
             )
-        return channels, height, width
+        return shape
 
     return by_plan if isinstance(sized, Plan) else told
 
@@ -152,9 +153,9 @@ def check_same(
     Raises:
         DataError: one is another.
     """
-    parameters = {"input": "shape"}
+    parameters = {"input": ("shape",), "keep": ("keep", "only")}
     for name, value in chosen.items():
-        if typed(context, parameters.get(name, name)) and value != held.get(name):
+        if any(typed(context, one) for one in parameters.get(name, (name,))) and value != held.get(name):
             raise DataError(
                 f"The run in {output} was started with {name} {held.get(name)!r}, now it is {value!r}. Resume with "
                 f"'{again}', or choose another folder."

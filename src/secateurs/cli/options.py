@@ -18,10 +18,14 @@ from secateurs.search.lap.settings import AGENTS, Agent, LapSettings
 
 MODEL_HELP = (
     "A built-in network (cifar-resnet56, mobilenet-v1 …, see 'secateurs ls models'), timm:NAME, torchvision:NAME, "
-    "file.py:factory or package.module:factory; options behind a question mark, such as mobilenet-v1?width=0.25."
+    "hf:FOLDER, onnx:FILE, file.py:factory or package.module:factory; options behind a question mark, such as "
+    "mobilenet-v1?width=0.25."
 )
 STRATEGY_HELP = "Search, see 'secateurs ls strategies'."
-DATA_HELP = "digits, parquet:TRAIN,TEST, imagefolder:DIR or file.py:factory."
+DATA_HELP = (
+    "digits, parquet:TRAIN,TEST, imagefolder:DIR, coco:DIR, yolo:data.yaml, segmentation:DIR, csv:FILE, audio:DIR or "
+    "file.py:factory."
+)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file.", show_default=False)]
@@ -95,12 +99,16 @@ Task = Annotated[
         "--task",
         metavar="NAME",
         help="What the network is for: classification, multilabel, segmentation, keypoints, regression, "
-        "image-to-image, language-model; options behind a question mark, such as segmentation?ignore=255. A "
-        "file.py:factory as --data may bring its own [classification].",
+        "image-to-image, language-model; options behind a question mark, such as segmentation?ignore=255; or "
+        "file.py:factory that returns a secateurs.Task. A factory as --data may bring its own [classification].",
     ),
 ]
 Keep = Annotated[
     list[str] | None, typer.Option("--keep", metavar="PATTERN", help="Parameters or modules to keep whole.")
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="PATTERN", help="The only layers or modules to prune; all else stays whole."),
 ]
 Barrier = Annotated[
     list[str] | None, typer.Option("--barrier", metavar="PATTERN", help="Modules not to prune through.")
@@ -184,40 +192,46 @@ AgentKind = Annotated[
 ]
 
 
-def input_shape(text: str | None, batch: int = 1) -> tuple[int, int, int] | None:
-    """(channels, height, width) from ``3,224,224`` or ``1,3,224,224``.
+def input_shape(text: str | None, batch: int = 1) -> tuple[int, ...] | None:
+    """(channels, height, width) from ``3,224,224`` or ``1,3,224,224``; (length,) from ``1,16000``.
 
     Raises:
-        DataError: not three or four sizes above zero, or a batch that --batch contradicts.
+        DataError: not two to four sizes above zero, or a batch that --batch contradicts.
     """
     if text is None:
         return None
     sizes = (
         [int(part) for part in re.split(r"[,x]", text)]
-        if re.fullmatch(r"[0-9]{1,9}([,x][0-9]{1,9}){2,3}", text.strip())
+        if re.fullmatch(r"[0-9]{1,9}([,x][0-9]{1,9}){1,3}", text.strip())
         else []
     )
     if not sizes or min(sizes) < 1:
         raise DataError(
             f"--input {text!r} is not understood. Give batch, channels, height, width: --input 1,3,224,224."
         )
-    if len(sizes) == 4 and sizes[0] not in (1, batch):
+    if len(sizes) in (2, 4) and sizes[0] not in (1, batch):
         raise DataError(
             f"--input {text!r} has batch {sizes[0]}, but --batch is {batch}. Give the batch with --batch only."
         )
-    channels, height, width = sizes[-3:]
-    return channels, height, width
+    return tuple(sizes[1:]) if len(sizes) == 2 else tuple(sizes[-3:])
 
 
 def chosen_for(kind: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a kind among the parameters of a verb, by name, as its job.json spells them."""
     chosen = {item.name: parameters[item.name] for item in fields(kind)}
+    if parameters.get("only"):
+        chosen["keep"] = kept(chosen["keep"], parameters["only"])
     several = {item.name for item in fields(kind) if isinstance(item.default, tuple)}
     singly = {item.name: item.default for item in fields(kind) if item.name not in several}
     return {
         name: list(value or ()) if name in several else one_or_several(value, singly[name])
         for name, value in chosen.items()
     }
+
+
+def kept(keep: list[str] | None, only: list[str] | None) -> list[str]:
+    """Patterns of what stays whole, as ``trace(keep=)`` takes them."""
+    return [*(keep or ()), *(f"!{pattern}" for pattern in only or ())]
 
 
 def one_or_several(value: Any, default: Any) -> Any:

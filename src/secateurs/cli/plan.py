@@ -58,6 +58,7 @@ def verb(
     allow_chance: o.AllowChance = Settings.allow_chance,
     barrier: o.Barrier = None,
     keep: o.Keep = None,
+    only: o.Only = None,
     min_width: o.MinWidth = Settings.min_width,
     blocks: o.RemoveBlocks = Settings.blocks,
     channels: o.Channels = Settings.channels,
@@ -102,7 +103,7 @@ def verb(
         loaded = open_model(model, weights, shape, normalize, sized=source, batch=batch, seed=seed, progress=progress)
         images = _images(source, loaded, classes, normalize, seed, task, allow_chance, progress)
         with progress.task("trace"):
-            graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
+            graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=o.kept(keep, only))
         costs, space, legal = list[LatencyModel](), None, Legal(min_width=min_width, blocks=blocks, channels=channels)
         shared: dict[str, Any] = {"threads": threads, "seed": seed, "progress": progress}
         if elements is not None:

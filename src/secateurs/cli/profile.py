@@ -18,12 +18,14 @@ from secateurs.cli.options import (
     Keep,
     Model,
     Normalize,
+    Only,
     Seed,
     SizedBy,
     Store,
     Target,
     Threads,
     Weights,
+    kept,
 )
 from secateurs.cli.progress import shown
 from secateurs.cli.running import emit, guarded, talk
@@ -54,6 +56,7 @@ def verb(
     normalize: Normalize = None,
     barrier: Barrier = None,
     keep: Keep = None,
+    only: Only = None,
     threads: Threads = Settings.threads,
     batch: Batch = Settings.batch,
     seed: Seed = Settings.seed,
@@ -68,11 +71,14 @@ def verb(
     Measures the network at many widths and fits what every operator costs, with the error on held-out networks.
     """
     from secateurs.files import write_atomic
-    from secateurs.latency.targets import open_target
+    from secateurs.latency.store import Store as Measured
+    from secateurs.latency.targets import check_threads, open_target
     from secateurs.measure.profile import profile
     from secateurs.structure import trace
 
     opened = open_target(target)
+    check_threads(target, threads)
+    Measured(store).require_writable()
     for path in (output, draw):
         if path is not None:
             writable(path)
@@ -83,7 +89,7 @@ def verb(
             model, weights, shape, normalize, sized=open_source(data), batch=batch, seed=seed, progress=progress
         )
         with progress.task("trace"):
-            graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=keep or ())
+            graph = trace(loaded.module, loaded.example(), barriers=barrier or (), keep=kept(keep, only))
         costs = profile(
             graph, opened, threads=threads, batch=batch, store=store, seed=seed, progress=progress, again=again
         )

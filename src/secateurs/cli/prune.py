@@ -89,6 +89,7 @@ def verb(
     allow_chance: o.AllowChance = Settings.allow_chance,
     barrier: o.Barrier = None,
     keep: o.Keep = None,
+    only: o.Only = None,
     min_width: o.MinWidth = Settings.min_width,
     blocks: o.RemoveBlocks = Settings.blocks,
     channels: o.Channels = Settings.channels,

@@ -97,16 +97,17 @@ def import_(
 
     They serve where device, system, runtime version, precision and threads are the same.
     """
+    from secateurs.latency.stored_rows import exported_rows, read_lines
+
     try:
         require_regular(source, "File of measurements")
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        given = sum(1 for _ in exported_rows(read_lines(source), str(source)))  # before a store is made
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{source} cannot be read ({why(error)}). Give a file that 'secateurs store export' wrote."
         ) from error
     with _open(store, make=True) as held:
-        added = held.import_lines(lines, str(source))
-    given = sum(bool(line.strip()) for line in lines)
+        added = held.import_lines(read_lines(source), str(source))
     found = {"source": str(source), "rows": given, "added": added}
     emit(
         found,

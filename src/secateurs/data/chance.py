@@ -12,7 +12,7 @@ from secateurs.data.accuracy import Scored, evaluate
 from secateurs.data.images import Data, Images, Source, gives_pixels
 from secateurs.data.samples import Samples
 from secateurs.errors import DataError
-from secateurs.models.loading import Loaded
+from secateurs.models.loaded import Loaded
 from secateurs.models.preprocessing import CENTERED, IMAGENET, RAW, Preprocessing
 from secateurs.progress import Progress, silent
 

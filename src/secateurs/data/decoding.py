@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +19,17 @@ from PIL import Image
 from torch import Tensor
 
 from secateurs.errors import DataError, shortened
+from secateurs.files import require_regular
 
 _CHUNK = 512
 _CACHE_BYTES = 6 << 30
 _SAMPLED = 64
-_WORKERS = min(8, os.cpu_count() or 1)
+MOST_PIXELS = 89_478_485
+"""Pillow's own bound: a quarter of a gigabyte in colour."""
+_LARGE_PIXELS = 1 << 24
+_PHOTOGRAPHS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "PPM", "TIFF", "MPO", "JPEG2000", "AVIF", "ICO")
+_opening = threading.Lock()
+WORKERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -30,13 +38,15 @@ class Sizing:
 
     An image of that very size stays as it is. ``fit``: ``"crop"`` scales the short side to 1/0.875 of the wanted
     size (bilinear) and cuts the centre out, the usual evaluation; ``"stretch"`` scales both sides directly, for
-    files whose images are squares of one size already; ``"auto"`` takes ``stretch`` for such files.
+    files whose images are squares of one size already; ``"auto"`` takes ``stretch`` for such files. ``pixels``: larger
+    images are refused.
     """
 
     height: int
     width: int
     channels: int = 3
     fit: str = "auto"
+    pixels: int = MOST_PIXELS
 
     def shape(self, image: Image.Image) -> np.ndarray:
         """uint8 [height, width, channels] of a decoded image."""
@@ -45,6 +55,10 @@ class Sizing:
         if image.size != wanted and self.fit == "crop":
             scale = max(round(self.width / 0.875) / image.width, round(self.height / 0.875) / image.height)
             scaled = (max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale)))
+            if scaled[0] * scaled[1] > self.pixels:
+                raise ValueError(
+                    f"of {image.width} x {image.height} pixels, it would be scaled to {scaled[0]} x {scaled[1]}"
+                )
             if image.size != scaled:
                 image = image.resize(scaled, Image.Resampling.BILINEAR)
             left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
@@ -53,6 +67,29 @@ class Sizing:
             image = image.resize(wanted, Image.Resampling.BILINEAR)
         array = np.asarray(image, dtype=np.uint8)
         return array[:, :, None] if self.channels == 1 else array
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of photographs: others (EPS, say) would start programs of their own."""
+    Image.init()
+    return tuple(name for name in _PHOTOGRAPHS if name in Image.OPEN)
+
+
+def opened(item: bytes | Path) -> Image.Image:
+    """An image of which the header was read, whatever its size; a pipe is not waited for.
+
+    Raises:
+        Exception: what Pillow raises of what is no image.
+    """
+    if not isinstance(item, bytes):
+        require_regular(item, "Image")
+    with _opening:  # Pillow's bound is one for all, and whoever decodes checks the size here
+        held, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(item) if isinstance(item, bytes) else item, formats=_formats())
+        finally:
+            Image.MAX_IMAGE_PIXELS = held
 
 
 class EncodedImages:
@@ -76,13 +113,14 @@ class EncodedImages:
         self.items = items
         self.labels = labels
         self.where = where
+        self.sizing = sizing
         self.sizing = self._settle(sizing)
         image_bytes = sizing.height * sizing.width * sizing.channels
         self._capacity = cache_bytes // image_bytes
         self._slots = np.full(len(items), -1, dtype=np.int64)
         self._chunks: list[np.ndarray] = []
         self._used = 0
-        self._lock = threading.Lock()
+        self._lock, self._large = threading.Lock(), threading.Lock()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -120,24 +158,31 @@ class EncodedImages:
     def _decode_many(self, rows: np.ndarray) -> Iterable[np.ndarray]:
         if len(rows) < 8:
             return [self._decode(int(row)) for row in rows]
-        with ThreadPoolExecutor(_WORKERS) as pool:
+        with ThreadPoolExecutor(WORKERS) as pool:
             return list(pool.map(self._decode, map(int, rows)))
 
     def _decode(self, row: int) -> np.ndarray:
-        with self._open(row) as image:
+        with self._open(row) as image, self._alone(image):
             try:
                 return self.sizing.shape(image)
             except Exception as error:
                 raise self._broken(row, error) from error
 
+    def _alone(self, image: Image.Image) -> AbstractContextManager[Any]:
+        """Large images are decoded one after the other: two at once would take gigabytes."""
+        return self._large if image.width * image.height > _LARGE_PIXELS else nullcontext()
+
     def _open(self, row: int) -> Image.Image:
         item = self.items[row]
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                return Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
+            image = opened(item)
         except Exception as error:
             raise self._broken(row, error) from error
+        if image.width * image.height > self.sizing.pixels:
+            size = f"it has {image.width} x {image.height} pixels; ?pixels=N lets N million be decoded"
+            image.close()
+            raise self._broken(row, ValueError(size))
+        return image
 
     def _broken(self, row: int, error: Exception) -> DataError:
         reason = shortened(str(error).partition("<_io")[0]) or type(error).__name__
@@ -167,4 +212,4 @@ class EncodedImages:
             except DataError:
                 continue
         uniform = len(sizes) == 1 and all(width == height for width, height in sizes)
-        return Sizing(sizing.height, sizing.width, sizing.channels, "stretch" if uniform else "crop")
+        return replace(sizing, fit="stretch" if uniform else "crop")

@@ -9,6 +9,7 @@ import numpy as np
 
 from secateurs.data.decoding import EncodedImages, Sizing
 from secateurs.errors import DataError, why
+from secateurs.files import read_text
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
@@ -47,7 +48,7 @@ def class_names(folder: Path, listing: Path | None = None) -> list[str]:
             raise DataError(f"Image folder {folder} has no sub-folders. Put the images of each class into CLASS/.")
         return found
     try:
-        return [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in read_text(listing).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"Class list {listing} cannot be read ({why(error)}). Give a text file, a name per line."

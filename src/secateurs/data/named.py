@@ -13,9 +13,28 @@ from secateurs.data.tasks.task import Task
 from secateurs.errors import DataError
 from secateurs.models.external import call_factory, import_factory
 
-FORMS = "digits, parquet:TRAIN,TEST, imagefolder:DIR, file.py:factory or package.module:factory"
-_KNOWN = {"fit": ("crop", "stretch", "auto"), "broken": ("skip", "refuse"), "flip": ("0", "1")}
-_FREE = ("pad", "image", "label", "classes")
+FORMS = (
+    "digits, parquet:TRAIN,TEST, imagefolder:DIR, coco:DIR, yolo:data.yaml, segmentation:DIR, csv:FILE, audio:DIR, "
+    "file.py:factory or package.module:factory"
+)
+_BROKEN = ("skip", "refuse")
+_KNOWN = {"fit": ("crop", "stretch", "auto"), "broken": _BROKEN, "flip": ("0", "1")}
+_FREE = ("pad", "image", "label", "classes", "pixels", "unpack")
+_PLACED: dict[str, tuple[str, ...]] = {"fit": ("letterbox", "stretch"), "order": ("rgb", "bgr"), "broken": _BROKEN}
+FILES: dict[str, tuple[dict[str, tuple[str, ...]], tuple[str, ...]]] = {
+    "coco": ({**_PLACED, "labels": ("ids", "order")}, ("train", "test", "images", "fill")),
+    "yolo": (_PLACED, ("fill",)),
+    "segmentation": (_PLACED, ("ignore", "fill")),
+    "csv": (_PLACED, ("target", "inputs", "image", "split", "fill")),
+    "audio": ({"broken": _BROKEN}, ("rate", "classes")),
+}
+"""Forms whose samples go by a task, with their options: those with known values, and free ones."""
+_NUMBERS = {
+    "pad": "a number of pixels",
+    "pixels": "a number of millions of pixels",
+    "unpack": "a number of gigabytes",
+    **dict.fromkeys(("fill", "ignore", "rate"), "a whole number"),
+}
 
 
 @dataclass(frozen=True)
@@ -31,13 +50,13 @@ class Named:
 
     @property
     def kind(self) -> str:
-        """``digits``, ``parquet``, ``imagefolder``, or ``factory``.
+        """``digits``, ``parquet``, ``imagefolder``, one of :data:`FILES`, or ``factory``.
 
         Raises:
             DataError: it is none of these.
         """
         kind, _, where = self.name.partition(":")
-        if self.name == "digits" or (where and kind in ("parquet", "imagefolder")):
+        if self.name == "digits" or (where and kind in ("parquet", "imagefolder", *FILES)):
             return kind
         if not where:
             raise DataError(f"Unknown data {self.name!r}. Give one of: {FORMS}.")
@@ -56,14 +75,15 @@ class Named:
             DataError: one is unknown or has a wrong value.
         """
         options: dict[str, str] = {}
+        known, free = FILES.get(self.kind, (_KNOWN, _FREE))
         for part in filter(None, self.text.partition("?")[2].split("&")):
             key, _, value = part.partition("=")
-            if key not in _KNOWN and key not in _FREE:
-                raise DataError(f"Data {self.text!r} has no option {key!r}. There are {', '.join([*_KNOWN, *_FREE])}.")
-            if key in _KNOWN and value not in _KNOWN[key]:
-                raise DataError(f"Data {self.text!r}: option {key}={value!r} must be one of {', '.join(_KNOWN[key])}.")
-            if key == "pad" and not re.fullmatch("[0-9]{1,4}", value):
-                raise DataError(f"Data {self.text!r}: option pad={value!r} must be a number of pixels.")
+            if key not in known and key not in free:
+                raise DataError(f"Data {self.text!r} has no option {key!r}. There are {', '.join([*known, *free])}.")
+            if key in known and value not in known[key]:
+                raise DataError(f"Data {self.text!r}: option {key}={value!r} must be one of {', '.join(known[key])}.")
+            if key in _NUMBERS and not re.fullmatch("[0-9]{1,6}", value):
+                raise DataError(f"Data {self.text!r}: option {key}={value!r} must be {_NUMBERS[key]}.")
             options[key] = value
         return options
 

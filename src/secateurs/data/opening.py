@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from secateurs.data.files.opening import open_files
 from secateurs.data.images import Data, Images, gives_pixels
-from secateurs.data.named import Named
+from secateurs.data.named import FILES, Named
 from secateurs.data.parts import Parts, check_labels, open_parts, split, without_broken, wrapped
-from secateurs.data.samples import Samples, wrap_samples
-from secateurs.data.tasks.task import Task
+from secateurs.data.samples import Samples, SampleSource, wrap_samples
+from secateurs.data.tasks.task import Task, classification
 from secateurs.errors import DataError
-from secateurs.models.loading import Loaded
+from secateurs.models.loaded import Loaded
 from secateurs.models.preprocessing import CHOICES, Preprocessing
 from secateurs.progress import Progress, silent
 
@@ -34,10 +35,12 @@ def open_data(
     Calibration and validation come from the training part, by ``seed``; nothing is decoded before it is used.
 
     Args:
-        text: one of the forms ``digits``, ``parquet:TRAIN,TEST``, ``imagefolder:DIR``, ``file.py:factory``, with
-            options behind a question mark: ``fit=crop|stretch`` (see :class:`~secateurs.data.decoding.Sizing`),
-            ``broken=skip``, ``flip=0|1``, ``pad=N``; parquet: ``image=COLUMN``, ``label=COLUMN``; imagefolder:
-            ``classes=FILE``.
+        text: one of the forms ``digits``, ``parquet:TRAIN,TEST``, ``imagefolder:DIR``, ``coco:DIR``,
+        ``yolo:data.yaml``,
+            ``segmentation:DIR``, ``csv:FILE``, ``audio:DIR``, ``file.py:factory``, with options behind a question mark:
+            ``fit=crop|stretch`` (see :class:`~secateurs.data.decoding.Sizing`), ``broken=skip``, ``flip=0|1``,
+            ``pad=N``; parquet: ``image=COLUMN``, ``label=COLUMN``; imagefolder: ``classes=FILE``; docs/tasks.md has
+            those of the others.
         loaded: gives the input shape, the preprocessing and the number of classes.
         seed: of the split.
         classes: ``"present"``: only the outputs of classes that occur count, in accuracy, scores and training; or
@@ -50,8 +53,9 @@ def open_data(
         DataError: unknown form or option, missing or damaged files, labels out of range.
     """
     named = text if isinstance(text, Named) else Named(text)
-    if named.kind == "factory" and task is None and named.task is not None:
-        task = named.task.fed(loaded.example(), loaded.module)
+    if named.kind in FILES:
+        return _from_files(named, loaded, task, seed, sizes, progress)
+    task = _of_factory(named, loaded, task)
     if task is not None and not task.labels_images:
         if named.kind != "factory":
             raise DataError(
@@ -65,6 +69,22 @@ def open_data(
     for source, rows, part in ((parts.train, parts.train_rows, "training"), (parts.test, parts.test_rows, "test")):
         check_labels(source, rows, loaded.classes, f"{name} ({part} part)")
     return _finished(parts, loaded, seed, sizes, name, classes)
+
+
+def _of_factory(named: Named, loaded: Loaded, task: Task | None) -> Task | None:
+    """The task that was asked for, else what a factory says, else classification of what is no image."""
+    chosen = named.task if task is None and named.kind == "factory" else task
+    if chosen is None and loaded.given is not None:
+        chosen = classification()
+    return None if chosen is None else chosen.fed(loaded.example(), loaded.module)
+
+
+def _from_files(
+    named: Named, loaded: Loaded, task: Task | None, seed: int, sizes: tuple[int, int], progress: Progress
+) -> Data:
+    parts, chosen = open_files(named, loaded, task, progress)
+    train, test = (parts.train, parts.train_rows), (parts.test, parts.test_rows)
+    return _of_samples(train, test, chosen, seed=seed, sizes=sizes, name=named.name, notes=parts.notes)
 
 
 def from_loaders(
@@ -102,7 +122,23 @@ def from_batches(
         DataError: they are of another kind, or empty.
     """
     source, held_out = wrap_samples(train, "training"), wrap_samples(test, "test")
-    order = np.random.default_rng(seed).permutation(len(source))
+    parts = ((source, np.arange(len(source))), (held_out, np.arange(len(held_out))))
+    return _of_samples(*parts, task, seed=seed, sizes=sizes, name=name)
+
+
+def _of_samples(
+    train: tuple[SampleSource, np.ndarray],
+    test: tuple[SampleSource, np.ndarray],
+    task: Task,
+    *,
+    seed: int,
+    sizes: tuple[int, int],
+    name: str,
+    notes: tuple[str, ...] = (),
+) -> Data:
+    """The four splits of (source, rows) of both parts."""
+    source, rows = train
+    order = np.random.default_rng(seed).permutation(rows)
     if len(order) < 2:
         raise DataError(f"Data {name} has {len(order)} training samples; at least 2 are needed. Give more.")
     held = min(sizes[1], max(1, len(order) // 10))
@@ -111,8 +147,9 @@ def from_batches(
         Samples(source, order[held:], "train"),
         Samples(source, calibration, "calibration"),
         Samples(source, order[:held], "validation"),
-        Samples(held_out, np.arange(len(held_out)), "test"),
+        Samples(*test, "test"),
         name=name,
+        notes=notes,
         asked=task,
     )
 

@@ -10,17 +10,24 @@ from typing import Any
 import numpy as np
 
 from secateurs.data.decoding import EncodedImages, Sizing
+from secateurs.data.parquet_pages import pages
 from secateurs.errors import DataError, why
 
 _IMAGE_COLUMNS = ("jpeg", "image", "img", "png", "bytes")
 _LABEL_COLUMNS = ("label", "labels", "target")
 _ROWS = 64
+_READ_AT_ONCE = 64 << 20
+"""Bytes of images that are unpacked at a time."""
+_ROW_BYTES = 64
+"""What a row takes besides its image."""
 _FOLD, _SLACK = 16, 128 << 20
 """Images are compressed already: a file that unpacks to more than so many times its size, and this, holds few images
 many times over."""
 
 
-def open_parquet(path: Path, sizing: Sizing, *, image: str | None = None, label: str | None = None) -> EncodedImages:
+def open_parquet(
+    path: Path, sizing: Sizing, *, image: str | None = None, label: str | None = None, most: int = 0
+) -> EncodedImages:
     """The images of one file, or of all ``*.parquet`` files of a folder in the order of their names.
 
     Args:
@@ -28,9 +35,11 @@ def open_parquet(path: Path, sizing: Sizing, *, image: str | None = None, label:
         sizing: wanted form of the images.
         image: column of encoded bytes, or of structs with a field ``bytes`` (Hugging Face); found by its usual names.
         label: column of whole numbers; found by its usual names.
+        most: bytes that a file may unpack to, where that is more than its size lets expect.
 
     Raises:
-        DataError: the file is missing or damaged, a column is missing or of the wrong kind, or there are no rows.
+        DataError: the file is missing or damaged, unpacks to too much, a column is missing or of the wrong kind, or
+            there are no rows.
     """
     import pyarrow.parquet as pq
 
@@ -44,19 +53,17 @@ def open_parquet(path: Path, sizing: Sizing, *, image: str | None = None, label:
             image_column = _column(file, schema, image, _IMAGE_COLUMNS, "image")
             label_column = _column(file, schema, label, _LABEL_COLUMNS, "label")
             starts.append(len(items))
-            first, most = len(items), _FOLD * file.stat().st_size + _SLACK
+            first, left = len(items), _most(file, most)
+            rows = _rows_at_once(file, (image_column, label_column), left)
             with pq.ParquetFile(file) as opened:
-                for batch in opened.iter_batches(_ROWS, columns=[image_column, label_column]):
+                for batch in opened.iter_batches(rows, columns=[image_column, label_column]):
                     here = len(items) - first
                     labels.append(_labels(file, label_column, _chunked(batch.column(label_column)), here))
                     encoded = _encoded(file, image_column, _chunked(batch.column(image_column)), here)
                     items.extend(encoded)
-                    most -= sum(map(len, encoded))
-                    if most < 0:
-                        raise DataError(
-                            f"Parquet file {file} of {file.stat().st_size} bytes unpacks to more than {_FOLD} times "
-                            f"as much: it repeats its images. Give each image once."
-                        )
+                    left -= sum(len(one) + _ROW_BYTES for one in encoded)
+                    if left < 0:
+                        raise _repeats(file)
     if not items:
         raise DataError(f"Parquet file {path} has no rows. Give a file with images.")
 
@@ -67,7 +74,32 @@ def open_parquet(path: Path, sizing: Sizing, *, image: str | None = None, label:
     return EncodedImages(items, np.concatenate(labels), sizing, where)
 
 
-def sample(path: Path, count: int, image: str | None = None) -> list[bytes]:
+def _most(file: Path, most: int) -> int:
+    return max(most, _FOLD * file.stat().st_size + _SLACK)
+
+
+def _repeats(file: Path) -> DataError:
+    return DataError(
+        f"Parquet file {file} of {file.stat().st_size} bytes unpacks to more than {_FOLD} times as much: it repeats "
+        f"its images, or was made to fill the memory. Give each image once; ?unpack=N allows N gigabytes."
+    )
+
+
+def _rows_at_once(file: Path, columns: tuple[str, ...], most: int) -> int:
+    """How many rows to read at a time, by the largest page of these columns; nothing is unpacked for it.
+
+    Raises:
+        DataError: the pages say that they unpack to more than ``most``.
+    """
+    import pyarrow.parquet as pq
+
+    sizes = list(pages(file, columns))
+    if sum(sizes) > most or pq.read_metadata(file).num_rows * _ROW_BYTES > most:
+        raise _repeats(file)
+    return max(1, min(_ROWS, _READ_AT_ONCE // max(max(sizes, default=1), 1)))
+
+
+def sample(path: Path, count: int, image: str | None = None, most: int = 0) -> list[bytes]:
     """The first encoded images of one file, or of the first file of a folder; see :func:`open_parquet`.
 
     Raises:
@@ -78,9 +110,13 @@ def sample(path: Path, count: int, image: str | None = None) -> list[bytes]:
     [file, *_] = _files(path)
     with _readable(file):
         column = _column(file, pq.read_schema(file), image, _IMAGE_COLUMNS, "image")
+        rows, found = _rows_at_once(file, (column,), _most(file, most)), list[bytes]()
         with pq.ParquetFile(file) as opened:
-            first = next(opened.iter_batches(count, columns=[column]), None)
-    return [] if first is None else _encoded(file, column, _chunked(first.column(0)))
+            for batch in opened.iter_batches(min(rows, count), columns=[column]):
+                found += _encoded(file, column, _chunked(batch.column(0)))
+                if len(found) >= count:
+                    break
+    return found[:count]
 
 
 def _files(path: Path) -> list[Path]:

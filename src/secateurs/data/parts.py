@@ -10,14 +10,14 @@ import numpy as np
 
 from secateurs.data.augmentation import Augmentation
 from secateurs.data.datasets import wrap
-from secateurs.data.decoding import EncodedImages, Sizing
+from secateurs.data.decoding import MOST_PIXELS, EncodedImages, Sizing
 from secateurs.data.digits import Digits
 from secateurs.data.imagefolder import class_names, find_parts, open_folder
 from secateurs.data.images import Data, Images, Source
 from secateurs.data.named import Named
 from secateurs.data.parquet import open_parquet
 from secateurs.errors import DataError
-from secateurs.models.loading import Loaded
+from secateurs.models.loaded import Loaded
 from secateurs.progress import Progress
 
 # The held-out test part of a source without its own is the same for every run seed: a network that was trained
@@ -46,7 +46,7 @@ def open_parts(data: Named, loaded: Loaded) -> Parts:
         raise DataError(
             f"{loaded.name} takes {channels} channels; images have 1 or 3. Give loaders of your own: file.py:factory."
         )
-    sizing = Sizing(height, width, channels, options.get("fit", "auto"))
+    sizing = Sizing(height, width, channels, options.get("fit", "auto"), _pixels(options))
     pad = max(1, round(min(height, width) / 8))
     if data.kind == "digits":
         digits = Digits(sizing)
@@ -62,9 +62,13 @@ def _open_parquet(where: str, sizing: Sizing, options: dict[str, str], augmentat
     paths = where.split(",")
     if len(paths) != 2 or not all(paths):
         raise DataError(f"Data parquet:{where} names {len(paths)} files, not two. Write parquet:TRAIN,TEST.")
-    columns = {"image": options.get("image"), "label": options.get("label")}
-    train, test = (open_parquet(Path(path), sizing, **columns) for path in paths)
+    image, label, most = options.get("image"), options.get("label"), int(options.get("unpack", 0)) << 30
+    train, test = (open_parquet(Path(path), sizing, image=image, label=label, most=most) for path in paths)
     return Parts(train, np.arange(len(train)), test, np.arange(len(test)), augmentation)
+
+
+def _pixels(options: dict[str, str]) -> int:
+    return int(options["pixels"]) * 1_000_000 if "pixels" in options else MOST_PIXELS
 
 
 def _open_imagefolder(

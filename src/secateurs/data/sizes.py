@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from secateurs.data.datasets import guarded, is_batches
-from secateurs.data.decoding import Sizing
+from secateurs.data.decoding import Sizing, opened
+from secateurs.data.files.pictures import images_in
+from secateurs.data.files.sound import longest
+from secateurs.data.files.table import images_of_table, numbers_per_row, table_has_images
 from secateurs.data.imagefolder import class_names, find_parts, open_folder
 from secateurs.data.named import Named
 from secateurs.data.parquet import sample
@@ -24,13 +26,19 @@ _LOOKED_AT = 64
 _GIVE = "Give the size that the network was trained for: --input 1,3,HEIGHT,WIDTH."
 
 
-def input_shape(data: Named, module: nn.Module) -> tuple[int, int, int]:
+def input_shape(data: Named, module: nn.Module) -> tuple[int, ...]:
     """(channels, height, width) of the data's images; the channels are those of the network's first convolution where
-    images can be brought to it.
+    images can be brought to it. Of other data the shape of one input.
 
     Raises:
         DataError: the images have several sizes, or the data gives no images.
     """
+    if data.kind == "audio":
+        first = next((layer for layer in module.modules() if isinstance(layer, (nn.Conv1d, nn.Linear))), None)
+        samples = longest(Path(data.where), data.options)
+        return (1, samples) if isinstance(first, nn.Conv1d) and first.in_channels == 1 else (samples,)
+    if data.kind == "csv" and not table_has_images(data.options):
+        return (numbers_per_row(data.where, data.options),)
     forms = list(_forms(data))
     sizes = sorted({(form.height, form.width) for form in forms})
     if len(sizes) > 1:
@@ -66,8 +74,16 @@ def _forms(data: Named) -> Iterator[_Form]:
 
 def _encoded(data: Named) -> Iterable[bytes | Path]:
     """Some encoded images of the training part."""
+    if data.kind in ("coco", "yolo", "segmentation"):
+        folder = Path(data.where) if data.kind != "yolo" else Path(data.where).parent
+        masks = ("masks", "labels", "annotations")
+        found = [path for path in images_in(folder) if not set(path.relative_to(folder).parts) & set(masks)]
+        return found[:: max(1, len(found) // _LOOKED_AT)]
+    if data.kind == "csv":
+        return images_of_table(data.where, data.options)[:_LOOKED_AT]
     if data.kind == "parquet":
-        return sample(Path(data.where.partition(",")[0]), _LOOKED_AT, data.options.get("image"))
+        first, most = Path(data.where.partition(",")[0]), int(data.options.get("unpack", 0)) << 30
+        return sample(first, _LOOKED_AT, data.options.get("image"), most)
     train, _ = find_parts(Path(data.where))
     listing = data.options.get("classes")
     names = class_names(train, None if listing is None else Path(listing))
@@ -77,7 +93,7 @@ def _encoded(data: Named) -> Iterable[bytes | Path]:
 
 def _header(item: bytes | Path) -> _Form | None:
     try:
-        with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
+        with opened(item) as image:
             return _of_image(image)
     except Exception:  # broken images are told when they are read
         return None

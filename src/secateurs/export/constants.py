@@ -15,7 +15,30 @@ from secateurs.network import AxisSpec, NetworkSpec
 FxConstants = Mapping[str, Mapping[str, Any]]
 """New Python value per exported node and schema argument name."""
 
+UnitAxes = tuple[tuple[int, ...], Mapping[int, AxisSpec]]
+"""Shape of a traced value, and the lengths of the axes that units lie on."""
+
+KEYS = ".key"
+_ATTENTION = "scaled_dot_product_attention"
 _LARGEST = np.iinfo(np.int64).max
+
+
+def unit_axes(graph: Any) -> dict[str, UnitAxes]:
+    """Of every value of a traced network (``secateurs.structure.Graph``) the shape and the axes of its units.
+
+    Of attention also those of its keys, by its name and :data:`KEYS`: a file turns them round with sizes of its own.
+    """
+    found: dict[str, UnitAxes] = {}
+    for name, value in graph.analysis.values.items():
+        factors = getattr(value, "factors", ())
+        if factors:
+            dims = {factor.dim for factor in factors}
+            axes = {dim: graph.units.axis(value.along(dim), value.shape[dim]) for dim in dims}
+            found[name] = (tuple(value.shape), axes)
+    for node in graph.nodes.values():
+        if _ATTENTION in str(node.target) and len(node.args) > 1 and node.args[1].name in found:
+            found[node.name + KEYS] = found[node.args[1].name]
+    return found
 
 
 class Constants:
@@ -26,6 +49,7 @@ class Constants:
         node_names: undecomposed fx node name by ONNX value name.
         spec: the network, for the channel axis of every value.
         parts: for a traced node with several results, the node that takes each, by position.
+        shaped: of every traced value its dense shape, and the axes that units lie on; see :func:`unit_axes`.
     """
 
     def __init__(
@@ -34,8 +58,9 @@ class Constants:
         node_names: Mapping[str, str],
         spec: NetworkSpec,
         parts: Mapping[str, Mapping[int, str]],
+        shaped: Mapping[str, UnitAxes] | None = None,
     ) -> None:
-        self._names, self._spec, self._parts = node_names, spec, parts
+        self._names, self._spec, self._parts, self._shaped = node_names, spec, parts, shaped or {}
         # Who quantises a file gives a layer the output of the activation behind it, and leaves it its name.
         self._outputs = {node.name: node.output[0] for node in model.graph.node if node.name}
         integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
@@ -80,7 +105,7 @@ class Constants:
         if node.op_type == "Pad":
             return self._pad(node, told)
         if node.op_type in ("Reshape", "Expand"):
-            return self._shape(node, told)
+            return self._shape(node, widths, told)
         if node.op_type == "Slice":
             return self._slice(node, told)
         if node.op_type == "Split":
@@ -104,7 +129,7 @@ class Constants:
             new[2 * rank - 1 - step] = amounts[2 * step + 1]
         return {1: new}
 
-    def _shape(self, node: onnx.NodeProto, told: Mapping[str, Any]) -> dict[int, np.ndarray]:
+    def _shape(self, node: onnx.NodeProto, widths: np.ndarray, told: Mapping[str, Any]) -> dict[int, np.ndarray]:
         old = self._integers.get(node.input[1])
         if old is None:
             return {}
@@ -115,9 +140,33 @@ class Constants:
                 # The first dimension is the batch, which the traced network may hold as a symbol.
                 if isinstance(value, int) and index > 0 and new[index] != -1:
                     new[index] = value
+        elif self._along_units(node, old) and node.op_type == "Reshape":
+            for dim, axis in self._along_units(node, old).items():
+                new[dim] = axis.length(widths)
         elif node.op_type == "Reshape" and self._axis(node.output[0]) and len(old) > 1 and not (old == -1).any():
             new[1] = -1
         return {} if np.array_equal(new, old) else {1: new}
+
+    def _along_units(self, node: onnx.NodeProto, old: np.ndarray) -> dict[int, AxisSpec]:
+        """The axes of a shape on which units lie, where it is that of the traced value."""
+        turned = self._of_keys(node, old)
+        if turned:
+            return turned
+        shape, axes = self._shaped.get(self._traced(node), ((), {}))
+        if len(shape) != len(old) or any(size not in (-1, have) for size, have in zip(old[1:], shape[1:], strict=True)):
+            return {}
+        return {dim: axis for dim, axis in axes.items() if dim > 0 and axis.parts and old[dim] != -1}
+
+    def _of_keys(self, node: onnx.NodeProto, old: np.ndarray) -> dict[int, AxisSpec]:
+        """The same of keys [batch, heads, length, size] that attention turns: as [-1, length, size], and back as
+        [batch, heads, size, length]."""
+        shape, axes = self._shaped.get(self._traced(node) + KEYS, ((), {}))
+        if len(shape) != 4:
+            return {}
+        _, heads, length, size = shape
+        places = {2: 3} if old.tolist() == [-1, length, size] else {}
+        places = {1: 1, 2: 3} if len(old) == 4 and old[1:].tolist() == [heads, size, length] else places
+        return {place: axes[dim] for place, dim in places.items() if dim in axes and axes[dim].parts}
 
     def _slice(self, node: onnx.NodeProto, told: Mapping[str, Any]) -> dict[int, np.ndarray]:
         start, end = told.get("start"), told.get("end")

@@ -22,7 +22,7 @@ from torch import nn
 
 from secateurs.errors import ExportError, why
 from secateurs.export.artifacts import kept
-from secateurs.export.constants import Constants
+from secateurs.export.constants import Constants, unit_axes
 from secateurs.export.flat import exportable
 from secateurs.export.onnx import OPSET, quiet, with_batch
 from secateurs.network import NetworkSpec, OperatorSpec
@@ -80,7 +80,8 @@ class OnnxVariants:
         self.node_names = _node_names(self._model, roots)
         self._origins = _origins(self._model, module)
         self._values = _values(graph.program.graph, self.node_names)
-        self._constants = Constants(self._model, self.node_names, graph.spec, _parts(graph.program.graph))
+        parts = _parts(graph.program.graph)
+        self._constants = Constants(self._model, self.node_names, graph.spec, parts, unit_axes(graph))
         self._check_complete(module)
         self.operators = _operators(self._model, self.node_names)
         self.dense_bytes: bytes = self._model.SerializeToString()

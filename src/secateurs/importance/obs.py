@@ -21,7 +21,7 @@ from secateurs.errors import PlanError
 from secateurs.importance.context import Context, needs
 from secateurs.importance.probes import WIDEST
 from secateurs.importance.statistics import SecondMoments
-from secateurs.importance.weights import consumers, tensor_of
+from secateurs.importance.weights import tensor_of
 from secateurs.structure.graph import Graph
 
 DAMPING = 0.01
@@ -89,8 +89,8 @@ def readers_if_any(graph: Graph, group: str, context: Context, criterion: str, *
     moments = context.gathered(criterion, "moments").moments
     return [
         _reader(tensor_of(graph, view.parameter), view.indices, moments[view.layer], weighted=weighted)
-        for view in consumers(graph, group)
-        if view.layer in moments
+        for view in graph.views(group)
+        if view.role == "in" and view.layer in moments
     ]
 
 

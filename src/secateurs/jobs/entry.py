@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateurs.budgets import several
-from secateurs.data import Data, Named, given
+from secateurs.data import FILES, Data, Named, given
 from secateurs.data.tasks import Task, asked_task
 from secateurs.data.tasks.check import check_task
 from secateurs.errors import PlanError, checked
@@ -31,6 +31,7 @@ from secateurs.progress import Progress, silent
 from secateurs.recover import parallel
 from secateurs.registry import load
 from secateurs.report import Record
+from secateurs.search.legal import SearchOptions, find_strategy
 from secateurs.structure import apply
 from secateurs.structure.forms import plain
 from secateurs.structure.untouched import as_found, evaluating, untouched
@@ -147,19 +148,35 @@ def prune(
     checked(str | Path | None, output, "prune(output=)", "Give the name of a folder")
     place = Place(None if output is None else Path(output), resume)
     model, asked = plain(model), asked_task(task, loss, metric)
+    with as_found(None, data):
+        with untouched(model):
+            loaded, opened = inputs_of(model, example, data, asked, normalize, seed=settings.seed, progress=progress)
+        return run(loaded, opened, settings, place, example=example, progress=progress)
+
+
+def inputs_of(
+    model: nn.Module,
+    example: Any,
+    data: str | Data | tuple[Any, Any],
+    asked: Task | None,
+    normalize: str | Preprocessing | None,
+    *,
+    seed: int,
+    progress: Progress,
+) -> tuple[Loaded, Data]:
+    """A module with what is known of it, and its four splits; see :func:`prune`."""
     source: str | Named | Data | tuple[Any, Any] = data
     if isinstance(data, Data):
         asked = asked or data.asked
     elif isinstance(data, str):
         source = Named(data)
         asked = source.task if asked is None and source.kind == "factory" else asked
-    images = asked is None or (asked.labels_images and _is_image(example))
-    with as_found(None, data):
-        with untouched(model):
-            loaded = own(model, example, normalize, images=images)
-            fed = None if asked is None or images else asked.fed(example, model)
-            opened = given(source, loaded, seed=settings.seed, normalize=normalize, task=fed, progress=progress)
-        return run(loaded, opened, settings, place, example=example, progress=progress)
+    files = isinstance(source, Named) and source.kind in FILES  # which say by themselves what samples are
+    images = _is_image(example) or (asked is None and not files)
+    plainly = asked is None or (asked.labels_images and images)
+    loaded = own(model, example, normalize, images=images)
+    fed = None if asked is None or plainly else asked.fed(example, model)
+    return loaded, given(source, loaded, seed=seed, normalize=normalize, task=fed, progress=progress)
 
 
 def run(
@@ -261,5 +278,8 @@ def check_names(settings: Settings) -> None:
     if settings.precision_mix != Settings.precision_mix:
         check_mixes(targets[0])
     load("strategies", settings.strategy)
+    options = SearchOptions(settings.episodes, settings.warm_start, settings.agent)
+    if options.given:
+        find_strategy(settings.strategy, options)
     if settings.criterion is not None:
         load("criteria", settings.criterion)

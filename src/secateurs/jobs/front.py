@@ -17,6 +17,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from secateurs.data import Data, look
+from secateurs.data.tasks.check import check_task
 from secateurs.errors import PlanError
 from secateurs.importance.scoring import Scorer, calibration_batches
 from secateurs.jobs.front_settings import FrontSettings, Pick
@@ -46,6 +47,7 @@ from secateurs.search.legal import Legal
 from secateurs.search.problem import Candidate, Problem, Solution
 from secateurs.search.rows import FileRows
 from secateurs.structure import Graph, trace
+from secateurs.structure.untouched import untouched
 
 
 @dataclass
@@ -181,6 +183,8 @@ class FrontJob:
     def _search(self) -> Front:
         """The front by the search; every evaluation is a row in the folder, so a killed search goes on where it was."""
         settings = self.settings
+        with untouched(self.loaded.module):
+            check_task(self.data, self.loaded.module)
         for note in look(self.loaded, self.data, allow=settings.allow_chance, progress=self.progress):
             self.progress.say(note)
         with self.progress.task("trace"):

@@ -28,6 +28,7 @@ from secateurs.files import (
     append_line,
     digest_of,
     open_own,
+    read_bytes,
     read_json,
     remove_ours,
     write_atomic,
@@ -71,8 +72,7 @@ def check_free(folder: Path) -> None:
 def _resuming(folder: Path) -> str:
     """The command that continues the run in ``folder``, whichever verb started it."""
     try:
-        with open_own(RunFiles(folder).job, os.O_RDONLY, "rb") as file:
-            is_front = "objectives" in read_json(file.read())
+        is_front = "objectives" in read_json(read_bytes(RunFiles(folder).job, own=True))
     except (OSError, ValueError, TypeError):
         is_front = False
     return f"secateurs {'front' if is_front else 'prune'} --resume -o {folder}"
@@ -200,8 +200,7 @@ class RunFolder:
     def _read_events(self) -> dict[str, Any]:
         done: dict[str, Any] = {}
         try:
-            with open_own(self.files.events, os.O_RDONLY, "rb") as file:
-                lines = file.readlines()
+            lines = read_bytes(self.files.events, own=True).split(b"\n")
         except FileNotFoundError:
             return done
         except OSError as error:
@@ -299,6 +298,12 @@ class RunFolder:
         write_atomic(path, data)
         self._know({path: hashlib.sha256(data).hexdigest()})
 
+    def exported(self, path: Path) -> list[Path]:
+        """An exported file, and those that were written beside it (model.xml, model.bin)."""
+        known = [self.path / name for name in sorted(self._seals.digests)]
+        beside = [one for one in known if one.stem == path.stem and self.files.is_exported(one)]
+        return list(dict.fromkeys([path, *beside]))
+
     def know(self, path: Path) -> None:
         """Keep the digest of a file that another room wrote, and of what it wrote beside it (model.xml, model.bin)."""
         beside = self.files.exported_beside(path)
@@ -354,8 +359,7 @@ def _read_job(folder: Path) -> dict[str, Any]:
     """
     job_file = RunFiles(folder).job
     try:
-        with open_own(job_file, os.O_RDONLY, "rb") as file:
-            held = read_json(file.read())
+        held = read_json(read_bytes(job_file, own=True))
     except (OSError, ValueError) as error:
         raise DataError(
             f"Folder {folder} holds no run to resume ({job_file.name}: {why(error)}). Leave out --resume to start one."

@@ -114,10 +114,13 @@ class Job:
         """A file between two stages that is missing or not as it was written is made again, and what followed from it:
         from the same stored rows and checkpoints, so that it becomes the same."""
         folder, files, aims = self.folder, self.folder.files, self.settings.aims
+        kinds = {aim: open_target(aim.target).artifact for aim in aims}
+        deployed = {aim: folder.exported(files.deployed(kind, aim.place)) for aim, kind in kinds.items()}
         needed = {
-            **{aim.stage("dense"): [files.dense(open_target(aim.target).artifact, aim.place)] for aim in aims},
+            **{aim.stage("dense"): folder.exported(files.dense(kind, aim.place)) for aim, kind in kinds.items()},
             "plan": [files.plan, *([files.carrier] if folder.made(files.carrier) else [])],
             "repair": [files.repaired],
+            **{aim.stage("deploy"): [*deployed[aim], *([] if aim.place else [files.weights])] for aim in aims},
         }
         stages = ("plan", "repair", "finetune", *(aim.stage("deploy") for aim in aims), "validated")
         for stage, paths in needed.items():

@@ -44,6 +44,7 @@ from secateurs.recover.schedules.soft import SoftMasks
 from secateurs.search.problem import Rows
 from secateurs.structure import Graph, apply, trace
 from secateurs.structure.copies import deep_copy
+from secateurs.structure.groups import ONLY
 
 QUANTISED_SHARE = 0.5
 """Last part of a training that computes with rounded numbers, where that is asked for."""
@@ -157,7 +158,7 @@ class Trainer:
 
         def there(pattern: str) -> bool:
             try:
-                trace(module, self.example, barriers=[pattern])
+                trace(module, self.example, barriers=[pattern.removeprefix(ONLY)])
             except PlanError:
                 return False
             return True
@@ -166,7 +167,9 @@ class Trainer:
         try:
             return trace(module, self.example, barriers=barrier, keep=keep)
         except PlanError:
-            return trace(module, self.example, barriers=filter(there, barrier), keep=filter(there, keep))
+            left = tuple(filter(there, keep))
+            none_left = any(one.startswith(ONLY) for one in keep) and not any(one.startswith(ONLY) for one in left)
+            return trace(module, self.example, barriers=filter(there, barrier), keep="*" if none_left else left)
 
     def _same_masks(self, student: nn.Module, settings: dict[str, Any]) -> SoftMasks:
         """The masks of process 0, for a process that helps."""

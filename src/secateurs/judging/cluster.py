@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,7 +21,18 @@ from secateurs.judging.pool import Answer, JudgeWorker, Pool
 from secateurs.judging.processes import Work
 from secateurs.search.problem import Evaluation
 
-_STARTING_SECONDS = 120.0
+_CONNECTING_S = 5.0
+_ANSWERING_S = 25.0
+_ASK = """
+import sys
+try:
+    from ray._raylet import GcsClient
+except ImportError:  # another version of Ray: it is asked by ray.init alone
+    sys.exit(0)
+GcsClient(sys.argv[1])
+"""
+_STARTING_S = 120.0
+"""Longest wait for room for the first actor."""
 
 
 def ray_pool(judge: Work, address: str, workers: int | None = None, threads: int = 1) -> Pool:
@@ -50,6 +66,7 @@ def connect(address: str, target: str | None = None) -> None:
     """
     if ray.is_initialized():
         return
+    _require_reachable(address)
     try:
         if address == "local":
             labels = {} if target is None else {label_of(target): 1.0}
@@ -63,6 +80,50 @@ def connect(address: str, target: str | None = None) -> None:
         ) from error
 
 
+def _require_reachable(address: str) -> None:
+    """Nothing, if a Ray cluster answers at a HOST:PORT: Ray itself would try for minutes.
+
+    Raises:
+        TargetUnavailableError: it is no such address, or nothing answers there.
+    """
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port):
+        raise TargetUnavailableError(
+            f"The address {address!r} of a Ray cluster is not understood. Give --ray HOST:PORT, auto or local."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECTING_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise TargetUnavailableError(
+            f"Nothing answers at {address} ({why(error)}; waited {_CONNECTING_S:.0f} s at most). Start a cluster there "
+            f"with 'ray start --head', or give its address as --ray HOST:PORT."
+        ) from error
+    if not address.startswith("ray://"):
+        _require_ray(address)
+
+
+def _require_ray(address: str) -> None:
+    """Nothing, if what answers at an address is a Ray cluster; a process of its own asks, which can be ended."""
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", _ASK, address],
+            timeout=_ANSWERING_S,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ).returncode
+        how = f"answered with an error ({asked})" if asked else ""
+    except subprocess.TimeoutExpired:
+        how = f"did not answer within {_ANSWERING_S:.0f} s"
+    if how:
+        raise TargetUnavailableError(
+            f"What listens at {address} is no Ray cluster: it {how}. Give the address that 'ray start --head' told, as "
+            f"--ray HOST:PORT."
+        )
+
+
 class _Evaluator:
     """The actor: one copy of the judge in a process of its own."""
 
@@ -72,6 +133,9 @@ class _Evaluator:
             method = getattr(self._judge, name, None)
             if method is not None and (name != "use_gpu" or on_gpu):
                 method() if value is None else method(value)
+
+    def started(self) -> None:
+        """Answers once the process is there."""
 
     def judge(self, item: tuple[Any, ...]) -> Evaluation:
         """The evaluation of one item."""
@@ -104,8 +168,18 @@ class Actors:
     def answers(self, busy: Sequence[JudgeWorker]) -> list[tuple[JudgeWorker, Answer]]:
         """Answers of the actors that have one; an actor whose process or node is gone is lost."""
         actors = {worker.pending: worker for worker in busy if isinstance(worker, _Actor)}
-        ready, _ = ray.wait(list(actors), num_returns=1)
-        return [(actors[reference], _answer(reference)) for reference in ready]
+        began = time.monotonic()
+        while True:
+            ready, _ = ray.wait(list(actors), num_returns=1, timeout=_STARTING_S / 8)
+            if ready:
+                return [(actors[reference], _answer(reference)) for reference in ready]
+            started, _ = ray.wait([actor.started for actor in actors.values()], num_returns=1, timeout=0)
+            if not started and time.monotonic() - began > _STARTING_S:
+                raise TargetUnavailableError(
+                    f"No evaluator of {self._threads} CPU cores was started on the Ray cluster within "
+                    f"{_STARTING_S:.0f} s: other jobs hold its cores. Wait for them, or give fewer "
+                    f"--threads-per-worker."
+                )
 
     def close(self) -> None:
         """The cluster stays connected; it belongs to the process."""
@@ -113,7 +187,7 @@ class Actors:
 
 class _Actor:
     def __init__(self, handle: Any) -> None:
-        self.handle = handle
+        self.handle, self.started = handle, handle.started.remote()
         self.pending: Any = None
 
     def give(self, item: tuple[Any, ...]) -> None:

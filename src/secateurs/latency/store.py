@@ -16,9 +16,8 @@ from types import TracebackType
 from typing import Any
 
 from secateurs.errors import DataError, why
-from secateurs.files import read_json, require_regular, write_ahead
+from secateurs.files import require_regular, write_ahead
 from secateurs.latency.stored_rows import (
-    LATEST,
     Checked,
     Entry,
     Holding,
@@ -26,6 +25,7 @@ from secateurs.latency.stored_rows import (
     alone,
     as_object,
     as_row,
+    exported_rows,
     is_row,
     row_checksum,
     salvaged,
@@ -349,22 +349,8 @@ class Store:
         Raises:
             DataError: a line is not an exported row; nothing is imported then.
         """
-        fresh = []
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                raw = read_json(line)
-                row = Row(dict(raw["fingerprint"]), str(raw["signature"]), dict(raw["payload"]), float(raw["created"]))
-                row.signature.encode()
-                if not 0 <= row.created < LATEST:
-                    raise ValueError(f"it was written {row.created} s after 1970")
-            except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
-                raise DataError(
-                    f"Line {number} of {source} is not a stored measurement ({error!r}). "
-                    f"Give a file that 'secateurs store export' wrote."
-                ) from error
-            fresh.append((row.signature, json.dumps(row.payload), row.created, _canonical(row.fingerprint)))
+        rows = exported_rows(lines, source)
+        fresh = [(row.signature, json.dumps(row.payload), row.created, _canonical(row.fingerprint)) for row in rows]
         return self._insert(fresh, "IGNORE")
 
     def summary(self) -> list[Holding]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateurs.files import open_own, read_json
+from secateurs.errors import DataError
+from secateurs.files import open_own, read_bytes, read_json
 
 LATEST = 1e11
 """Seconds since 1970 of a date that computers can still print."""
@@ -154,3 +156,45 @@ def alone(path: Path) -> Iterator[None]:
 
             fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
         yield
+
+
+def read_lines(path: str | os.PathLike[str], longest: int = 1 << 20) -> Iterator[str]:
+    """Lines of a file of exported rows, one after the other.
+
+    Raises:
+        OSError: it is missing, or no regular file.
+        ValueError: a line is no UTF-8, or longer than ``longest`` bytes.
+    """
+    if not Path(path).is_file():
+        read_bytes(path)  # says what it is
+    with open(path, "rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(longest + 1)
+            if not line:
+                return
+            if len(line) > longest:
+                raise ValueError(f"line {number} has more than {longest} bytes")
+            yield line.decode("utf-8")
+
+
+def exported_rows(lines: Iterable[str], source: str) -> Iterator[Row]:
+    """The rows of exported lines, one after the other.
+
+    Raises:
+        DataError: a line is no exported row.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            raw = read_json(line)
+            row = Row(dict(raw["fingerprint"]), str(raw["signature"]), dict(raw["payload"]), float(raw["created"]))
+            row.signature.encode()
+            if not 0 <= row.created < LATEST:
+                raise ValueError(f"it was written {row.created} s after 1970")
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+            raise DataError(
+                f"Line {number} of {source} is not a stored measurement ({error!r}). "
+                f"Give a file that 'secateurs store export' wrote."
+            ) from error
+        yield row

@@ -96,7 +96,7 @@ class Bench:
             ExportError: it cannot be exported, or computes something else.
         """
         found = self._quantising(samples, plan) if self.quantises else None
-        if found is not None and in_float is not None:
+        if found is not None and in_float is not None and self.target.runs_float:
             if self.target.artifact == "onnx":  # it is made of the float file
                 found = replace(found, beside=in_float)
             else:

@@ -59,13 +59,13 @@ def profile(
     checked(object if isinstance(store, Store) else str | Path | None, store, "profile(store=)", "Give a file")
     opened = open_target(target)
     check_threads(target, threads)
+    kept = store if isinstance(store, Store) else Store(store, progress=progress)
     with as_found(graph.model):
         with progress.task("export for the latency model"):
             built = variants(opened.exporter, graph, batch)
         told = opened.formula(graph.spec, built.dense_bytes, threads=threads, batch=batch)
         if told is not None:
             return told.latency_model()
-        kept = store if isinstance(store, Store) else Store(store, progress=progress)
         return model.profile(
             graph.spec,
             built,

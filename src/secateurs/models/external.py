@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from secateurs.errors import DataError, why
+from secateurs.files import require_regular
 from secateurs.models.preprocessing import IMAGENET, Preprocessing
 
 
@@ -99,9 +101,16 @@ def build_torchvision(name: str, options: Mapping[str, Any]) -> nn.Module:
     Raises:
         DataError: torchvision is not installed, or it cannot make this network.
     """
-    models = optional("torchvision.models", f"Model 'torchvision:{name}'")
-    return call_factory(models.get_model, {"name": name, "weights": None, **options}, f"Model 'torchvision:{name}'")
+    text = f"Model 'torchvision:{name}'"
+    models = optional("torchvision.models", text)
+    unloaded: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in inspect.signature(call_factory(models.get_model_builder, {"name": name}, text)).parameters:
+        unloaded["weights_backbone"] = None  # else it is downloaded
+    return call_factory(models.get_model, {"name": name, **unloaded, **options}, text)
 
+
+_IMPORTS_LATE = ("transformers",)
+"""Packages that import torchvision long after they were imported themselves."""
 
 _DECLARED: list[torch.library.Library] = []
 """Operators that torchvision's compiled part would bring; the library must live as long as they do."""
@@ -111,7 +120,8 @@ def optional(module: str, purpose: str, extra: str | None = None) -> ModuleType:
     """A package that need not be there.
 
     Where torchvision was built for another PyTorch than this one, its compiled operators do not load and its import
-    fails, and with it that of packages above it such as timm and torchmetrics. Its networks need none of these
+    fails, and with it that of packages above it such as timm, torchmetrics and transformers. Its networks need none
+    of these
     operators: they are declared without a body, so that the rest loads.
 
     Args:
@@ -123,6 +133,8 @@ def optional(module: str, purpose: str, extra: str | None = None) -> ModuleType:
         DataError: it is not installed, or broken in another way.
     """
     package = module.partition(".")[0]
+    if package in _IMPORTS_LATE and importlib.util.find_spec("torchvision") is not None:
+        optional("torchvision", purpose)
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -151,6 +163,7 @@ def _unusable(package: str, purpose: str, error: Exception, extra: str | None) -
 
 
 def _import_file(path: Path, purpose: str) -> ModuleType:
+    require_regular(path, f"{purpose} file")
     if not path.is_file():
         raise DataError(f"{purpose} file {path} does not exist. Check the path before the colon.")
     path = path.resolve()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,57 +16,11 @@ from secateurs.errors import DataError, why
 from secateurs.files import read_json
 from secateurs.models.built_in import BUILT_IN, PREPROCESSING, BuiltIn
 from secateurs.models.external import build_timm, build_torchvision, build_user, config_of
+from secateurs.models.from_files.hugging_face import open_hugging_face
+from secateurs.models.loaded import Loaded, Shape, called, own_example
+from secateurs.models.onnx_file.opening import open_onnx
 from secateurs.models.preprocessing import IMAGENET, Preprocessing, as_preprocessing
-from secateurs.models.weights import Weights, load_into, read_weights
-
-Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A network with everything that is needed to feed it.
-
-    ``module``: in evaluation mode; ``input_shape``: (channels, height, width), or of a network that takes no images
-    its first input without the batch; ``outputs``: shape of its output
-    without the batch, None where it is no single tensor; ``source``: JSON-able, :func:`rebuild` takes it;
-    ``notes``: what was deduced or assumed, for the user; ``pixels_told``: whether ``preprocessing`` was given or comes
-    with the network, and is no guess; ``random``: whether the weights are known to be random.
-    """
-
-    module: nn.Module
-    name: str
-    input_shape: tuple[Any, ...]
-    preprocessing: Preprocessing
-    outputs: tuple[int, ...] | None
-    source: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    pixels_told: bool = True
-    random: bool = False
-
-    @property
-    def classes(self) -> int | None:
-        """Number of classes, None where the output is not one vector per image."""
-        return self.outputs[0] if self.outputs is not None and len(self.outputs) == 1 else None
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Means that are subtracted, on the 0-1 scale when ``scale`` is 255."""
-        return self.preprocessing.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviations to divide by."""
-        return self.preprocessing.std
-
-    @property
-    def scale(self) -> float:
-        """What pixels 0-255 are divided by first."""
-        return self.preprocessing.scale
-
-    def example(self, batch: int = 1) -> torch.Tensor:
-        """A fixed random input [batch, channels, height, width]."""
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(batch, *self.input_shape, generator=generator)
+from secateurs.models.weights import Weights, fitted, load_into, read_weights
 
 
 def names() -> list[str]:
@@ -79,21 +33,23 @@ def load(
     *,
     weights: str | Path | None = None,
     classes: int | None = None,
-    input_shape: Shape | None = None,
-    otherwise: Callable[[nn.Module], Shape] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    otherwise: Callable[[nn.Module], tuple[int, ...]] | None = None,
     normalize: str | Preprocessing | None = None,
     seed: int = 0,
 ) -> Loaded:
     """The network that ``text`` names, with its weights, input shape and preprocessing.
 
     Args:
-        text: a built-in name, ``timm:NAME``, ``torchvision:NAME``, ``file.py:factory`` or ``package.module:factory``,
-            with options behind a question mark (``mobilenet-v1?width=0.25&size=128``). A factory gets them as
+        text: a built-in name, ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER``, ``onnx:FILE``, ``file.py:factory``
+            or ``package.module:factory``, with options behind a question mark (``mobilenet-v1?width=0.25&size=128``).
+            A factory gets them as
             keyword arguments (``size`` apart, which is the input size everywhere).
-        weights: a ``.safetensors`` file, or a ``.pth`` that holds only tensors. Without it the weights are random
+        weights: a ``.safetensors`` file, or a ``.pth`` that holds only tensors (see
+            :func:`~secateurs.models.weights.read_weights`). Without it the weights are random
             (built-in, timm, torchvision) or the factory's own.
         classes: outputs of a built-in network; the weights' own number where there are weights.
-        input_shape: (channels, height, width).
+        input_shape: (channels, height, width); another number of sizes is that of an input that is no image.
         otherwise: gives the shape where neither the caller nor the model says it.
         normalize: see :func:`~secateurs.models.preprocessing.parse_normalize`.
         seed: of random weights.
@@ -102,13 +58,17 @@ def load(
         DataError: unknown name or option, unreadable or wrong weights, or an input the network does not take.
     """
     loaded, size, held = _opened(text, weights, classes, seed)
-    shape = _resolve_shape(loaded, size, input_shape, text, otherwise)
-    if normalize is None:
-        loaded = replace(loaded, preprocessing=loaded.preprocessing.for_channels(shape[0]))
-    else:
-        loaded = replace(loaded, preprocessing=as_preprocessing(normalize), pixels_told=True)
+    loaded = _with_given(loaded, size, input_shape, otherwise)
+    shape: tuple[Any, ...] = loaded.input_shape
+    if loaded.given is None:
+        shape = _resolve_shape(loaded, size, None if input_shape is None else _shape(input_shape), text, otherwise)
+        if normalize is None:
+            loaded = replace(loaded, preprocessing=loaded.preprocessing.for_channels(shape[0]))
+        else:
+            loaded = replace(loaded, preprocessing=as_preprocessing(normalize), pixels_told=True)
     loaded = replace(loaded, input_shape=shape)
-    loaded.preprocessing.check(shape[0])
+    if loaded.given is None:
+        loaded.preprocessing.check(shape[0])
     loaded.module.eval()
     loaded = replace(loaded, outputs=_probe(loaded, text))
     source = {
@@ -116,7 +76,7 @@ def load(
         "options": dict(loaded.source),
         "weights": None if held is None else str(Path(held.path).resolve()),
         "weights_sha256": None if held is None else held.sha256,
-        "input_shape": list(shape),
+        "input_shape": list(shape) if loaded.given is None or input_shape is not None else None,
         "preprocessing": loaded.preprocessing.to_dict() if loaded.pixels_told else None,
         "seed": seed,
     }
@@ -144,7 +104,9 @@ def _opened(
         torch.manual_seed(seed)
         loaded = _build(name, options, held, classes)
     if held is not None:
-        load_into(loaded.module, held, name)
+        fitting = fitted(held, loaded.module)
+        load_into(loaded.module, fitting, name)
+        loaded = replace(loaded, random=False, notes=(*loaded.notes, *fitting.notes))
     elif (name in BUILT_IN or name.startswith(("timm:", "torchvision:"))) and not options.get("pretrained"):
         note = f"{name} has random weights; give --weights FILE."
         loaded = replace(loaded, notes=(*loaded.notes, note), random=True)
@@ -162,7 +124,7 @@ def rebuild(source: Mapping[str, Any], *, weights: str | Path | None = None) -> 
     loaded = load(
         f"{source['model']}?{query}" if query else source["model"],
         weights=path,
-        input_shape=_shape(source["input_shape"]),
+        input_shape=None if source["input_shape"] is None else tuple(source["input_shape"]),
         normalize=None if source["preprocessing"] is None else Preprocessing.from_dict(source["preprocessing"]),
         seed=source.get("seed", 0),
     )
@@ -200,14 +162,40 @@ def _build(name: str, options: dict[str, Any], held: Weights | None, classes: in
             options.setdefault("num_classes", classes)
         module = build_torchvision(name.removeprefix("torchvision:"), options)
         return Loaded(module, name, (3, 224, 224), IMAGENET, None, options)
+    if name.startswith("hf:"):
+        return _of_hugging_face(name, options)
+    if name.startswith("onnx:"):
+        return _of_onnx(name, options)
     if ":" in name:
         module = build_user(name, options)
         told, size = carried(module), config_of(module).get("input_size")
         shape = unknown if size is None else _shape(size)
-        return Loaded(module, name, shape, told or Preprocessing(), None, options, pixels_told=told is not None)
+        told_shape, given = own_example(module)
+        shape = told_shape or shape
+        return Loaded(
+            module, name, shape, told or Preprocessing(), None, options, pixels_told=told is not None, given=given
+        )
     raise DataError(
         f"Unknown model {name!r}. Give one of {', '.join(BUILT_IN)}, or timm:NAME, torchvision:NAME, "
-        f"file.py:factory, package.module:factory."
+        f"hf:FOLDER, onnx:FILE, file.py:factory, package.module:factory."
+    )
+
+
+def _of_hugging_face(name: str, options: dict[str, Any]) -> Loaded:
+    found = open_hugging_face(name.removeprefix("hf:"), options)
+    shape = found.image or tuple(next(iter((found.example or {}).values())).shape[1:])
+    told, pixels = found.preprocessing is not None, found.preprocessing or Preprocessing()
+    return Loaded(
+        found.module, name, shape, pixels, None, options, found.notes, told, found.random, given=found.example
+    )
+
+
+def _of_onnx(name: str, options: dict[str, Any]) -> Loaded:
+    opened = open_onnx(name.removeprefix("onnx:"), options)
+    shape = opened.image or tuple(opened.example[0].shape[1:])
+    given = None if opened.image else opened.example
+    return Loaded(
+        opened.module, name, shape, Preprocessing(), None, options, opened.notes, pixels_told=False, given=given
     )
 
 
@@ -263,13 +251,13 @@ def _resolve_shape(
     size: Any,
     explicit: Shape | None,
     text: str,
-    otherwise: Callable[[nn.Module], Shape] | None,
+    otherwise: Callable[[nn.Module], tuple[int, ...]] | None,
 ) -> Shape:
     shape = loaded.input_shape if explicit is None else _shape(explicit)
     if min(shape) < 1 and size is None and otherwise is not None:
         shape = _shape(otherwise(loaded.module))
     if size is not None:
-        sides = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", str(size))
+        sides = re.fullmatch(r"([1-9][0-9]{0,8})(?:x([1-9][0-9]{0,8}))?", str(size))
         if sides is None:
             raise DataError(f"Model {text!r}: size {size!r} must be pixels, such as size=128 or size=128x256.")
         height = int(sides[1])
@@ -285,10 +273,32 @@ def _resolve_shape(
     return shape
 
 
+def _with_given(
+    loaded: Loaded, size: Any, asked: tuple[int, ...] | None, otherwise: Callable[[nn.Module], tuple[int, ...]] | None
+) -> Loaded:
+    """The same with an example of its inputs, where those are no image."""
+    if loaded.given is not None:
+        if size is not None or asked is not None:
+            raise DataError(
+                f"{loaded.name} says itself what it takes, and that is no image: --input and size say nothing of it. "
+                "Give "
+                f"the length of its inputs with the model's own options, such as ?length=64."
+            )
+        return loaded
+    known = min(loaded.input_shape) > 0 or size is not None
+    shape = asked if asked is not None else otherwise(loaded.module) if otherwise is not None and not known else None
+    if shape is None or len(shape) == 3:
+        return loaded
+    if not all(isinstance(one, int) and 0 < one < 10_000_000 for one in shape):
+        raise DataError(f"Input shape {tuple(shape)} must be sizes above zero.")
+    given = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    return replace(loaded, given=given, input_shape=tuple(shape))
+
+
 def _shape(values: Any) -> Shape:
     values = tuple(values)
     if len(values) != 3 or not all(isinstance(value, int) and 0 < value < 100_000 for value in values):
-        raise DataError(f"Input shape {values} must be three sizes above zero: channels, height, width.")
+        raise DataError(f"Input shape {values} must be three sizes from 1 to 99999: channels, height, width.")
     return values
 
 
@@ -296,7 +306,7 @@ def _probe(loaded: Loaded, text: str) -> tuple[int, ...] | None:
     """Shape of the output without the batch; runs the network once, which also proves that it runs."""
     try:
         with torch.inference_mode():
-            result = loaded.module(loaded.example())
+            result = called(loaded.module, loaded.example())
     except (Exception, SystemExit) as error:
         raise DataError(
             f"Model {text!r} does not run on an input of shape {_form((1, *loaded.input_shape))}: {why(error)}. "
@@ -313,7 +323,8 @@ def shape_of(result: Any, what: str) -> tuple[int, ...] | None:
     """
     if result is None or isinstance(result, (str, bytes, bool, int, float)):
         raise DataError(f"{what} returned {type(result).__name__}, no tensor. Return the outputs from its forward.")
-    return tuple(result.shape[1:]) if isinstance(result, torch.Tensor) else None
+    scores = getattr(result, "logits", result)  # Hugging Face's outputs
+    return tuple(scores.shape[1:]) if isinstance(scores, torch.Tensor) else None
 
 
 def _form(shape: tuple[int, ...]) -> str:

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateurs.errors import DataError, why
-from secateurs.models.loading import Loaded, carried, shape_of
+from secateurs.models.loaded import Loaded
+from secateurs.models.loading import carried, shape_of
 from secateurs.models.preprocessing import Preprocessing, as_preprocessing
 
 
@@ -30,7 +31,7 @@ def own(model: nn.Module, example: Any, normalize: str | Preprocessing | None = 
     if not images:
         leaves = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor) and leaf.ndim]
         shape = tuple(leaves[0].shape[1:]) if leaves else ()
-        return Loaded(model, type(model).__name__, shape, Preprocessing(), None, pixels_told=False)
+        return Loaded(model, type(model).__name__, shape, Preprocessing(), None, pixels_told=False, given=example)
     first = example
     while isinstance(first, Sequence) and first:
         first = first[0]

@@ -18,7 +18,8 @@ _LISTED = 3
 
 def description(path: Path) -> str:
     """What the file is and what to do about it: ``is …. Do …``"""
-    head = path.read_bytes()[:512]
+    with open(path, "rb") as file:
+        head = file.read(512)
     if not head:
         return "is empty. Copy it again."
     if head.startswith(b"version https://git-lfs"):

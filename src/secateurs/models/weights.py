@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from secateurs.errors import DataError, why
 from secateurs.files import digest_of, require_regular, write_atomic
+from secateurs.models.from_files.checkpoints import BEHIND, below_a_name, named_plainly, weights_in
 from secateurs.models.refused import description
 
+_PICKLED = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 _LISTED = 5
 _SLACK = 64 << 20
+_LONGEST_HEADER = 16 << 20
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, the file's metadata (safetensors only), where they came from and the file's SHA-256."""
+    """Tensors by name, the file's metadata (safetensors only), where they came from and the file's SHA-256.
+
+    ``notes``: what of the file was taken and how names were changed, for the user.
+    """
 
     tensors: Mapping[str, Tensor]
     path: str
     sha256: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of tensor ``name``, None where the file has no such tensor."""
@@ -37,25 +45,41 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Tensors of a ``.safetensors`` file, or of a ``.pth``/``.pt`` file read with ``weights_only=True``.
+    """Tensors of a ``.safetensors`` file, or of a ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` or ``.tar`` that PyTorch
+    wrote,
+    read with ``weights_only=True``.
+
+    Args:
+        path: the file; ``FILE::NAME`` takes the weights of that name out of a checkpoint that holds several.
 
     Raises:
         DataError: the file is missing, damaged, of another kind, or holds more than plain tensors.
     """
-    path = Path(path)
+    given = str(path)
+    text, _, part = given.partition(BEHIND) if not Path(given).is_file() else (given, "", "")
+    path = Path(text)
     require_regular(path, "Weights file")
     if not path.is_file():
         raise DataError(f"Weights file {path} does not exist. Check --weights; it takes a .safetensors or .pth file.")
     if path.suffix == ".safetensors":
-        tensors, metadata = _read_safetensors(path)
-    elif path.suffix in (".pth", ".pt"):
-        tensors, metadata = _read_pth(path), {}
+        held, metadata = _read_safetensors(path)
+    elif path.suffix in _PICKLED:
+        held, metadata = _read_pth(path), {}
     else:
         raise DataError(
             f"Weights file {path} has the ending {path.suffix or '(none)'}. "
-            f"Give a .safetensors file, or a .pth/.pt file that holds a state dict."
+            f"Give a .safetensors file, or a {'/'.join(_PICKLED)} file that holds a state dict."
         )
-    return Weights(tensors, str(path), digest_of(path, follow=True), metadata)
+    state, taken = weights_in(held, part, text)
+    _require_dense(path, state)
+    tensors, notes = named_plainly(state, text)
+    return Weights(tensors, given, digest_of(path, follow=True), metadata, (*taken, *notes))
+
+
+def fitted(weights: Weights, module: nn.Module) -> Weights:
+    """The weights under the module's names, where they were saved as part of a larger module."""
+    tensors, notes = below_a_name(weights.tensors, module.state_dict(), weights.path)
+    return replace(weights, tensors=tensors, notes=(*weights.notes, *notes))
 
 
 def load_into(module: nn.Module, weights: Weights, name: str) -> None:
@@ -117,17 +141,49 @@ def load_into(module: nn.Module, weights: Weights, name: str) -> None:
     module.load_state_dict(dict(weights.tensors), strict=False)
 
 
+def pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[bytes]:
+    """A safetensors file of these tensors, piece by piece, so that no second copy of all of them is made."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    place = 0
+    # The largest numbers first, so that all of them lie where their kind has to.
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in ordered:
+        end = place + tensors[name].numel() * tensors[name].element_size()
+        kind = _KINDS[tensors[name].dtype]
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in ordered:
+        flat = tensors[name].detach().cpu().contiguous().flatten()
+        yield flat.view(torch.uint8).numpy().tobytes()
+
+
+_KINDS = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.complex64: "C64",
+}  # fmt: skip
+
+
 def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write the module's state as safetensors; the file appears whole or not at all.
 
     Raises:
         PlanError: the folder is missing, not writable, or the disk is full.
     """
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-    write_atomic(path, save(tensors, metadata=None if metadata is None else dict(metadata)))
+    write_atomic(path, pieces(module.state_dict(), metadata))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if _LONGEST_HEADER < header <= path.stat().st_size:
+        raise DataError(
+            f"Weights file {path} has a header of {header >> 20} MB: it names more tensors than a network has. Save "
+            f"model.state_dict() with safetensors.torch.save_file."
+        )
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
@@ -174,36 +230,14 @@ def _require_dense(path: Path, tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _read_pth(path: Path) -> dict[str, Tensor]:
+def _read_pth(path: Path) -> Any:
     _require_plain_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            held = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no pickle fail in any way
         raise DataError(f"Weights file {path} cannot be read as plain tensors: it {description(path)}") from error
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
-            held = held[key]
-    if not isinstance(held, Mapping) or not held or not all(isinstance(value, Tensor) for value in held.values()):
-        found = type(held).__name__
-        if isinstance(held, Mapping):
-            others = [f"{key}: {type(value).__name__}" for key, value in held.items() if not isinstance(value, Tensor)]
-            found = f"a dict with {', '.join(others[:_LISTED])}" if others else "an empty dict"
-        raise DataError(
-            f"Weights file {path} holds no state dict of tensors (found {found}). "
-            f"Save model.state_dict() with safetensors.torch.save_file."
-        )
-    odd = next((key for key in held if not isinstance(key, str)), None)
-    if odd is not None:
-        raise DataError(
-            f"Weights file {path} has the key {odd!r}, which is no name of a tensor. Save model.state_dict()."
-        )
-    _require_dense(path, held)
-    prefix = "module."
-    if all(key.startswith(prefix) for key in held):
-        return {key[len(prefix) :]: value for key, value in held.items()}
-    return dict(held)
 
 
 def _listed(label: str, items: list[str]) -> str:

@@ -43,8 +43,9 @@ class Checkpoint:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise PlanError(f"Cannot make folder {folder} ({error.strerror or error}). Choose another one.") from error
-        header = {"schema": SCHEMA, "identity": json.dumps(self.identity), "state": json.dumps(self.state)}
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
+        header = {"schema": SCHEMA, "identity": json.dumps(self.identity), "state": json.dumps(self.state)}
+        header["sha256"] = _digest(dict(sorted(tensors.items())))
         write_atomic(folder / _FILE, save(tensors, metadata=header))
 
     @classmethod
@@ -52,7 +53,8 @@ class Checkpoint:
         """The checkpoint in ``folder``, None where there is none.
 
         Raises:
-            PlanError: it is damaged, or it belongs to another run than ``identity`` says.
+            DamagedCheckpointError: it cannot be read, or was changed.
+            PlanError: it belongs to another run than ``identity`` says.
         """
         path = folder / _FILE
         if not path.is_file():
@@ -67,8 +69,10 @@ class Checkpoint:
                     )
                 found, state = read_json(header["identity"]), read_json(header["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if header.get("sha256", "") not in ("", _digest(dict(sorted(tensors.items())))):
+                    raise ValueError("its numbers were changed")
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise PlanError(f"Checkpoint {path} is damaged ({why(error)}). Delete it to start anew.") from error
+            raise DamagedCheckpointError(f"Checkpoint {path} is damaged ({why(error)}).") from error
         wanted = json.loads(json.dumps(identity))
         for key in sorted(set(wanted) | set(found)):
             if wanted.get(key) != found.get(key):
@@ -83,10 +87,18 @@ class Checkpoint:
         return {name[len(prefix) + 1 :]: held for name, held in self.tensors.items() if name.startswith(f"{prefix}.")}
 
 
+class DamagedCheckpointError(PlanError):
+    """A checkpoint cannot be read, or was changed since it was written."""
+
+
 def digest(module: nn.Module) -> str:
     """SHA-256 over the names, shapes and values of a module's state."""
+    return _digest(module.state_dict())
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
     result = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
+    for name, tensor in tensors.items():
         result.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         result.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return result.hexdigest()

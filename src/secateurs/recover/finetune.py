@@ -24,7 +24,7 @@ from secateurs.progress import Progress, Task, silent
 from secateurs.recover import parallel
 from secateurs.recover.allocation import freed_memory_kept
 from secateurs.recover.averaging import MovingAverage
-from secateurs.recover.checkpoint import Checkpoint, digest
+from secateurs.recover.checkpoint import Checkpoint, DamagedCheckpointError, digest
 from secateurs.recover.companion import Companion
 from secateurs.recover.precision import Mode, arrange_weights, fastest_mode
 from secateurs.recover.randomness import generator_for, seed_all, undisturbed
@@ -98,7 +98,7 @@ def finetune(
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     run = _Run(student, data, recipe, teacher, folder, companion or Companion())
     if resume:
-        run.restore()
+        run.restore(progress)
     resumed_at = run.step
     shown = progress if parallel.rank() == 0 else silent
     steps = recipe.epochs * run.steps_per_epoch
@@ -288,9 +288,14 @@ class _Run:
         took = time.monotonic() - start
         self.next_save = start + took + max(_SAVE_SECONDS, _SAVE_FACTOR * took)
 
-    def restore(self) -> None:
-        """Go back to the checkpoint's step, if there is a checkpoint."""
-        held = None if self.folder is None else Checkpoint.load(self.folder, self.identity)
+    def restore(self, progress: Progress) -> None:
+        """Go back to the checkpoint's step, if there is a checkpoint; from a damaged one training begins anew, and
+        goes the same way."""
+        held = None
+        try:
+            held = None if self.folder is None else Checkpoint.load(self.folder, self.identity)
+        except DamagedCheckpointError as error:
+            progress.say(f"{error} The training begins anew.")
         if held is None:
             return
         self.student.load_state_dict(held.part("student"))

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateurs.budgets import ACCURACY, Metric
 from secateurs.errors import DataError, why
+from secateurs.files import read_text
 
 SCHEMA = "secateurs.front/1"
 
@@ -147,7 +148,7 @@ class Front(BaseModel):
             DataError: it is missing, damaged or of another version.
         """
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate_json(read_text(path))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
             raise DataError(
                 f"{path} holds no front that this version reads ({why(error)}). Delete this file and continue with "

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateurs.budgets import ACCURACY, ROUNDING, Metric
 from secateurs.errors import DataError, why
-from secateurs.files import read_json
+from secateurs.files import read_json, read_text
 from secateurs.plan import differs_by_noise
 
 SCHEMA = "secateurs.result/1"
@@ -353,7 +352,7 @@ class Record(_Frozen):
             DataError: the file is missing, is not JSON, has another schema or lacks a field.
         """
         try:
-            raw = read_json(Path(path).read_text(encoding="utf-8"))
+            raw = read_json(read_text(path))
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read ({why(error)}). Give the folder of a finished run.") from error
         except ValueError as error:

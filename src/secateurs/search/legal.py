@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from secateurs.errors import PlanError
+from pydantic import Field
+
+from secateurs.errors import PlanError, checked
 from secateurs.registry import completed, completed_kind, load
 
 if TYPE_CHECKING:
@@ -39,6 +41,14 @@ class Legal:
     widest: Mapping[str, int] = field(default_factory=dict)
     channels: bool = True
     share: float = 0.0
+
+    def __post_init__(self) -> None:
+        advice = "Legal has min_width, share, blocks, pinned, widest and channels"
+        whole, names = Annotated[int, Field(ge=1)], tuple[str, ...]
+        kinds: dict[str, Any] = {"min_width": whole | None, "share": Annotated[float, Field(ge=0, le=1)]}
+        kinds |= {"blocks": bool, "channels": bool, "pinned": names, "widest": Mapping[str, Any]}
+        for name, kind in kinds.items():
+            checked(kind, getattr(self, name), f"Legal({name}=)", advice)
 
     def fewest(self, units: int) -> int:
         """Least width of a group of so many units."""

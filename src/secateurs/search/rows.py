@@ -52,6 +52,7 @@ class FileRows:
 
     @cached_property
     def _base(self) -> sqlite3.Connection:
+        self._require_own()
         try:
             base = sqlite3.connect(self._path.resolve().as_uri(), timeout=60.0, isolation_level=None, uri=True)
             write_ahead(base)
@@ -64,7 +65,19 @@ class FileRows:
             raise self._refusal(error) from error
         return base
 
+    def _require_own(self) -> None:
+        if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
+            raise PlanError(
+                f"Evaluations are not kept in {self._path}: it is a link, or no regular file. Move it away, then start "
+                "again."
+            )
+
     def _refusal(self, error: Exception) -> PlanError:
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+            return PlanError(
+                f"{self._path} is damaged ({why(error)}). Move it out of the folder and start again with --resume: "
+                "what it held is judged again."
+            )
         return PlanError(
             f"Evaluations cannot be kept in {self._path} ({why(error)}). "
             "Check that the folder can be written to and that the file is one of ours, or give another run folder."

@@ -14,9 +14,10 @@ from secateurs.structure.forms import plain
 from secateurs.structure.graph import Graph
 from secateurs.structure.kernel_elements import cut_elements
 from secateurs.structure.rebuild import rebuild
+from secateurs.structure.scratch import let_go
 from secateurs.structure.slicing import cut_copy, require_match
 from secateurs.structure.trace import trace
-from secateurs.structure.training import slice_optimizer
+from secateurs.structure.training import require_own, slice_optimizer
 from secateurs.structure.verify import verify
 from secateurs.structure.whole import require_resolved, require_whole
 
@@ -53,6 +54,8 @@ def apply(
     checked(Plan, plan, "apply(plan=)", "Give what sc.plan returned, or sc.Plan.load(FILE)")
     require_match(model, plan)
     require_whole(model, plan)
+    if optimizer is not None:
+        require_own(optimizer, model)
     with torch.inference_mode(False):  # tensors made in inference mode could never be trained
         if plan.rebuild is not None:
             small = rebuild(model, plan, example, check=check)
@@ -69,6 +72,7 @@ def _checked(model: nn.Module, plan: Plan, example: Any) -> nn.Module:
     try:
         check_plan(model, plan, example)
     except StructureError as error:
+        let_go(error)
         if plan.patches or plan.bypasses or plan.scales:
             require_resolved(plan, _made_anew(model, plan, example))
         reason = str(error).partition(" The original is intact.")[0]

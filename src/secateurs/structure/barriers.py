@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from secateurs.errors import PlanError
-from secateurs.structure.groups import module_path
+from secateurs.structure.groups import module_path, parted
 from secateurs.structure.modes import IN_TRAINING
 from secateurs.structure.operators import operator_name
 
@@ -57,3 +57,18 @@ def matching(graphs: Sequence[torch.fx.Graph], patterns: tuple[str, ...], what: 
                 "'blocks.3.*', or of an operator such as 'aten.roll*'; 'secateurs doctor' lists both."
             )
     return found
+
+
+def held_whole(graphs: Sequence[torch.fx.Graph], keep: Sequence[str]) -> set[str]:
+    """Names of the calls in modules that must stay whole, so that no block with them goes.
+
+    Raises:
+        PlanError: a pattern matches nothing.
+    """
+    kept, only = (tuple(pattern.partition(":")[0] for pattern in one) for one in parted(keep))
+    held = set(matching(graphs, kept, "Kept layer"))
+    if only:
+        free = set(matching(graphs, only, "Only"))
+        calls = (node.name for graph in graphs for node in graph.nodes if node.op == "call_function")
+        held |= {name for name in calls if name not in free}
+    return held

@@ -43,6 +43,8 @@ def validate(
     Raises:
         PlanError: unknown group or block, a unit out of range or twice, or fewer units than must stay.
     """
+    if not isinstance(kept, Mapping):
+        raise PlanError(f"The units to keep are a {type(kept).__name__}. Give them by group: {{'conv1:out': [0, 1]}}.")
     blocks = {block.name: number for number, block in enumerate(graph.removable_blocks)}
     unknown = [name for name in blocks_removed if name not in blocks]
     if unknown:
@@ -68,6 +70,17 @@ def validate(
     return resolved
 
 
+def block_names(given: Iterable[str]) -> tuple[str, ...]:
+    """Names of blocks.
+
+    Raises:
+        PlanError: they are something else.
+    """
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise PlanError(f"The blocks to remove are a {type(given).__name__}. Give their names in a list.")
+    return tuple(given)
+
+
 def _whole_numbers(name: str, units: Sequence[int]) -> list[int]:
     try:
         return sorted({operator.index(unit) for unit in units})
@@ -87,7 +100,7 @@ def gone_for(graph: Graph, kept: Mapping[str, Sequence[int]]) -> Gone:
 
 def cut(graph: Graph, kept: Mapping[str, Sequence[int]], blocks_removed: Iterable[str] = ()) -> Cut:
     """Resolve a choice; see :class:`Cut`."""
-    names = tuple(blocks_removed)
+    names = block_names(blocks_removed)
     resolved = validate(graph, kept, names)
     gone = gone_for(graph, resolved)
     slices: dict[str, dict[int, tuple[int, ...]]] = {}

@@ -18,10 +18,10 @@ from secateurs.network import AxisSpec, BlockSpec, GroupSpec, LayerSpec, Network
 from secateurs.plan import Fingerprint, Plan
 from secateurs.structure import rules  # noqa: F401  registers every rule
 from secateurs.structure.analysis import analyse
-from secateurs.structure.barriers import Barrier, matching, told_apart
+from secateurs.structure.barriers import Barrier, held_whole, matching, told_apart
 from secateurs.structure.blocks import Block, blocks_of_both, find_blocks
 from secateurs.structure.call import Analysis, bind, concrete_shape
-from secateurs.structure.cut import Cut, cut
+from secateurs.structure.cut import Cut, block_names, cut
 from secateurs.structure.followed import Followed, tie_followed
 from secateurs.structure.groups import (
     Group,
@@ -88,8 +88,7 @@ class Graph:
             found, blocks = blocks_of_both((found, self.analysis), (theirs, twin.analysis))
         self.groups: tuple[Group, ...] = find_groups(self.analysis, self.keep)
         self.units = UnitMap(self.analysis, self.groups)
-        whole = matching(graphs, tuple(pattern.partition(":")[0] for pattern in self.keep), "Kept layer")
-        self._held = frozenset({*blocked, *whole})
+        self._held = frozenset({*blocked, *held_whole(graphs, self.keep)})
         self.removable_blocks: tuple[Block, ...] = tuple(b for b in found if self._held.isdisjoint(b.nodes))
         self.training_mode = TrainingMode("same")
         """What the forward in training mode does otherwise."""
@@ -305,6 +304,8 @@ class Graph:
 
     def with_barriers(self, patterns: Sequence[str]) -> Graph:
         """The same export, analysed with these barriers besides its own."""
+        if not isinstance(patterns, (list, tuple)):
+            raise PlanError(f"The barriers are a {type(patterns).__name__}. Give patterns in a list.")
         training = () if self.training is None else (self.training.program, *self.ways)
         barriers = (*self.barrier_patterns, *patterns)
         found = Graph(
@@ -317,6 +318,8 @@ class Graph:
     def views(self, group: str | int) -> tuple[View, ...]:
         """Where a group's units lie: one :class:`View` per parameter axis, in execution order."""
         number = group if isinstance(group, int) else self.group_index(group)
+        if not 0 <= number < len(self.groups):
+            raise PlanError(f"There is no group {number} in this network: it has {len(self.groups)}, from 0 on.")
         return self._all_views[number]
 
     @cached_property
@@ -352,7 +355,7 @@ class Graph:
         """The choice as a self-contained plan."""
         from secateurs.structure.plans import resolved_plan
 
-        return resolved_plan(self, kept, tuple(blocks_removed), dict(provenance or {}))
+        return resolved_plan(self, kept, block_names(blocks_removed), dict(provenance or {}))
 
     def __repr__(self) -> str:
         from secateurs.structure.describe import describe

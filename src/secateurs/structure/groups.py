@@ -72,9 +72,9 @@ def layer_of(parameter: str) -> str:
 def find_groups(analysis: Analysis, keep: Iterable[str] = ()) -> tuple[Group, ...]:
     """Groups in execution order of their first producer, but for those that training alone reads.
 
-    ``keep``: globs of layers or groups that must stay whole.
+    ``keep``: globs of layers or groups that must stay whole; of ``!`` and a glob all others must.
     """
-    patterns = [glob for pattern in keep for glob in (pattern, f"{pattern}.*")]
+    patterns = tuple(keep)
     order = _axis_order(analysis)
     members, keys = _membership(analysis, order)
     by_signature: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
@@ -97,7 +97,7 @@ def find_groups(analysis: Analysis, keep: Iterable[str] = ()) -> tuple[Group, ..
         if read.isdisjoint(keys[axis][0] for axis, _ in signature):
             analysis.ids.pin(np.array(reps, dtype=np.int64), "only training reads it, and nothing is gained", "")
             continue
-        if any(fnmatch.fnmatchcase(text, p) for p in patterns for text in (name, *layers)):
+        if stays_whole(layers, patterns, name):
             analysis.kept_whole.append(name)
             continue
         taken[name] = taken.get(name, 0) + 1
@@ -106,6 +106,31 @@ def find_groups(analysis: Analysis, keep: Iterable[str] = ()) -> tuple[Group, ..
         reps.sort(key=lambda rep: min(position for axis, position in members[rep] if axis == first))
         groups.append(Group(label, len(reps), layers, np.array(reps, dtype=np.int64)))
     return tuple(groups)
+
+
+ONLY = "!"
+"""In front of a pattern of what is kept whole: everything is, but what the pattern names."""
+
+
+def stays_whole(layers: Iterable[str], keep: Iterable[str], group: str = "") -> bool:
+    """Whether layers that are decided together, or their group, must stay whole by these patterns."""
+    kept, only = parted(keep)
+    names = [*layers, *([group] if group else [])]
+    if any(_names(pattern, name) for pattern in kept for name in names):
+        return True
+    named = any(":" in pattern and fnmatch.fnmatchcase(group, pattern) for pattern in only)
+    return bool(only) and not named and not all(any(_names(p, layer) for p in only) for layer in layers)
+
+
+def parted(keep: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Patterns of what stays whole, and of the only things that do not."""
+    given = tuple(keep)
+    only = tuple(pattern[len(ONLY) :] for pattern in given if pattern.startswith(ONLY))
+    return tuple(pattern for pattern in given if not pattern.startswith(ONLY)), only
+
+
+def _names(pattern: str, text: str) -> bool:
+    return any(fnmatch.fnmatchcase(text, glob) for glob in (pattern, f"{pattern}.*"))
 
 
 def _axis_order(analysis: Analysis) -> list[tuple[str, int]]:

@@ -30,7 +30,8 @@ def interpret(
     """Outputs of the dense network that ignores the removed units.
 
     After every operator the removed positions are set to zero. At an operator whose statistic spans units the kept
-    positions are gathered, the operator runs on them, and the result is scattered back.
+    positions are gathered, the operator runs on them, and the result is scattered back. Every value is held from its
+    first use to its last.
 
     Args:
         graph: the traced network.
@@ -45,11 +46,18 @@ def interpret(
                                **dict(dense.named_buffers(remove_duplicate=False))}  # fmt: skip
     leaves = iter(pytree.tree_leaves((tuple(inputs), dict(keywords))))
     kinds = {spec.arg.name: spec for spec in graph.program.graph_signature.input_specs}
-    known: dict[str, Any] = {}
+    ends, known = last_uses(graph.program.graph, chosen), dict[str, Any]()
+
+    def placed(node: torch.fx.Node) -> Any:
+        found = _placeholder(graph, node, kinds[node.name], tensors, leaves)
+        return _masked(found, graph.analysis.values.get(node.name), gone)
+
     for node in graph.program.graph.nodes:
+        first = [n for n in node.all_input_nodes if n.op == "placeholder" and n.name not in known]
+        known.update((source.name, placed(source)) for source in first)
         if node.op == "placeholder":
-            found = _placeholder(graph, node, kinds[node.name], tensors, leaves)
-            known[node.name] = _masked(found, graph.analysis.values.get(node.name), gone)
+            if kinds[node.name].kind is InputKind.USER_INPUT:
+                known[node.name] = placed(node)
         elif node.op == "get_attr":
             known[node.name] = getattr(graph.program.graph_module, str(node.target))
         elif node.op == "output":
@@ -59,7 +67,20 @@ def interpret(
             known[node.name] = known[chosen[node.name]]
         else:
             known[node.name] = _execute(graph, node, known, gone)
+        for name in ends[node.name]:
+            known.pop(name, None)
     return []
+
+
+def last_uses(graph: torch.fx.Graph, instead: Mapping[str, str] | None = None) -> dict[str, list[str]]:
+    """By node, those whose values nothing needs after it; ``instead``: nodes that take the value of another one."""
+    seen: set[str] = set()
+    ends: dict[str, list[str]] = {}
+    for node in reversed(graph.nodes):
+        used = {node.name, *(source.name for source in node.all_input_nodes), (instead or {}).get(node.name, node.name)}
+        ends[node.name] = sorted(used - seen)
+        seen |= used
+    return ends
 
 
 def _placeholder(graph: Graph, node: torch.fx.Node, spec: Any, tensors: Mapping[str, Any], leaves: Any) -> Any:
@@ -141,15 +162,17 @@ def values_of(program: torch.export.ExportedProgram, inputs: Any = None) -> Iter
     """
     leaves = iter(pytree.tree_leaves(program.example_inputs if inputs is None else inputs))
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    known: dict[torch.fx.Node, Any] = {}
+    ends, known = last_uses(program.graph), dict[str, Any]()
     for node in program.graph.nodes:
         if node.op == "placeholder":
             target, user = specs[node.name].target, specs[node.name].kind is InputKind.USER_INPUT
-            known[node] = next(leaves) if user else program.state_dict.get(target, program.constants.get(target))
+            known[node.name] = next(leaves) if user else program.state_dict.get(target, program.constants.get(target))
         elif node.op == "get_attr":
-            known[node] = getattr(program.graph_module, str(node.target))
+            known[node.name] = getattr(program.graph_module, str(node.target))
         elif node.op == "call_function" and not is_assertion(node):
-            arguments = torch.fx.node.map_arg(bind(node), known.__getitem__)
-            known[node] = call_target(node.target, arguments)
-        if node in known:
-            yield node.name, known[node]
+            arguments = torch.fx.node.map_arg(bind(node), lambda source: known[source.name])
+            known[node.name] = call_target(node.target, arguments)
+        if node.name in known:
+            yield node.name, known[node.name]
+        for name in ends[node.name]:
+            known.pop(name, None)

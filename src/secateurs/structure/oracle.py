@@ -30,7 +30,7 @@ from secateurs.structure.draws import (
 from secateurs.structure.memory import Memory
 from secateurs.structure.modes import INTERPRETER, into_training
 from secateurs.structure.precision import Float64, Settled, Shaken
-from secateurs.structure.scratch import mask_removed, scratch
+from secateurs.structure.scratch import is_large, let_go, mask_removed, scratch
 from secateurs.structure.untouched import untouched
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ class Oracle:
         self.model, self.plan, self.example, self.graph, self.seed = model, plan, example, graph, seed
         self.training, self._traced = training, traced
         self.interpreted = bool(plan.provenance.get("statistics")) if training is None else training == INTERPRETER
-        self.buffers = True
+        self.drawn_as = True, is_large(model)
+        """Whether buffers are redrawn, and weights are held narrow."""
         self._dense: nn.Module | None = None
         self._used = False
         self._known: list[Case] = []
@@ -135,14 +136,20 @@ class Oracle:
     def source(self) -> nn.Module:
         """A scratch copy that nothing was removed from, to be cut."""
         if self._dense is not None and self._used:
-            return scratch(self.model, self.seed, buffers=self.buffers)
-        self._dense = self._dense or scratch(self.model, self.seed, buffers=self.buffers)
+            if is_large(self.model):  # what is needed of it is known, or found again
+                self._dense, self._used = None, False
+            return self._scratch()
+        self._dense = self._dense or self._scratch()
         return self._dense
+
+    def _scratch(self) -> nn.Module:
+        buffers, narrow = self.drawn_as
+        return scratch(self.model, self.seed, buffers=buffers, narrow=narrow)
 
     def _judge(self) -> nn.Module:
         """The dense network in its mode, masked where no interpreter is asked."""
         if self._dense is None:
-            self._dense, self._used = scratch(self.model, self.seed, buffers=self.buffers), False
+            self._dense, self._used = self._scratch(), False
         if not self._used:
             self._dense, self._used = self.in_mode(self._dense), True
             if not self.interpreted:
@@ -178,7 +185,7 @@ class Oracle:
 
     def whole(self) -> nn.Module:
         """The dense network of which nothing is left out."""
-        return self.in_mode(scratch(self.model, self.seed, buffers=self.buffers))
+        return self.in_mode(self._scratch())
 
     def in_mode(self, network: nn.Module) -> nn.Module:
         """A network in the mode that is asked about."""
@@ -208,7 +215,8 @@ class Oracle:
 
     def _first(self) -> tuple[Case, dict[int, int]]:
         """The first way of drawing on which the network runs, and what integer inputs may be."""
-        for self.buffers in (True, False):
+        holding = (True, False) if is_large(self.model) else (False,)  # some forwards compare number types
+        for self.drawn_as in [(buffers, narrow) for buffers in (True, False) for narrow in holding]:
             for way in WAYS:
                 watch = IndexBounds()
                 case = self._case(self.seed, way, None, {}, watch)
@@ -252,6 +260,7 @@ class Oracle:
             expected = self._ask(call, *([watch] if watch is not None else []))
         except Exception as error:
             self._failure = error
+            let_go(error)
             if memory is not None:
                 memory.restore()
             return None

@@ -19,6 +19,7 @@ from secateurs.structure.draws import Call, tensors_in
 from secateurs.structure.examples import split_example, stored_example
 from secateurs.structure.graph import Graph
 from secateurs.structure.remarks import training_remark
+from secateurs.structure.scratch import let_go
 from secateurs.structure.trace import traced
 from secateurs.structure.verify import verify
 
@@ -52,6 +53,7 @@ def _right_graph(model: nn.Module, plan: Plan, inputs: Call) -> Graph:
             return graph
         except StructureError as error:
             failure = error
+            let_go(error)
             if graph.training is not None:
                 reason = str(error).partition(" The original is intact.")[0]
                 graph.training_mode = dataclasses.replace(graph.training_mode, reason=reason)

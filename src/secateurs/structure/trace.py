@@ -16,7 +16,9 @@ from secateurs.structure.examples import require_plain, shapes_of, split_example
 from secateurs.structure.followed import followed
 from secateurs.structure.forms import not_captured, plain
 from secateurs.structure.graph import Graph
+from secateurs.structure.groups import ONLY
 from secateurs.structure.modes import DRAWS, TrainingMode, calls_to_try, into_training, seed_python, training_of
+from secateurs.structure.scratch import give_back
 from secateurs.structure.untouched import evaluating, quiet, untouched
 from secateurs.structure.ways import ways_of
 
@@ -27,6 +29,7 @@ def trace(
     *,
     barriers: Iterable[str] = (),
     keep: Iterable[str] = (),
+    only: Iterable[str] = (),
     grid: str = "auto",
     repeat: bool = True,
 ) -> Graph:
@@ -42,6 +45,7 @@ def trace(
             so that the batch size is not mistaken for a constant.
         barriers: globs of module paths or operators (``blocks.3.attn``, ``aten.roll*``) to leave alone.
         keep: globs of layers or groups (``layer1.*``) that must stay whole.
+        only: globs of the only layers or groups that need not; in settings with one ``keep`` the same as ``!layer1.*``.
         grid: what heads and convolution groups expose: ``rows`` (whole heads or groups), ``columns`` (tied positions
             inside them), or ``auto``: rows where there are at least four, and whichever lets more of the network go
             where that leaves much of it pinned.
@@ -50,7 +54,8 @@ def trace(
     Raises:
         StructureError: the network cannot be run on the example or cannot be exported.
     """
-    patterns = _globs(barriers, "barriers"), _globs(keep, "keep")
+    kept = (*_globs(keep, "keep"), *(f"{ONLY}{pattern}" for pattern in _globs(only, "only")))
+    patterns = _globs(barriers, "barriers"), kept
     return traced(model, example, *patterns, grid=grid, repeat=repeat)
 
 
@@ -81,6 +86,7 @@ def traced(
         program = _evaluation(model, args, kwargs, how)
         pairs = followed(model, program)
         training, trained = _training(model, args, kwargs, how, chance)
+    give_back(model)
 
     def graph_of(kind: str) -> Graph:
         found = Graph(

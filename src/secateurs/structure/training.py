@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.errors import PlanError, StructureError
+from secateurs.errors import PlanError, StructureError, checked
 from secateurs.plan import Plan
 from secateurs.structure.layout import arranged_as
 
@@ -25,15 +25,11 @@ def slice_optimizer(optimizer: torch.optim.Optimizer, dense: nn.Module, small: n
     """
     names = {id(parameter): name for name, parameter in dense.named_parameters()}
     fresh = dict(small.named_parameters())
+    require_own(optimizer, dense)
     for group in optimizer.param_groups:
         kept: list[torch.Tensor] = []
         for parameter in group["params"]:
-            name = names.get(id(parameter))
-            if name is None:
-                raise StructureError(
-                    f"The optimiser holds a tensor of shape {list(parameter.shape)} that is no parameter of "
-                    f"{type(dense).__name__}. Pass the optimiser that trains this very network."
-                )
+            name = names[id(parameter)]
             state = optimizer.state.pop(parameter, None)
             if name not in fresh:
                 continue
@@ -41,6 +37,25 @@ def slice_optimizer(optimizer: torch.optim.Optimizer, dense: nn.Module, small: n
             if state is not None:
                 optimizer.state[fresh[name]] = _sliced_state(state, parameter, plan.slices.get(name, {}))
         group["params"] = kept
+
+
+def require_own(optimizer: torch.optim.Optimizer, dense: nn.Module) -> None:
+    """Nothing, if an optimiser trains parameters of this network alone.
+
+    Raises:
+        StructureError: it does not, or is none.
+    """
+    checked(
+        torch.optim.Optimizer, optimizer, "optimizer=", "Give the optimiser that trains the network", StructureError
+    )
+    own = {id(parameter) for parameter in dense.parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in own:
+                raise StructureError(
+                    f"The optimiser holds a tensor of shape {list(parameter.shape)} that is no parameter of "
+                    f"{type(dense).__name__}. Pass the optimiser that trains this very network."
+                )
 
 
 def _sliced_state(state: dict[str, Any], parameter: torch.Tensor, axes: dict[int, tuple[int, ...]]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from secateurs.structure.draws import Call
 from secateurs.structure.modes import INTERPRETER, RUN_ONLY, calls_to_try, in_words
 from secateurs.structure.oracle import Case, Oracle, run
 from secateurs.structure.places import CodePlace, place_of
-from secateurs.structure.precision import Settled
+from secateurs.structure.precision import Settled, widened
+from secateurs.structure.scratch import give_back
 from secateurs.structure.slicing import cut_copy, require_sound
 from secateurs.structure.untouched import quiet, untouched
 
@@ -61,6 +62,7 @@ def verify(
         if training is not None:
             oracle = _oracle_in_training(model, plan, call, seed, graph, traced, training)
             found, untried = (max(found, _checked(oracle)), "") if oracle.runs() else (found, oracle.failure)
+    give_back(model)
     if untried:
         warnings.warn(
             f"The cut network was not tried in training mode: the dense one does not run so on redrawn weights "
@@ -117,12 +119,13 @@ def _oracle_in_training(
 
 
 def _checked(oracle: Oracle) -> float:
-    buffers = oracle.buffers
+    drawn_as = oracle.drawn_as
     small = _cut(oracle)
     worst = 0.0
     for case in oracle.cases():
-        if oracle.buffers is not buffers:  # the network runs on its own buffers only
-            buffers, small = oracle.buffers, _cut(oracle)
+        if oracle.drawn_as != drawn_as:  # the network runs on its own buffers only
+            del small
+            drawn_as, small = oracle.drawn_as, _cut(oracle)
         found = _compared(oracle, small, case)
         worst = max(worst, found)
         if oracle.interpreted and oracle.plan.rebuild is not None and not case.optional:
@@ -226,7 +229,8 @@ def _carried_out(dense: nn.Module, plan: Plan, graph: Graph | None) -> nn.Module
     if plan.rebuild is None:
         return cut_copy(dense, plan)
     assert graph is not None
-    return build(graph, cut_of(graph, plan), dense.eval(), plan.rebuild).double()
+    built = build(graph, cut_of(graph, plan), dense.eval(), plan.rebuild)
+    return built._apply(lambda one: one if isinstance(one, nn.Parameter) else widened(one))
 
 
 def first_difference(dense: nn.Module, small: nn.Module, plan: Plan, case: Case) -> str:

@@ -5,12 +5,13 @@ Needs the extra ``zoo``.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from secateurs.models.external import optional
 
 CONVOLUTIONAL = (
     "resnet18", "resnet50", "resnext50_32x4d", "seresnet50", "res2net50_26w_4s", "resnetv2_50", "densenet121",
@@ -58,20 +59,9 @@ class Entry:
     convolutional: bool
 
 
-@functools.cache
-def allow_torchvision_without_operators() -> torch.library.Library:
-    """The schemas that ``import torchvision`` expects where its compiled operators are missing; keep it alive."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
 def build(name: str, seed: int = 0, batch: int = 1) -> Entry:
     """The network of the list by name, in evaluation mode, weights drawn from ``seed``."""
     torch.manual_seed(seed)
-    allow_torchvision_without_operators()
     family, _, leaf = name.rpartition(":")
     size = _RESIZED.get(leaf, _SIZES.get(leaf, 64))
     model = _torchvision(leaf) if family else _timm(leaf)
@@ -81,15 +71,13 @@ def build(name: str, seed: int = 0, batch: int = 1) -> Entry:
 
 
 def _timm(name: str) -> nn.Module:
-    import timm
-
+    timm = optional("timm", f"Network {name}", "zoo")
     resized: dict[str, Any] = {"img_size": _RESIZED[name]} if name in _RESIZED else {}
     return timm.create_model(name, pretrained=False, num_classes=10, **resized)  # type: ignore[no-any-return]
 
 
 def _torchvision(name: str) -> nn.Module:
-    import torchvision
-
+    torchvision = optional("torchvision", f"Network {name}", "zoo")
     if name == "resnet18_fpn":
         from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateurs.data.nests import leaves
+from secateurs.data.tasks.targets import target_of
 from secateurs.errors import DataError
 
 _IGNORED = -100
@@ -18,8 +19,11 @@ _IGNORED = -100
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """The first tensor that a network gives."""
-    return outputs if isinstance(outputs, Tensor) else next(tensor for _, tensor in leaves(outputs))
+    """The first tensor that a network gives; of named outputs that called ``logits``, where there is one."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    named = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    return named if isinstance(named, Tensor) else next(tensor for _, tensor in leaves(outputs))
 
 
 def among(logits: Tensor, labels: Tensor, classes: Sequence[int] | None) -> tuple[Tensor, Tensor]:
@@ -69,7 +73,7 @@ class CrossEntropy:
         return F.cross_entropy(*self._compared(outputs, batch), reduction="sum")
 
     def _compared(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
-        logits, labels = among(logits_of(outputs), batch[1], self.classes)
+        logits, labels = among(logits_of(outputs), target_of(batch), self.classes)
         return logits if logits.dtype == torch.float64 else logits.float(), labels
 
     def smoothed(self, smoothing: float) -> CrossEntropy:
@@ -105,7 +109,7 @@ class TopOne:
 
     def quick(self, outputs: Any, batch: Any) -> float:
         """How many of a batch are right."""
-        logits, labels = among(logits_of(outputs), batch[1], self.classes)
+        logits, labels = among(logits_of(outputs), target_of(batch), self.classes)
         return float((logits.detach().argmax(dim=1) == labels).sum())
 
 
@@ -124,7 +128,7 @@ class Hits:
         Raises:
             DataError: the output is no [batch, classes] tensor of finite numbers, or a label is outside the classes.
         """
-        logits, labels = among(_scores(outputs), batch[1], self._classes)
+        logits, labels = among(_scores(outputs), target_of(batch), self._classes)
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = best == labels[:, None]
         self._predicted.append(best[:, 0].cpu())
@@ -148,6 +152,8 @@ class Hits:
 
 
 def _scores(outputs: Any) -> Tensor:
+    named = isinstance(outputs, Mapping) or hasattr(outputs, "logits")
+    outputs = logits_of(outputs) if named and any(True for _ in leaves(outputs)) else outputs
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         form = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise DataError(

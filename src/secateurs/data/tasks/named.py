@@ -22,8 +22,10 @@ from secateurs.data.tasks.scores import (
     torchmetrics,
     visible,
 )
-from secateurs.data.tasks.task import Task, classification, target_of
-from secateurs.errors import PlanError
+from secateurs.data.tasks.targets import target_of
+from secateurs.data.tasks.task import Task, classification
+from secateurs.errors import DataError, PlanError, checked
+from secateurs.models.external import call_factory, import_factory
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -40,7 +42,7 @@ def task(name: str, **options: Any) -> Task:
         PlanError: name or option are unknown, or one is lacking.
         DataError: a package that it measures with is not installed.
     """
-    plain, _, query = name.partition("?")
+    plain, _, query = checked(str, name, "task(name=)", f"Give one of {', '.join(NAMED)}").partition("?")
     if plain not in NAMED:
         raise PlanError(f"Task {plain!r} is unknown. Known: {', '.join(NAMED)}; or give a secateurs.Task.")
     make = NAMED[plain]
@@ -71,7 +73,7 @@ def asked_task(task_: Task | str | None, loss: Loss | None, metric: Any) -> Task
             raise PlanError("task= holds loss and metric, so loss= or metric= beside it would do nothing. Give one.")
         if not isinstance(task_, (str, Task)):
             raise PlanError(f"task= is a {type(task_).__name__}. Give a secateurs.Task, or one of {', '.join(NAMED)}.")
-        return task(task_) if isinstance(task_, str) else task_
+        return _named(task_) if isinstance(task_, str) else task_
     if loss is None and metric is None:
         return None
     if loss is None:
@@ -79,6 +81,16 @@ def asked_task(task_: Task | str | None, loss: Loss | None, metric: Any) -> Task
     if metric is None:
         return Task(loss, loss, name="loss", better="lower")
     return Task(loss, metric)
+
+
+def _named(text: str) -> Task:
+    """The task of a name, or what ``file.py:factory`` returns."""
+    if ":" not in text.partition("?")[0]:
+        return task(text)
+    made = call_factory(import_factory(text, "Task"), {}, f"Task {text!r}")
+    if not isinstance(made, Task):
+        raise DataError(f"Task {text!r} returned {type(made).__name__}, not a secateurs.Task. Return the task.")
+    return made
 
 
 def multilabel(loss: Loss | None = None) -> Task:
@@ -99,6 +111,8 @@ def multilabel(loss: Loss | None = None) -> Task:
 def segmentation(ignore: int | None = None, metric: str = "mIoU", loss: Loss | None = None) -> Task:
     """A class per pixel: logits [samples, classes, height, width], targets [samples, height, width].
 
+    Logits of fewer pixels are brought to the target's size.
+
     Args:
         ignore: label of pixels that do not count.
         metric: ``mIoU`` or ``pixel-accuracy``.
@@ -114,7 +128,7 @@ def segmentation(ignore: int | None = None, metric: str = "mIoU", loss: Loss | N
         metric.replace("-", " "),
         "%",
         "higher",
-        compared=_labels,
+        compared=_pixels,
         distance="classes",
         kind="segmentation",
     )
@@ -254,7 +268,8 @@ class _PixelEntropy:
     ignore: int
 
     def __call__(self, outputs: Any, batch: Any) -> Tensor:
-        return F.cross_entropy(logits_of(outputs), target_of(batch).long(), ignore_index=self.ignore)
+        target = target_of(batch).long()
+        return F.cross_entropy(_of_size(logits_of(outputs), target), target, ignore_index=self.ignore)
 
 
 @dataclass(frozen=True)
@@ -309,6 +324,19 @@ def _tokens_of(batch: Any) -> Tensor:
         return found
     tokens: Tensor = target_of(batch)
     return tokens
+
+
+def _of_size(logits: Tensor, target: Tensor) -> Tensor:
+    """Logits [samples, classes, height, width] in the target's size: many networks answer at a part of it."""
+    if logits.ndim != 4 or target.ndim != 3 or logits.shape[2:] == target.shape[1:]:
+        return logits
+    return F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=False)
+
+
+def _pixels(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Logits in the size of the target, and the target as whole numbers."""
+    target = target_of(batch).long()
+    return _of_size(logits_of(outputs), target), target
 
 
 def _labels(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateurs.data.tasks.targets import target_of
 from secateurs.models.external import optional
 
 EXTRA = "tasks"
@@ -112,8 +113,6 @@ def points_of(outputs: Any, batch: Any, decode: Callable[[Any, Any], Tensor] | N
 
 def visible(batch: Any) -> tuple[Tensor, Tensor]:
     """A batch's keypoints [samples, points, 2], and which of them can be seen: bool [samples, points]."""
-    from secateurs.data.tasks.task import target_of
-
     target = target_of(batch)
     if target.ndim == 3 and target.shape[-1] == 3:
         return target[..., :2].float(), target[..., 2] > 0

@@ -17,11 +17,11 @@ from secateurs.data.nests import described, form, leaves
 from secateurs.data.tasks.classification import CrossEntropy, TopOne
 from secateurs.data.tasks.distance import Distance, divergence, has_classes, relative_square
 from secateurs.data.tasks.meters import Meter, measure
+from secateurs.data.tasks.targets import target_of
 from secateurs.errors import DataError, PlanError, SecateursError, why
 from secateurs.provenance import name_of
 
 DISTANCES = ("auto", "classes", "last-classes", "squared")
-_TARGETS = ("labels", "label", "targets", "target", "y", "masks", "mask")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,12 @@ class Task:
     @property
     def labels_images(self) -> bool:
         """Whether samples may be labelled images that are opened and normalised here."""
-        return isinstance(self.metric, TopOne) and self.inputs is None
+        return self.answers_classes and self.inputs is None and self._example.image
+
+    @property
+    def answers_classes(self) -> bool:
+        """Whether every sample has one class index."""
+        return isinstance(self.metric, TopOne)
 
     @property
     def title(self) -> str:
@@ -271,10 +276,12 @@ class Task:
 
 @dataclass(frozen=True)
 class _Form:
-    """How an example is given. ``positional``: what the forward calls those inputs; ``names``: of keyword inputs."""
+    """How an example is given. ``positional``: what the forward calls those inputs; ``names``: of keyword inputs;
+    ``image``: it is one image, as far as is known."""
 
     positional: tuple[str, ...] = ("",)
     names: tuple[str, ...] = ()
+    image: bool = True
 
 
 def _form_of(example: Any, module: nn.Module | None) -> _Form:
@@ -282,7 +289,7 @@ def _form_of(example: Any, module: nn.Module | None) -> _Form:
     count = len(inputs.args) if isinstance(inputs, CallInputs) else 1
     known = () if module is None else _named_inputs(module)
     names = tuple(inputs.kwargs) if isinstance(inputs, CallInputs) else ()
-    return _Form((*known, *[""] * count)[:count], names)
+    return _Form((*known, *[""] * count)[:count], names, isinstance(inputs, Tensor) and inputs.ndim == 4)
 
 
 def _named_inputs(module: nn.Module) -> tuple[str, ...]:
@@ -320,25 +327,6 @@ def by_example(batch: Any, form: _Form) -> Inputs:
 
 def _lone(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
     return args[0] if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) else CallInputs(args, kwargs)
-
-
-def target_of(batch: Any) -> Any:
-    """What answers are compared with: the last entry of a tuple, or the ``labels`` and the like of a dict.
-
-    Raises:
-        DataError: there is none.
-    """
-    if isinstance(batch, Mapping):
-        for name in _TARGETS:
-            if name in batch:
-                return batch[name]
-        raise DataError(
-            f"A batch is a dict of {', '.join(map(repr, batch))}, none of which is called {', '.join(_TARGETS)}. Say "
-            f"what the metric compares: Task(compared=lambda outputs, batch: (predictions, targets))."
-        )
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        return batch[-1]
-    return batch  # such as images that are to be restored
 
 
 def _differentiable(outputs: Any) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +34,7 @@ from secateurs.progress import Progress, silent
 from secateurs.provenance import store_key, target_label
 from secateurs.search.options import legal_widths, reachable_lengths
 from secateurs.structure import apply
+from secateurs.structure.groups import stays_whole
 
 if TYPE_CHECKING:
     from secateurs.latency.model import LatencyModel
@@ -274,8 +274,7 @@ def _widths(spec: NetworkSpec, legal: Legal) -> tuple[np.ndarray, ...]:
 
 
 def _kept_whole(graph: Graph, parameter: str) -> bool:
-    layer = parameter.rpartition(".")[0]
-    return any(fnmatchcase(layer, glob) for pattern in graph.keep for glob in (pattern, f"{pattern}.*"))
+    return stays_whole([parameter.rpartition(".")[0]], graph.keep)
 
 
 def _grain(units: int) -> int:

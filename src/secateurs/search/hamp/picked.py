@@ -11,7 +11,7 @@ import numpy as np
 
 from secateurs.cost import quantity
 from secateurs.errors import InfeasibleBudgetError, PlanError, why
-from secateurs.files import read_json
+from secateurs.files import read_json, read_text
 from secateurs.progress import Progress, silent
 from secateurs.search.problem import Candidate, Problem, Solution, Strategy
 
@@ -57,7 +57,7 @@ class FromFront(Strategy):
             raise PlanError(f"Strategy 'front' searches nothing, so it takes no {', '.join(sorted(options))}.")
         path = Path(FILE) if folder is None else folder / FILE
         try:
-            raw = read_json(path.read_text(encoding="utf-8"))
+            raw = read_json(read_text(path, own=True))
             networks = tuple(
                 FrontNetwork(p["widths"], tuple(p["removed"]), float(p["error"]), int(p["number"]))
                 for p in raw["points"]

@@ -161,10 +161,7 @@ class Learner:
             for name, tensor in held["replay"].items():
                 getattr(self.replay, name)[: len(tensor)] = tensor.numpy()
         except Exception as error:
-            raise PlanError(
-                f"The agent's checkpoint cannot be used ({why(error)}). Delete it to start the search again; "
-                "evaluations that are already stored are not lost."
-            ) from error
+            raise PlanError(f"The agent's checkpoint cannot be used ({why(error)}).") from error
         self.replay.pos, self.replay.full, self.replay.mean = int(state["pos"]), bool(state["full"]), state["mean"]
         self.algorithm._n_updates = int(state["updates"])
 

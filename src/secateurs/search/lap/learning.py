@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from secateurs.errors import PlanError, why
-from secateurs.files import read_json, write_atomic
+from secateurs.files import read_bytes, read_json, read_text, write_atomic
 from secateurs.progress import Task
 from secateurs.search.lap.exploration import truncated_normal
 from secateurs.search.lap.playing import Action, GameTable, fixed, rehearse, walk
@@ -102,16 +103,15 @@ class Learning:
         if self.folder is None or not (self.folder / HISTORY_FILE).exists():
             return
         try:
-            held = read_json((self.folder / HISTORY_FILE).read_text(encoding="utf-8"))
+            held = read_json(read_text(self.folder / HISTORY_FILE, own=True))
             if held["identity"] != self.identity:
                 return
-            content = (self.folder / AGENT_FILE.replace(".", f"-{held['number']}.")).read_bytes()
+            content = read_bytes(self.folder / AGENT_FILE.replace(".", f"-{held['number']}."), own=True, most=1 << 30)
             found = [_episode(raw) for raw in held["episodes"]]
+            if hashlib.sha256(content).hexdigest() != held.get("agent", hashlib.sha256(content).hexdigest()):
+                raise ValueError("the agent is another one")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PlanError(
-                f"The search's checkpoint in {self.folder} is damaged ({why(error)}). Delete that folder to start the "
-                "search again; evaluations that are already stored are not lost."
-            ) from error
+            raise PlanError(f"The search's checkpoint in {self.folder} is damaged ({why(error)}).") from error
         self.learner.restore(content)
         self.episodes = found
 
@@ -122,8 +122,14 @@ class Learning:
         self.folder.mkdir(parents=True, exist_ok=True)
         number = len(self.episodes)
         current = self.folder / AGENT_FILE.replace(".", f"-{number}.")
-        write_atomic(current, self.learner.to_bytes())
-        content = {"identity": self.identity, "number": number, "episodes": [asdict(e) for e in self.episodes]}
+        agent = self.learner.to_bytes()
+        write_atomic(current, agent)
+        content = {
+            "identity": self.identity,
+            "number": number,
+            "agent": hashlib.sha256(agent).hexdigest(),
+            "episodes": [asdict(e) for e in self.episodes],
+        }
         write_atomic(self.folder / HISTORY_FILE, json.dumps(content).encode())
         for old in self.folder.glob(AGENT_FILE.replace(".", "-*.")):
             if old != current:

@@ -100,7 +100,7 @@ class Lap(Strategy):
         game = Game(choices, wall, curves, reward, _judge(problem), settings.prior.state)
         blind = replace(game, judge=lambda widths, removed: 0.0)
         table = GameTable(PruningEnv(game), PruningEnv(replace(blind, wall=None)), PruningEnv(blind))
-        session = self._session(problem, table.env, seed)
+        session = self._session(problem, table.env, seed, progress)
         limits = tuple(problem.limits.tolist()) if settings.budget else None
         start = self._start(problem, choices, curves, warm, session, limits)
         with progress.task("lap", session.wanted(limits)) as task:
@@ -127,8 +127,9 @@ class Lap(Strategy):
             progress.say(f"The budget needs groups pruned by more than {self.settings.most:.0%}: all widths are open.")
             return free, wall
 
-    def _session(self, problem: Problem, env: PruningEnv, seed: int) -> Learning:
-        """The search so far: from earlier limits, from the folder, or a new one."""
+    def _session(self, problem: Problem, env: PruningEnv, seed: int, progress: Progress) -> Learning:
+        """The search so far: from earlier limits, from the folder, or a new one, also where the folder's is damaged:
+        it goes the same way again, by the evaluations that are stored."""
         assert problem.evaluator is not None
         ends = np.stack([problem.spec.dense_widths, problem.narrowest])
         costs = [constraint.model.evaluate(ends).tolist() for constraint in problem.constraints]
@@ -136,9 +137,17 @@ class Lap(Strategy):
         facts = (COURSE, self.settings, seed, problem.spec.fingerprint, problem.evaluator.identity, costs, legal)
         identity = digest(spelled(facts), 16)
         if identity not in self.sessions:
-            learner = _learner(env, self.settings, len(problem.spec.groups), seed)
-            session = Learning(learner, self.settings, seed, identity, self.folder)
-            session.resume()
+
+            def fresh(folder: Path | None) -> Learning:
+                learner = _learner(env, self.settings, len(problem.spec.groups), seed)
+                return Learning(learner, self.settings, seed, identity, folder)
+
+            session = fresh(self.folder)
+            try:
+                session.resume()
+            except PlanError as error:
+                progress.say(f"{error} It is searched anew; what was evaluated is not evaluated again.")
+                session = fresh(self.folder)
             self.sessions[identity] = session
         return self.sessions[identity]
 

@@ -1,0 +1,1 @@
+"""Samples that lie in files: images with boxes or masks, tables, recordings."""

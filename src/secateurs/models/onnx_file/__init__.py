@@ -1,0 +1,1 @@
+"""Networks from ONNX files: read, rebuilt in PyTorch, and held to what ONNX Runtime computes."""
