@@ -78,7 +78,7 @@ def test_a_network_that_does_not_fit_is_told(given: dict[str, int]) -> None:
 
 
 def test_blocks_are_those_that_yosys_counts() -> None:
-    assert blocks(Engine(16, 8, 2048, 1024)) == 25  # benchmarks/results/fpga_builds.csv
+    assert blocks(Engine(16, 8, 2048, 1024)) == 25
     assert blocks(Engine(4, 2, 512, 128)) == 4
 
 
