@@ -18,6 +18,7 @@ accuracy is claimed for these cuts. ``useful``: products of multipliers and cycl
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import tempfile
 from datetime import date
@@ -43,7 +44,7 @@ from secateurs.fpga.integers import outputs, quantised_input, run_layer, run_net
 from secateurs.fpga.layers import IntegerNetwork, LayerStep
 from secateurs.fpga.packing import jobs
 from secateurs.fpga.reading import read
-from secateurs.fpga.simulation import assembled, simulate
+from secateurs.fpga.simulation import SOURCES, assembled, simulate
 from secateurs.fpga.synthesis import synthesised
 from secateurs.models import load
 from secateurs.structure import apply, trace
@@ -222,8 +223,14 @@ def build_row(engine: Engine, found: dict[str, Any]) -> dict[str, Any]:
         "multipliers": yosys["multipliers"], "multipliers_predicted": wanted["multipliers"],
         "block_ram": yosys["block_ram"], "block_ram_predicted": wanted["block_ram"], "tables": yosys["tables"],
         "carries": yosys["carries"], "flip_flops": yosys["flip_flops"], "clock_mhz": placed.get("clock_mhz", ""),
-        "yosys": yosys["version"], "nextpnr": placed.get("version", ""), "date": date.today().isoformat(),
+        "yosys": yosys["version"], "nextpnr": placed.get("version", ""), "source": source(),
+        "date": date.today().isoformat(),
     }  # fmt: skip
+
+
+def source() -> str:
+    """The engine's sources by a digest: figures are of these."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()[:12]
 
 
 def main() -> None:

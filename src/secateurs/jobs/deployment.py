@@ -170,9 +170,7 @@ class Deployment:
         if not bench.quantises:
             return self._dense(accuracy, correct, images, self._exported(bench), said)
         if not bench.target.runs_float:
-            written = self._exported(bench)
-            deployed = deployed_on_test_images(bench, bench.dense, self.data, self.progress, module)
-            made = self._dense(deployed.value, told(deployed), deployed.images, written, said)
+            made = self._deployed_dense(self._exported(bench), said)
             return replace(made, float_accuracy=accuracy)
         with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
             written, in_float = bench.export_dense_and_in_float(module)
@@ -182,9 +180,13 @@ class Deployment:
             bench = replace(bench, target=open_target(in_float_target(self.aim.target)))
             written = self._exported(bench)
             return replace(self, bench=bench)._dense(accuracy, correct, images, written, (*said, slow))
-        deployed = deployed_on_test_images(bench, bench.dense, self.data, self.progress, module)
-        made = self._dense(deployed.value, told(deployed), deployed.images, written, said)
+        made = self._deployed_dense(written, said)
         return replace(made, float_accuracy=accuracy, float_ratio=in_float.ratio)
+
+    def _deployed_dense(self, written: ExportReport, said: Sequence[str]) -> DenseFound:
+        """The record of the dense quantised file, by its own answers."""
+        deployed = deployed_on_test_images(self.bench, self.bench.dense, self.data, self.progress, self.loaded.module)
+        return self._dense(deployed.value, told(deployed), deployed.images, written, said)
 
     def _exported(self, bench: Bench) -> ExportReport:
         with self.folder.timed("measure"), self.progress.task(self.aim.stage("export dense")):
