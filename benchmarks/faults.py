@@ -241,7 +241,11 @@ def digest(path: Path) -> str:
 
 def outcome(folder: Path) -> dict[str, str]:
     """What must be the same after every fault."""
-    found = {name: digest(folder / name) for name in ("plan.json", "model.safetensors")}
+    found = {"model.safetensors": digest(folder / "model.safetensors")}
+    if (folder / "plan.json").is_file():
+        plan = read_json((folder / "plan.json").read_text())
+        del plan["provenance"]  # holds where the network lies, and seconds
+        found["plan.json"] = hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:16]
     if (folder / "front.json").is_file():
         front = read_json((folder / "front.json").read_text())
         points = [[p["widths"], p["removed"], p["error"]] for p in front["points"]]

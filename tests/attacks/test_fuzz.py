@@ -1,9 +1,13 @@
-"""Every parser of what comes from outside takes any text: a value, or an error of the package; 100 texts each."""
+"""Every parser of what comes from outside takes any text: a value, or an error of the package.
+
+100 texts each; SECATEURS_FUZZ=N takes N (docs/trust.md says for how long they ran so).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +38,12 @@ JSON: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
     max_leaves=12,
 )
-QUICK = settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(
+    max_examples=int(os.environ.get("SECATEURS_FUZZ", "100")),
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 
 OF_TEXT: dict[str, Callable[[str], object]] = {
     **{name: lambda text, name=name: Budget.parse(text, name) for name in ("latency", "memory", "file_size", "macs")},  # type: ignore[misc]

@@ -206,14 +206,19 @@ def test_a_full_disk_is_a_message(run_folder: Path, monkeypatch: pytest.MonkeyPa
     assert "dense.onnx" in message
 
 
-def test_a_bug_is_named_as_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_named_as_one(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("division by zero")
 
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("secateurs.jobs.comparison.evaluate", broken)
     message = paragraph(prune(out=run_folder))
     assert "bug in secateurs: ZeroDivisionError" in message
-    assert "SECATEURS_DEBUG" in message
+    [report] = tmp_path.glob("secateurs-report-*.txt")
+    assert f"The traceback is in {report}: report it" in message
+    assert "ZeroDivisionError: division by zero" in report.read_text()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no"))
+    assert "SECATEURS_DEBUG=1" in paragraph(prune(out=tmp_path / "other"))
 
 
 def test_ctrl_c_says_how_to_go_on(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

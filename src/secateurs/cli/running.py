@@ -7,8 +7,10 @@ import errno
 import functools
 import json
 import os
+import shlex
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -120,10 +122,25 @@ def explain(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "Out of memory. Use a smaller --batch, or fewer calibration images."
     place = traceback.extract_tb(error.__traceback__)[-1]
+    written = _report(error)
+    more = f"Set {_DEBUG}=1 for the traceback" if written is None else f"The traceback is in {written}"
     return (
         f"This is a bug in secateurs: {why(error)} (in {os.path.basename(place.filename)}:{place.lineno}). "
-        f"Set {_DEBUG}=1 for the traceback, and report it."
+        f"{more}: report it with that."
     )
+
+
+def _report(error: Exception) -> str | None:
+    """A file with the command, versions and the traceback; None where none can be written."""
+    from secateurs.provenance import versions
+
+    lines = [shlex.join(sys.argv), json.dumps(versions()), *traceback.format_exception(error)]
+    with contextlib.suppress(OSError):
+        handle, path = tempfile.mkstemp(prefix="secateurs-report-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write("\n".join(lines))
+        return path
+    return None
 
 
 def _stop_writing() -> None:
