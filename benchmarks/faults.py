@@ -14,7 +14,7 @@ differs, but for the cases of ``worker``: there ONNX Runtime measures, from a wa
 After the fault the run goes on with ``--resume`` until it ends, or is started again where it had made nothing. It must
 end with the same plan, the same weights and the same search as the undisturbed run; no measured row may be lost, the
 file beside the run folder must be as it was, and what is said must be whole sentences: no traceback, no "bug". One row
-per case in ``benchmarks/results/faults.csv``, written as soon as it is known; it is about being right, so a busy
+per case in ``faults.csv`` among the results, written as soon as it is known; it is about being right, so a busy
 machine does not matter. Linux, as a user who may mount (``tmpfs``), else the cases of full disks are left out.
 """
 
