@@ -467,7 +467,9 @@ def test_what_is_damaged_between_stages_is_made_again(tmp_path: Path, fake_targe
         run = RunFolder.create(tmp_path / where, JOB)
         for name in names:
             run.record(name, {}, Figures)
-        for path in (run.files.dense("onnx"), run.files.plan, run.files.carrier, run.files.repaired):
+        files = run.files
+        between = (files.dense("onnx"), files.plan, files.carrier, files.repaired)
+        for path in (*between, files.weights, files.deployed("onnx"), files.path / "model.bin"):
             run.write(path, path.name)
         return RunFolder.resume(run.path)
 
@@ -481,6 +483,9 @@ def test_what_is_damaged_between_stages_is_made_again(tmp_path: Path, fake_targe
         ("plan.json", {"dense"}),
         ("carrier.safetensors", {"dense"}),
         ("repaired.safetensors", {"dense", "plan"}),
+        ("model.safetensors", {"dense", "plan", "repair", "finetune"}),
+        ("model.onnx", {"dense", "plan", "repair", "finetune"}),
+        ("model.bin", {"dense", "plan", "repair", "finetune"}),
     ):
         for content in (None, "foreign"):
             run = begun(f"{name}{content}")
