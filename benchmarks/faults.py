@@ -30,6 +30,7 @@ import json
 import math
 import os
 import platform
+import random
 import shutil
 import signal
 import sqlite3
@@ -104,7 +105,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """All of them, those of all jobs in turn, so that a run that is cut short has some of each."""
+    """All of them, mixed, those of all jobs in turn, so that a run that is cut short has some of each."""
     found: list[list[Case]] = []
     for job in JOBS:
         mine = [Case(job, name, "parent", share) for share in SHARES for name in SIGNALS]
@@ -116,6 +117,7 @@ def cases() -> list[Case]:
         mine += [
             Case(job, name, "worker", share) for share in (0.3, 0.7) for name in SIGNALS if job in ("prune", "front")
         ]
+        random.Random(job).shuffle(mine)
         found.append([case for case in mine if job != "digits" or (case.place == "parent" and case.at in (0.4, 0.7))])
     most = max(map(len, found))
     return [mine[number] for number in range(most) for mine in found if number < len(mine)]
