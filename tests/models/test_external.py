@@ -85,7 +85,7 @@ def test_missing_places(tmp_path: Path) -> None:
 def test_wrong_input_shape(factory: str) -> None:
     with pytest.raises(DataError, match="does not run on an input of shape 1x1x20x20"):
         models.load(f"{factory}:make", input_shape=(1, 20, 20))
-    with pytest.raises(DataError, match="three sizes above zero"):
+    with pytest.raises(DataError, match="must be three sizes from 1"):
         models.load(f"{factory}:make", input_shape=(3, 0, 20))
     with pytest.raises(DataError, match="Give one of the two"):
         models.load(f"{factory}:make?size=30", input_shape=(3, 20, 20))

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from secateurs.errors import ExportError
 from secateurs.network import AxisSpec, NetworkSpec
+from secateurs.structure.operators import ATTENTIONS, is_a
 
 FxConstants = Mapping[str, Mapping[str, Any]]
 """New Python value per exported node and schema argument name."""
@@ -19,7 +20,6 @@ UnitAxes = tuple[tuple[int, ...], Mapping[int, AxisSpec]]
 """Shape of a traced value, and the lengths of the axes that units lie on."""
 
 KEYS = ".key"
-_ATTENTION = "scaled_dot_product_attention"
 _LARGEST = np.iinfo(np.int64).max
 
 
@@ -36,7 +36,7 @@ def unit_axes(graph: Any) -> dict[str, UnitAxes]:
             axes = {dim: graph.units.axis(value.along(dim), value.shape[dim]) for dim in dims}
             found[name] = (tuple(value.shape), axes)
     for node in graph.nodes.values():
-        if _ATTENTION in str(node.target) and len(node.args) > 1 and node.args[1].name in found:
+        if is_a(node, ATTENTIONS) and len(node.args) > 1 and node.args[1].name in found:
             found[node.name + KEYS] = found[node.args[1].name]
     return found
 

@@ -289,7 +289,12 @@ def _form_of(example: Any, module: nn.Module | None) -> _Form:
     count = len(inputs.args) if isinstance(inputs, CallInputs) else 1
     known = () if module is None else _named_inputs(module)
     names = tuple(inputs.kwargs) if isinstance(inputs, CallInputs) else ()
-    return _Form((*known, *[""] * count)[:count], names, isinstance(inputs, Tensor) and inputs.ndim == 4)
+    return _Form((*known, *[""] * count)[:count], names, _is_image(inputs))
+
+
+def _is_image(inputs: Inputs) -> bool:
+    lone = _lone(inputs.args, dict(inputs.kwargs)) if isinstance(inputs, CallInputs) else inputs
+    return isinstance(lone, Tensor) and lone.ndim == 4
 
 
 def _named_inputs(module: nn.Module) -> tuple[str, ...]:
