@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -104,9 +105,17 @@ def test_a_wrapped_network_is_opened(asked: SimpleNamespace) -> None:
 def test_settings_come_alone(asked: SimpleNamespace) -> None:
     called(SETTINGS)
     assert asked.settings is SETTINGS
-    for more in ({"latency": "50%"}, {"memory": 0.5}, {"max_loss": 1.0}, {"min_accuracy": 0.9}, {"criterion": "l1"}):
-        with pytest.raises(PlanError, match="settings= holds everything"):
-            called(SETTINGS, **more)
+    beside: dict[str, object] = {
+        "latency": "50%", "memory": 0.5, "file_size": "1MB", "macs": 0.5, "max_loss": 1.0, "min_accuracy": 0.9,
+        "target": "openvino-cpu", "strategy": "lap", "criterion": "l1", "epochs": 3, "threads": 2, "seed": 1,
+        "allow_chance": True, "precision_mix": "auto", "quantise_aware": True,
+    }  # fmt: skip
+    for name, value in beside.items():
+        with pytest.raises(PlanError, match=f"settings= holds everything, so {name}= beside it"):
+            called(SETTINGS, **{name: value})
+    parameters = inspect.signature(prune).parameters
+    first, last = (list(parameters).index(name) for name in ("latency", "settings"))
+    assert set(beside) == set(list(parameters)[first:last]) - {"normalize"}
 
 
 @pytest.mark.parametrize("share", [0.1 + 0.2, 1 / 3, 0.6, 1, 0.07])

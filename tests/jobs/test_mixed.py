@@ -153,7 +153,8 @@ def test_a_run_that_has_a_plan_is_taken_up_with_its_mix(result: Result, plans: l
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"target": "onnxruntime-cpu"}, "runs float files, so there are no precisions to mix"),
+        ({"target": "onnxruntime-cpu"}, "runs files of one precision, so there are none to mix"),
+        ({"target": "fpga:ecp5-85f"}, "runs files of one precision, so there are none to mix"),
         ({"precision_mix": "sometimes"}, "'sometimes' is unknown. Known: off, auto"),
         ({"strategy": "lap"}, "which strategy 'lap' does not"),
         ({"latency": None, "macs": "50%"}, "decided by measured time. Give --latency"),

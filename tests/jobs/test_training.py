@@ -156,6 +156,11 @@ def test_where_nothing_is_rounded_or_trained_it_is_refused(given: dict[str, obje
         Settings(latency="60%", quantise_aware=True, **given)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("target", ["fpga:ecp5-85f", "onnxruntime-cpu:int8", "ssh://pi/openvino-cpu:int8"])
+def test_every_target_of_int8_files_takes_rounding(target: str) -> None:
+    assert Settings(latency="60%", quantise_aware=True, target=target).quantise_aware
+
+
 def test_regrowth_trains_the_network_without_the_blocks_that_go(network: Loaded, tmp_path: Path) -> None:
     graph = trace(network.module, network.example())
     spec = graph.spec

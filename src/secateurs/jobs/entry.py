@@ -123,35 +123,41 @@ def prune(
         InfeasibleBudgetError: no legal network is that fast, or none that was tried keeps that accuracy.
         SecateursError: anything else that is wrong with the input, the data, the folder or the runtime.
     """
-    if settings is None:
-        settings = Settings(
-            latency=_one_or_several(tuple(_spelled(one) for one in several(latency))),
-            memory=_text(memory),
-            file_size=_text(file_size),
-            macs=_text(macs),
-            max_loss=max_loss,
-            min_accuracy=None if min_accuracy is None else str(min_accuracy),
-            target=_one_or_several(several(target)) or "",
-            strategy=strategy,
-            criterion=criterion,
-            epochs=epochs,
-            threads=threads,
-            seed=seed,
-            allow_chance=allow_chance,
-            precision_mix=precision_mix,
-            quantise_aware=quantise_aware,
-        )
-    elif not isinstance(settings, Settings):
-        raise PlanError(f"settings= is a {type(settings).__name__}. Give a secateurs.jobs.settings.Settings.")
-    elif any(one is not None for one in (latency, memory, file_size, macs, max_loss, min_accuracy, criterion)):
-        raise PlanError("settings= holds everything, so a budget or criterion= beside it would do nothing. Give one.")
+    given: dict[str, Any] = {
+        "latency": _one_or_several(tuple(_spelled(one) for one in several(latency))),
+        "memory": _text(memory),
+        "file_size": _text(file_size),
+        "macs": _text(macs),
+        "max_loss": max_loss,
+        "min_accuracy": None if min_accuracy is None else str(min_accuracy),
+        "target": _one_or_several(several(target)) or "",
+        "strategy": strategy,
+        "criterion": criterion,
+        "epochs": epochs,
+        "threads": threads,
+        "seed": seed,
+        "allow_chance": allow_chance,
+        "precision_mix": precision_mix,
+        "quantise_aware": quantise_aware,
+    }
+    chosen = Settings(**given) if settings is None else _whole(settings, given)
     checked(str | Path | None, output, "prune(output=)", "Give the name of a folder")
     place = Place(None if output is None else Path(output), resume)
     model, asked = plain(model), asked_task(task, loss, metric)
     with as_found(None, data):
         with untouched(model):
-            loaded, opened = inputs_of(model, example, data, asked, normalize, seed=settings.seed, progress=progress)
-        return run(loaded, opened, settings, place, example=example, progress=progress)
+            loaded, opened = inputs_of(model, example, data, asked, normalize, seed=chosen.seed, progress=progress)
+        return run(loaded, opened, chosen, place, example=example, progress=progress)
+
+
+def _whole(settings: Any, given: Mapping[str, Any]) -> Settings:
+    """The settings that hold everything, where nothing else is ``given`` beside them."""
+    if not isinstance(settings, Settings):
+        raise PlanError(f"settings= is a {type(settings).__name__}. Give a secateurs.jobs.settings.Settings.")
+    beside = [f"{name}=" for name, value in given.items() if value != getattr(Settings, name)]
+    if beside:
+        raise PlanError(f"settings= holds everything, so {', '.join(beside)} beside it would do nothing. Give one.")
+    return settings
 
 
 def inputs_of(

@@ -15,7 +15,7 @@ from secateurs.budgets import AccuracyBound, Budget, describe_budgets, parse_bud
 from secateurs.errors import PlanError, checked
 from secateurs.latency.targets import DEFAULT_TARGET
 from secateurs.latency.targets._base import QUANTISED
-from secateurs.latency.targets.opening import in_float
+from secateurs.latency.targets.opening import in_float, make_target
 from secateurs.recover.amount import LARGEST_BATCH, default_batch, default_epochs
 from secateurs.recover.schedules import SCHEDULES
 from secateurs.recover.schedules import schedule as find_schedule
@@ -240,7 +240,7 @@ class Settings:
             )
         if in_float(self.targets[0]) == self.targets[0]:
             raise PlanError(
-                f"Target {self.targets[0]} runs float files, so there are no precisions to mix. Give a target such as "
+                f"Target {self.targets[0]} runs files of one precision, so there are none to mix. Give a target such as "
                 f"{DEFAULT_TARGET}:{QUANTISED[0]}, or leave --precision-mix out."
             )
         check_mixing(self.strategy)
@@ -261,7 +261,7 @@ class Settings:
 
     def _check_rounding(self) -> None:
         """Nothing, if there is an int8 file to train for, and a training."""
-        if self.quantise_aware and in_float(self.targets[0]) == self.targets[0]:
+        if self.quantise_aware and make_target(self.targets[0]).precision not in QUANTISED:
             raise PlanError(
                 f"Target {self.targets[0]} runs float files, so there is no quantisation to train with. Give a target "
                 f"such as {DEFAULT_TARGET}:{QUANTISED[0]}, or leave --quantise-aware out."

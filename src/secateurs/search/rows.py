@@ -75,8 +75,8 @@ class FileRows:
     def _refusal(self, error: Exception) -> PlanError:
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
             return PlanError(
-                f"Evaluations cannot be kept in {self._path}: it is damaged, or not ours ({why(error)}). Move it out of "
-                "the folder and start again with --resume: what it held is judged again."
+                f"Evaluations cannot be kept in {self._path}: it is damaged, or not ours ({why(error)}). Move it "
+                "out of the folder and start again with --resume: what it held is judged again."
             )
         return PlanError(
             f"Evaluations cannot be kept in {self._path} ({why(error)}). "
