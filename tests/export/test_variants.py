@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 
 from secateurs.errors import ExportError
 from secateurs.export.onnx import to_model
-from secateurs.export.variants import OnnxVariants
+from secateurs.export.variants import OnnxVariants, kept_units
 from secateurs.models import load
 from secateurs.structure import apply, trace
 
@@ -167,3 +168,55 @@ def test_names_lead_back_to_the_traced_nodes(tmp_path: Path) -> None:
     assert set(variants.node_names.values()) <= traced
     layers = {layer.node for layer in graph.spec.layers}
     assert layers <= set(variants.node_names.values())
+
+
+PARTINGS: dict[str, Callable[[torch.Tensor], Sequence[torch.Tensor]]] = {
+    "tensor_split by place": lambda y: y.tensor_split([5, 9], 1),
+    "tensor_split by number": lambda y: y.tensor_split(3, 1),
+    "hsplit": lambda y: y.hsplit([5, 9]),
+    "dsplit": lambda y: [part.movedim(2, 1) for part in y.movedim(1, 2).dsplit([6])],
+    "chunk": lambda y: y.chunk(3, 1),
+    "split by size": lambda y: y.split(6, 1),
+    "split by sizes": lambda y: y.split([4, 5, 7], 1),
+    "split all in one": lambda y: [torch.cat(y.split(6, 1)[::-1], 1)],
+    "narrow": lambda y: (y.narrow(1, 2, 6), y.narrow(1, 8, 8)),
+    "select": lambda y: (y.select(1, 3)[:, None], y[:, 7:]),
+    "roll": lambda y: (torch.roll(y, 3, 1), y),
+    "slices from the end": lambda y: (y[:, :-3], y[:, -3:]),
+    "slices that take everything": lambda y: (y[:][:, 2:9], y[:, :, :, :][:, 9:]),
+    "unbind": lambda y: y.unflatten(1, (2, 8)).unbind(1),
+    "crop": lambda y: (F.pad(y, (0, 0, 0, 0, -3, 0)),),
+}
+
+
+class Parting(nn.Module):
+    """Every part of the first layer's channels has a convolution of its own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.stem, self.norm, self.parts = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), PARTINGS[name]
+        shapes = [part.shape[1] for part in self.parts(torch.zeros(1, 16, 8, 8))]
+        self.each = nn.ModuleList(nn.Conv2d(channels, 8, 3) for channels in shapes)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self.parts(F.relu(self.norm(self.stem(x))))
+        return self.head(sum(each(part) for each, part in zip(self.each, parts, strict=True)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", PARTINGS)
+def test_ways_to_part_channels(name: str) -> None:
+    """The file runs at any widths and has the convolutions that the cut network has, whichever units stay."""
+    module, example = Parting(name).eval(), torch.randn(1, 3, 8, 8)
+    graph = trace(module, example)
+    variants, rng = OnnxVariants(graph), np.random.default_rng(0)
+    for _ in range(4):
+        widths, _ = draw(graph, rng)
+        assert runs(variants.build(widths)).shape == (1, 5)
+        assert runs(variants.build(widths, rng=rng)).shape == (1, 5)
+    kept = kept_units(graph.spec, widths, rng)
+    small = apply(module, graph.plan(kept), example)
+    ours, real = shapes(variants.build(widths)), shapes(to_model(small, example).SerializeToString())
+    assert {key: n for key, n in ours.items() if key[0] == "Conv"} == {
+        key: n for key, n in real.items() if key[0] == "Conv"
+    }

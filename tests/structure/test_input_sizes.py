@@ -162,6 +162,119 @@ class Anchors(Trunk):
         return (y + self.places.to(y)).flatten(2)
 
 
+@takes("[any, 3, any, any]", (2, 3, 9, 31), (1, 3, 20, 5))
+class Relative(Trunk):
+    """Shifts rows by padding them by a size of the image, along positions that stay (relative attention)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Parameter(torch.randn(15, 10)), nn.Linear(10, 4)
+
+    def forward(self, x):
+        y = self.trunk(x)
+        b, c, h, w = y.shape
+        z = F.pad(y.permute(0, 2, 3, 1).reshape(b * h, w, c) @ self.table.t(), [0, 1]).flatten(1)
+        return self.fc(y.mean((2, 3))) + F.pad(z, [0, w - 1]).mean(1).reshape(b, h).mean(1)[:, None]
+
+
+def partly(text: str, *others: tuple[int, ...], declines=((1, 3, 6, 8), (1, 3, 12, 8))):
+    """Register a network that takes a part of its channels by the height of the image."""
+
+    def register(part):
+        class Partly(Trunk):
+            def __init__(self) -> None:
+                super().__init__()
+                self.fc = nn.Linear(10, 4)
+
+            def forward(self, x):
+                y = self.trunk(x)
+                return self.fc(y.mean((2, 3))) + part(y, y.shape[2]).amax((1, 2, 3))[:, None]
+
+        Partly.__name__ = part.__name__.title()
+        return takes(text, (3, 3, 8, 8), *others, shape=(1, 3, 8, 8), declines=declines)(Partly)
+
+    return register
+
+
+of_one_size = partly("[any, 3, 8, 8]", declines=((1, 3, 6, 8), (1, 3, 8, 6)))
+"""What is left of them can be told for one height alone."""
+
+
+@of_one_size
+def cropped(y, h):
+    return F.pad(y, [0, 0, 0, 0, -h // 2, 0])
+
+
+@of_one_size
+def padded_before(y, h):
+    return F.pad(y, [0, 0, 0, 0, h - 9, h - 6])[:, 2:]
+
+
+@of_one_size
+def narrowed(y, h):
+    return y.narrow(1, 1, h)
+
+
+@of_one_size
+def narrowed_from(y, h):
+    return y.narrow(1, h - 6, 5)
+
+
+@of_one_size
+def sliced(y, h):
+    return y[:, :h]
+
+
+@of_one_size
+def sliced_from(y, h):
+    return y[:, h - 6 :]
+
+
+@of_one_size
+def selected(y, h):
+    return y.select(1, h - 1)[:, None]
+
+
+@of_one_size
+def rolled(y, h):
+    return torch.roll(y, h // 2, 1)[:, :4]
+
+
+@of_one_size
+def split(y, h):
+    return y.split([h, y.shape[1] - h], 1)[1]
+
+
+@of_one_size
+def split_evenly(y, h):
+    return y.split(h, 1)[1]
+
+
+@partly("[any, 3, any from 8 up to 9, any]", (1, 3, 9, 5))
+def chunked(y, h):
+    return y.chunk(h // 2, 1)[1]
+
+
+@of_one_size
+def split_at(y, h):
+    return y.tensor_split([h // 2, h - 1], 1)[1]
+
+
+@of_one_size
+def split_almost_evenly(y, h):
+    return y.tensor_split(h // 2, 1)[1]
+
+
+@partly("[any, 3, multiples of 4 and some others up to 11, any]", (1, 3, 11, 5))
+def split_by_columns(y, h):
+    return y.hsplit([h // 4])[1]
+
+
+@partly("[any, 3, any from 8 up to 11, any]", (1, 3, 11, 5))
+def split_evenly_by_columns(y, h):
+    return y.hsplit(5)[h // 4]
+
+
 @takes("[any, 5, any]", (1, 5, 30), (2, 5, 9), shape=(1, 5, 20))
 class Length(nn.Module):
     """One-dimensional, with a recurrence by convolution."""

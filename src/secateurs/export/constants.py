@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,14 @@ from onnx import numpy_helper
 
 from secateurs.errors import ExportError
 from secateurs.network import AxisSpec, NetworkSpec
+from secateurs.structure.cut import Cut, Parts
 from secateurs.structure.operators import ATTENTIONS, is_a
-
-FxConstants = Mapping[str, Mapping[str, Any]]
-"""New Python value per exported node and schema argument name."""
 
 UnitAxes = tuple[tuple[int, ...], Mapping[int, AxisSpec]]
 """Shape of a traced value, and the lengths of the axes that units lie on."""
 
 KEYS = ".key"
-_LARGEST = np.iinfo(np.int64).max
+_LARGEST, _FAR = np.iinfo(np.int64).max, 2**31 - 2
 
 
 def unit_axes(graph: Any) -> dict[str, UnitAxes]:
@@ -48,7 +46,7 @@ class Constants:
         model: the dense file.
         node_names: undecomposed fx node name by ONNX value name.
         spec: the network, for the channel axis of every value.
-        parts: for a traced node with several results, the node that takes each, by position.
+        narrowed: traced nodes that take a slice by its start and length.
         shaped: of every traced value its dense shape, and the axes that units lie on; see :func:`unit_axes`.
     """
 
@@ -57,10 +55,10 @@ class Constants:
         model: onnx.ModelProto,
         node_names: Mapping[str, str],
         spec: NetworkSpec,
-        parts: Mapping[str, Mapping[int, str]],
+        narrowed: Collection[str],
         shaped: Mapping[str, UnitAxes] | None = None,
     ) -> None:
-        self._names, self._spec, self._parts, self._shaped = node_names, spec, parts, shaped or {}
+        self._names, self._spec, self._narrowed, self._shaped = node_names, spec, narrowed, shaped or {}
         # Who quantises a file gives a layer the output of the activation behind it, and leaves it its name.
         self._outputs = {node.name: node.output[0] for node in model.graph.node if node.name}
         integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
@@ -78,17 +76,17 @@ class Constants:
         axis = self._spec.activation_axes.get(self._names.get(value, ""))
         return axis if axis is not None and axis.parts else None
 
-    def patch(self, model: onnx.ModelProto, widths: np.ndarray, constants: FxConstants) -> None:
-        """Give every node of ``model`` that needs it new integer inputs for ``widths``.
+    def patch(self, model: onnx.ModelProto, widths: np.ndarray, cut: Cut) -> None:
+        """Give every node of ``model`` that needs it new integer inputs for ``widths``, which ``cut`` leaves.
 
         Raises:
             ExportError: a constant of the traced network has no place in the file.
         """
         for index, node in enumerate(model.graph.node):
-            told = constants.get(self._traced(node), {})
+            told = cut.constants.get(self._traced(node), {})
             if "groups" in told and node.op_type in ("Conv", "ConvTranspose"):
                 _set_integer(node, "group", told["groups"])
-            new = self._replacements(node, widths, told)
+            new = self._replacements(node, widths, told, cut.parts.get(self._traced(node), ()))
             if not new:
                 continue
             fresh = onnx.NodeProto()
@@ -100,16 +98,18 @@ class Constants:
                 fresh.input[position] = name
             node.CopyFrom(fresh)
 
-    def _replacements(self, node: onnx.NodeProto, widths: np.ndarray, told: Mapping[str, Any]) -> dict[int, np.ndarray]:
+    def _replacements(
+        self, node: onnx.NodeProto, widths: np.ndarray, told: Mapping[str, Any], parts: Parts
+    ) -> dict[int, np.ndarray]:
         """New integer arrays by input position of ``node``."""
         if node.op_type == "Pad":
             return self._pad(node, told)
         if node.op_type in ("Reshape", "Expand"):
             return self._shape(node, widths, told)
         if node.op_type == "Slice":
-            return self._slice(node, told)
+            return self._slice(node, told, parts)
         if node.op_type == "Split":
-            return self._split(node, widths, told)
+            return self._split(node, parts)
         if node.op_type == "Gather" and "index" in told:
             return self._scalar(node, 1, told["index"])
         return {}
@@ -168,15 +168,33 @@ class Constants:
         places = {1: 1, 2: 3} if len(old) == 4 and old[1:].tolist() == [heads, size, length] else places
         return {place: axes[dim] for place, dim in places.items() if dim in axes and axes[dim].parts}
 
-    def _slice(self, node: onnx.NodeProto, told: Mapping[str, Any]) -> dict[int, np.ndarray]:
-        start, end = told.get("start"), told.get("end")
-        if start is not None and "length" in told:
-            end = start + told["length"]
+    def _slice(self, node: onnx.NodeProto, told: Mapping[str, Any], parts: Parts) -> dict[int, np.ndarray]:
+        start, end = (told.get("start"), told.get("end")) if not parts else self._part(node, parts)
+        if self._traced(node) in self._narrowed and ("length" in told or "start" in told):
+            first = self._lone(node, 1)
+            length = told.get("length", self._lone(node, 2) - first)
+            end = (first if start is None else start) + length
         new: dict[int, np.ndarray] = {}
         for value, position in ((start, 1), (end, 2)):
             if isinstance(value, int):
                 new.update(self._scalar(node, position, min(value, _LARGEST)))
         return new
+
+    def _part(self, node: onnx.NodeProto, parts: Parts) -> tuple[int, int] | tuple[None, None]:
+        """Start and end of a slice that is one of the parts of an axis."""
+        axis, first, end = (self._lone(node, position) for position in (3, 1, 2))
+        before = after = 0
+        for dense, left in parts:
+            if dense[axis] and before == first and (end - first == dense[axis] or end > _FAR):
+                return after, after + left[axis]
+            before, after = before + dense[axis], after + left[axis]
+        return None, None
+
+    def _lone(self, node: onnx.NodeProto, position: int) -> int:
+        old = self._integers.get(node.input[position])
+        if old is None or old.size != 1:
+            raise self._misplaced(node)
+        return int(old.reshape(-1)[0])
 
     def _scalar(self, node: onnx.NodeProto, position: int, value: int) -> dict[int, np.ndarray]:
         old = self._integers.get(node.input[position])
@@ -184,20 +202,12 @@ class Constants:
             raise self._misplaced(node)
         return {position: np.full(old.shape, value, dtype=old.dtype)}
 
-    def _split(self, node: onnx.NodeProto, widths: np.ndarray, told: Mapping[str, Any]) -> dict[int, np.ndarray]:
+    def _split(self, node: onnx.NodeProto, parts: Parts) -> dict[int, np.ndarray]:
         old = self._integers.get(node.input[1]) if len(node.input) > 1 else None
-        if old is None:
+        axis = next((one.i for one in node.attribute if one.name == "axis"), 0)
+        if old is None or not parts or [dense[axis] for dense, _ in parts] != old.tolist():
             return {}
-        listed = next((told[name] for name in ("split_sizes", "split_size", "chunks") if name in told), None)
-        if isinstance(listed, (list, tuple)) and len(listed) == len(old):
-            return {1: np.array(listed, dtype=old.dtype)}
-        parts = self._parts.get(self._traced(node), {})
-        axes = [self._spec.activation_axes.get(parts.get(index, "")) for index in range(len(node.output))]
-        if any(axis is None for axis in axes):
-            return {}
-        dense = [int(axis.length(self._spec.dense_widths)) for axis in axes if axis is not None]
-        lengths = [int(axis.length(widths)) for axis in axes if axis is not None]
-        return {1: np.array(lengths, dtype=old.dtype)} if dense == old.tolist() else {}
+        return {1: np.array([left[axis] for _, left in parts], dtype=old.dtype)}
 
     def _misplaced(self, node: onnx.NodeProto) -> ExportError:
         return ExportError(

@@ -56,7 +56,7 @@ class QuantisedVariants(OnnxVariants):
         model = onnx.ModelProto()
         model.CopyFrom(base)
         del model.graph.initializer[:]
-        self._constants.patch(model, np.asarray(widths), cut.constants)
+        self._constants.patch(model, np.asarray(widths), cut)
         used = {value for node in model.graph.node for value in node.input}
         model.graph.initializer.extend(
             self._sliced(tensor, slices, origins) for tensor in base.graph.initializer if tensor.name in used

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,14 @@ from onnx import numpy_helper
 from torch import nn
 
 from secateurs.errors import ExportError, why
+from secateurs.export.alignment import aligned, takes_all
 from secateurs.export.artifacts import kept
 from secateurs.export.constants import Constants, unit_axes
 from secateurs.export.flat import exportable
 from secateurs.export.onnx import OPSET, quiet, with_batch
 from secateurs.network import NetworkSpec, OperatorSpec
 from secateurs.structure.fold import batch_norm_pairs, fold_batch_norm
-from secateurs.structure.operators import BATCH_NORMS, COPIES, DROPOUTS, is_a
+from secateurs.structure.operators import BATCH_NORMS, COPIES, DROPOUTS, NARROWS, is_a
 from secateurs.structure.untouched import exporting
 
 Kept = Mapping[str, Mapping[int, Sequence[int]]]
@@ -69,19 +69,20 @@ class OnnxVariants:
         self._graph, self.batch = graph, batch
         self._pairs: dict[str, str] = dict(batch_norm_pairs(graph))
         module = _redrawn(fold_batch_norm(graph))
-        onnx_program = _export(*exportable(module, *with_batch((graph.args, graph.kwargs), batch)))
+        program, onnx_program = _export(*exportable(module, *with_batch((graph.args, graph.kwargs), batch)))
         self._model: onnx.ModelProto = onnx_program.model_proto
         for node in self._model.graph.node:
             name = _fx_name(node) or _SPLIT_OUTPUT.sub("", node.output[0])
             del node.metadata_props[:]
             node.metadata_props.add(key="fx", value=name)
         _drop_metadata(self._model)
-        roots = {node.name: _root(node) for node in onnx_program.exported_program.graph.nodes}
+        traced = aligned(program.graph, graph.program.graph)
+        roots = {node.name: traced.get(_root(node), "") for node in onnx_program.exported_program.graph.nodes}
         self.node_names = _node_names(self._model, roots)
         self._origins = _origins(self._model, module)
         self._values = _values(graph.program.graph, self.node_names)
-        parts = _parts(graph.program.graph)
-        self._constants = Constants(self._model, self.node_names, graph.spec, parts, unit_axes(graph))
+        narrowed = {node.name for node in graph.program.graph.nodes if is_a(node, NARROWS)}
+        self._constants = Constants(self._model, self.node_names, graph.spec, narrowed, unit_axes(graph))
         self._check_complete(module)
         self.operators = _operators(self._model, self.node_names)
         self.dense_bytes: bytes = self._model.SerializeToString()
@@ -108,7 +109,7 @@ class OnnxVariants:
         cut, slices = self._cut(widths, removed, rng)
         model = self._shell()
         model.graph.node.extend(self._nodes(cut.bypassed))
-        self._constants.patch(model, np.asarray(widths), cut.constants)
+        self._constants.patch(model, np.asarray(widths), cut)
         used = {value for node in model.graph.node for value in node.input}
         for tensor in self._model.graph.initializer:
             if tensor.name in used:
@@ -212,11 +213,12 @@ def _redrawn(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The exported program, and that of ONNX."""
     try:
         with exporting(module), quiet(), torch.no_grad():
             program = torch.export.export(module, args, kwargs, strict=False)
-            return torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET)
+            return program, torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET)
     except Exception as error:
         raise ExportError(
             f"{type(module).__name__} cannot be exported to ONNX: {why(error)}. "
@@ -286,20 +288,11 @@ def _values(graph: torch.fx.Graph, node_names: Mapping[str, str]) -> dict[str, s
             continue
         if node.op == "placeholder":
             values[node.name] = node.name
-        elif is_a(node, DISSOLVED) and node.all_input_nodes:
+        elif (is_a(node, DISSOLVED) or takes_all(node)) and node.all_input_nodes:
             source = values.get(node.all_input_nodes[0].name)
             if source is not None:
                 values[node.name] = source
     return values
-
-
-def _parts(graph: torch.fx.Graph) -> dict[str, dict[int, str]]:
-    """For every fx node with several results, the node that takes each, by position."""
-    parts: dict[str, dict[int, str]] = {}
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[1], int):
-            parts.setdefault(node.args[0].name, {})[node.args[1]] = node.name
-    return parts
 
 
 def _origins(model: onnx.ModelProto, module: nn.Module) -> dict[str, Origin]:

@@ -240,8 +240,8 @@ class Settings:
             )
         if in_float(self.targets[0]) == self.targets[0]:
             raise PlanError(
-                f"Target {self.targets[0]} runs files of one precision, so there are none to mix. Give a target such as "
-                f"{DEFAULT_TARGET}:{QUANTISED[0]}, or leave --precision-mix out."
+                f"Target {self.targets[0]} runs files of one precision, so there are none to mix. Give a target such "
+                f"as {DEFAULT_TARGET}:{QUANTISED[0]}, or leave --precision-mix out."
             )
         check_mixing(self.strategy)
         if not self.needs_latency:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from secateurs.errors import StructureError
 from secateurs.structure.call import Analysis
 from secateurs.structure.ids import NEUTRAL, IdSpace
 from secateurs.structure.values import Value
@@ -61,6 +62,24 @@ class AfterCut:
     def get(self, name: str, default: Any = None) -> Any:
         """Argument ``name`` or the default where the schema has none."""
         return self.arguments.get(name, default)
+
+    def number(self, name: str, place: int | None = None) -> int:
+        """The integer argument ``name``, or entry ``place`` of it, of which a cut needs to know what it counts.
+
+        Raises:
+            StructureError: it is computed in the forward, from the size or the values of an input.
+        """
+        found = self.arguments[name] if place is None else self.arguments[name][place]
+        if not isinstance(found, int):
+            raise self.uncountable(name)
+        return found
+
+    def uncountable(self, name: str) -> StructureError:
+        """The error of an integer argument that is computed in the forward."""
+        return StructureError(
+            f"{self.node.target} counts units by a number ({name}) that the network computes from its inputs, so what "
+            "is left of them cannot be told for every input. Keep these units (--keep), or count them by a constant."
+        )
 
     def input(self, name: str = "self") -> Value:
         """The tensor that is given as argument ``name``."""

@@ -18,7 +18,7 @@ from secateurs.structure.cut import Cut
 from secateurs.structure.groups import module_path
 from secateurs.structure.input_sizes import as_traced
 from secateurs.structure.modes import DROPOUT_MODULES, TRAINING
-from secateurs.structure.operators import ATTENTIONS, BATCH_NORMS, DROPOUTS, is_a, is_assertion
+from secateurs.structure.operators import ATTENTIONS, BATCH_NORMS, DROPOUTS, is_a, is_assertion, short_name
 from secateurs.structure.slicing import replace_module, sliced_copy
 from secateurs.structure.two_modes import TwoModes
 from secateurs.structure.values import Value
@@ -222,9 +222,11 @@ def _plain_batch_norm(module: nn.modules.batchnorm._BatchNorm, rank: int) -> nn.
 
 def _retarget(target: Any, arguments: dict[str, Any], changed: dict[str, Any]) -> Any:
     """Even splits whose parts are no longer equal become splits with sizes."""
-    if isinstance(changed.get("chunks"), list) or isinstance(changed.get("split_size"), list):
-        arguments["split_sizes"] = changed.get("chunks", changed.get("split_size"))
-        return torch.ops.aten.split_with_sizes.default
+    for name in ("chunks", "split_size", "sections"):
+        if isinstance(changed.get(name), list):
+            arguments["split_sizes"] = changed[name]
+            arguments.setdefault("dim", {"vsplit": 0, "dsplit": 2}.get(short_name(target), 1))
+            return torch.ops.aten.split_with_sizes.default
     return target
 
 

@@ -20,19 +20,25 @@ if TYPE_CHECKING:
     from secateurs.structure.graph import Graph
 
 
+Shape = tuple[int, ...]
+Parts = tuple[tuple[Shape, Shape], ...]
+
+
 @dataclass(frozen=True)
 class Cut:
     """What a choice means for every tensor.
 
     ``slices``: kept indices per parameter or buffer and dimension (only where something goes);
     ``constants``: new values of integer arguments, by exported node name and schema argument name;
-    ``bypassed``: node of a removed block's add to the node whose value replaces it; ``kept``: units per group.
+    ``bypassed``: node of a removed block's add to the node whose value replaces it; ``kept``: units per group;
+    ``parts``: of calls with several results whose sizes change, these results' dense shapes and those after the cut.
     """
 
     slices: dict[str, dict[int, tuple[int, ...]]]
     constants: dict[str, dict[str, Any]] = field(default_factory=dict)
     bypassed: dict[str, str] = field(default_factory=dict)
     kept: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    parts: dict[str, Parts] = field(default_factory=dict)
 
 
 def validate(
@@ -119,7 +125,26 @@ def cut(graph: Graph, kept: Mapping[str, Sequence[int]], blocks_removed: Iterabl
     constants = _constants(graph, gone, dead)
     if graph.training is not None:
         constants |= _constants(graph.training, gone, dead)
-    return Cut(slices, constants, {block.add: block.kept for block in chosen}, resolved)
+    bypassed = {block.add: block.kept for block in chosen}
+    return Cut(slices, constants, bypassed, resolved, _parts(graph, gone, dead))
+
+
+def _parts(graph: Graph, gone: Gone, dead: frozenset[str]) -> dict[str, Parts]:
+    """Of calls with several results, each one's dense shape and its shape after the cut, where they differ."""
+    found = {}
+    for name, values in graph.analysis.values.items():
+        if name in dead or not isinstance(values, (list, tuple)):
+            continue
+        parts = tuple((value.shape, _shape(gone, value)) for value in values if isinstance(value, Value))
+        if any(dense != left for dense, left in parts):
+            found[name] = parts
+    return found
+
+
+def _shape(gone: Gone, value: Value) -> Shape:
+    """What is left of a tensor's shape."""
+    units = value.dims()
+    return tuple(int(gone.kept(value, dim).sum()) if dim in units else size for dim, size in enumerate(value.shape))
 
 
 def _constants(graph: Graph, gone: Gone, dead: frozenset[str]) -> dict[str, dict[str, Any]]:
@@ -143,6 +168,33 @@ def rederive(graph: Graph, node: torch.fx.Node, gone: Gone) -> dict[str, Any]:
     sources = [graph.analysis.values.get(n.name) for n in node.all_input_nodes]
     if not any(isinstance(v, Value) and v.factors for v in (*values, *sources)):
         return {}
-    arguments = bind(node)
-    fresh = found.sizes(AfterCut(graph.analysis, node, arguments, values, gone))
-    return {name: value for name, value in fresh.items() if value != arguments.get(name)}
+    call = AfterCut(graph.analysis, node, bind(node), values, gone)
+    computed = {name: places for name, value in call.arguments.items() if (places := _computed(value))}
+    if computed and not any(_thinner(gone, value) for value in (*values, *sources) if isinstance(value, Value)):
+        return {}
+    fresh = found.sizes(call)
+    for name, places in computed.items():
+        if name in fresh and any(_counted(fresh[name], place) for place in places):
+            raise call.uncountable(name)
+    return {name: value for name, value in fresh.items() if value != call.arguments.get(name)}
+
+
+def _computed(argument: Any) -> list[int]:
+    """Places in an argument of numbers that the forward computes; [0] of a lone one."""
+    entries = argument if isinstance(argument, (list, tuple)) else [argument]
+    return [
+        place
+        for place, entry in enumerate(entries)
+        if isinstance(entry, torch.fx.Node) and isinstance(entry.meta.get("val"), (int, torch.SymInt))
+    ]
+
+
+def _counted(fresh: Any, place: int) -> bool:
+    """Whether a new number is the one of the traced sizes, which others would not have. -1 is whatever is left."""
+    entry = fresh[min(place, len(fresh) - 1)] if isinstance(fresh, (list, tuple)) else fresh
+    return isinstance(entry, int) and entry != -1
+
+
+def _thinner(gone: Gone, value: Value) -> bool:
+    """Whether something goes from a tensor."""
+    return any(not gone.kept(value, dim).all() for dim in value.dims())

@@ -124,6 +124,7 @@ ATTENTIONS = (
     "aten._scaled_dot_product_efficient_attention", "aten._scaled_dot_product_cudnn_attention",
     "aten._scaled_dot_product_fused_attention_overrideable",
 )  # fmt: skip
+NARROWS = ("aten.narrow", "aten.narrow_copy")
 VIEWS = ("aten.view", "aten._unsafe_view")
 COPIES = ("aten.contiguous", "aten.clone", "aten.detach", "aten.detach_", "aten.alias", "aten.lift_fresh_copy")
 """Operators that hand on what they read."""

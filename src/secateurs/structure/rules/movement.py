@@ -16,10 +16,10 @@ from secateurs.structure.values import Factor, Value, spread
 
 _PURE = (
     "aten.permute", "aten.transpose", "aten.t", "aten.numpy_T", "aten.squeeze", "aten.unsqueeze", "aten.expand_as",
-    "aten.tensor_split", "aten.unbind", "aten.flip", "aten.repeat_interleave", "aten.flatten", "aten.movedim",
+    "aten.unbind", "aten.flip", "aten.repeat_interleave", "aten.flatten", "aten.movedim",
     "aten.moveaxis", "aten.swapaxes", "aten.swapdims", "aten.diagonal", "aten.rot90", "aten.view_as",
-    "aten.reshape_as", "aten.pixel_unshuffle", "aten.mT", "aten.mH", "aten.adjoint", "aten.hsplit", "aten.vsplit",
-    "aten.ravel", "aten.fliplr", "aten.flipud", "aten.dsplit", "aten.atleast_1d", "aten.atleast_2d",
+    "aten.reshape_as", "aten.pixel_unshuffle", "aten.mT", "aten.mH", "aten.adjoint",
+    "aten.ravel", "aten.fliplr", "aten.flipud", "aten.atleast_1d", "aten.atleast_2d",
     "aten.atleast_3d", "aten.matrix_H", "aten.squeeze_copy", "aten.unsqueeze_copy", "aten.permute_copy",
     "aten.transpose_copy", "aten.t_copy", "aten.unbind_copy", "aten.diagonal_copy",
 )  # fmt: skip
@@ -39,6 +39,7 @@ _SPLIT = (
 @rule("aten.unflatten", sizes=sizes.split_axis)
 @rule(*_SPLIT, sizes=sizes.parts)
 @rule("aten.chunk", "aten.unsafe_chunk", sizes=sizes.chunks)
+@rule("aten.tensor_split", "aten.hsplit", "aten.vsplit", "aten.dsplit", sizes=sizes.parts_by_place)
 @rule("aten.narrow", "aten.narrow_copy", sizes=sizes.window)
 @rule("aten.select", "aten.select_copy", sizes=sizes.position)
 def pure(call: Call) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from secateurs.structure.after_cut import AfterCut
+from secateurs.structure.operators import short_name
 
 
 def target_sizes(call: AfterCut) -> dict[str, Any]:
@@ -77,17 +78,33 @@ def chunks(call: AfterCut) -> dict[str, Any]:
     return {} if natural == lengths else {"chunks": lengths}
 
 
+def parts_by_place(call: AfterCut) -> dict[str, Any]:
+    """Where the parts of an axis begin; lengths of almost equal parts, where they are no longer almost equal."""
+    value, name = call.input(), short_name(call.node.target)
+    dim = {"vsplit": 0, "dsplit": 2, "hsplit": int(len(value.shape) > 1)}.get(name, call.get("dim", 0))
+    stays = call.stays(value, dim)
+    if stays.all():
+        return {}
+    if "indices" in call:
+        places = [call.number("indices", place) for place in range(len(call["indices"]))]
+        return {"indices": [int(stays[: max(place + len(stays), 0) if place < 0 else place].sum()) for place in places]}
+    lengths = [call.length(part, dim) for part in call.outputs]
+    each, more = divmod(int(stays.sum()), len(lengths))
+    natural = [each + (place < more) for place in range(len(lengths))]
+    return {} if lengths == natural and name == "tensor_split" else {"sections": lengths}
+
+
 def bounds(call: AfterCut) -> dict[str, Any]:
     """Start and end of a slice."""
     value, dim = call.input(), call.get("dim", 0)
-    if not value.along(dim):
+    if not value.along(dim) or call.stays(value, dim).all():
         return {}
     stays = call.stays(value, dim)
     size, left = len(stays), int(stays.sum())
     fresh = {}
     for name in ("start", "end"):
         entry = call.get(name)
-        if isinstance(entry, int) and -size <= entry < size:
+        if entry is not None and -size <= call.number(name) < size:
             position = entry % size if entry < 0 else entry
             count = int(stays[:position].sum())
             fresh[name] = count - left if entry < 0 and count < left else count
@@ -97,18 +114,18 @@ def bounds(call: AfterCut) -> dict[str, Any]:
 def window(call: AfterCut) -> dict[str, Any]:
     """Start and length of a narrowed axis."""
     value, dim = call.input(), call["dim"]
-    if not value.along(dim) or not isinstance(call["start"], int):
+    if not value.along(dim) or call.stays(value, dim).all():
         return {}
-    stays, start = call.stays(value, dim), call["start"] % value.shape[dim]
-    return {"start": int(stays[:start].sum()), "length": int(stays[start : start + call["length"]].sum())}
+    stays, start = call.stays(value, dim), call.number("start") % value.shape[dim]
+    return {"start": int(stays[:start].sum()), "length": int(stays[start : start + call.number("length")].sum())}
 
 
 def position(call: AfterCut) -> dict[str, Any]:
     """The index of one entry."""
     value, dim = call.input(), call["dim"]
-    if not value.along(dim):
+    if not value.along(dim) or call.stays(value, dim).all():
         return {}
-    return {"index": int(call.stays(value, dim)[: call["index"] % value.shape[dim]].sum())}
+    return {"index": int(call.stays(value, dim)[: call.number("index") % value.shape[dim]].sum())}
 
 
 def amounts(call: AfterCut) -> dict[str, Any]:
@@ -120,7 +137,9 @@ def amounts(call: AfterCut) -> dict[str, Any]:
         if not result.along(dim):
             continue
         stays, before = call.stays(result, dim), call.stays(source, dim)
-        left, right = wanted[2 * slot], wanted[2 * slot + 1]
+        if stays.all() and before.all():
+            continue
+        left, right = call.number("pad", 2 * slot), call.number("pad", 2 * slot + 1)
         wanted[2 * slot] = int(stays[:left].sum()) if left >= 0 else -int(before[:-left].sum())
         kept = stays[len(stays) - right :] if right >= 0 else before[len(before) + right :]
         wanted[2 * slot + 1] = int(kept.sum()) if right >= 0 else -int(kept.sum())
@@ -133,7 +152,9 @@ def shifts(call: AfterCut) -> dict[str, Any]:
     for i, dim in enumerate(call.get("dims") or []):
         if source.along(dim):
             stays = call.stays(source, dim)
-            shift = wanted[i] % len(stays)
+            if stays.all():
+                continue
+            shift = call.number("shifts", i) % len(stays)
             wanted[i] = int(stays[len(stays) - shift :].sum()) if shift else 0
     return {"shifts": wanted}
 
