@@ -72,9 +72,8 @@ def _checked(one: Boxed, width: int, height: int) -> np.ndarray:
         more = f" ({int(outside.sum())} of {len(boxes)} boxes of this image)" if outside.sum() > 1 else ""
         raise DataError(
             f"{one.where[place]} has a box {[round(float(side), 1) for side in boxes[place]]} (x1, y1, x2, y2) that "
-            "is not "
-            f"inside its image {one.path} of {width} x {height} pixels{more}. Correct the annotation: was the image "
-            f"resized, or are the sides given in another order? {SKIP}"
+            f"is not inside its image {one.path} of {width} x {height} pixels{more}. Correct the annotation: was the "
+            f"image resized, or are the sides given in another order? {SKIP}"
         )
     return np.clip(boxes, 0, sides)
 

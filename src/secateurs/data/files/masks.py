@@ -18,8 +18,7 @@ _TRAIN, _TEST = ("train", "training"), ("val", "valid", "validation", "test")
 _MASKS = ("masks", "labels", "annotations")
 _FORM = (
     "DIR/images/*.jpg with DIR/masks/*.png of the same names, in both or above both folders train/ and val/ where "
-    "there "
-    "are parts"
+    "there are parts"
 )
 
 
@@ -53,8 +52,7 @@ class MaskRecords:
         if mask.mode not in ("L", "P", "I", "I;16", "1"):
             raise DataError(
                 f"Mask {file} has colours ({mask.mode}), not class indices. Save one channel, or a palette, with the "
-                "index "
-                f"of the class in every pixel. {SKIP}"
+                f"index of the class in every pixel. {SKIP}"
             )
         values = np.asarray(mask)
         known = np.unique(values[values != self.ignore])
@@ -121,7 +119,6 @@ def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     if lacking:
         raise DataError(
             f"{len(lacking)} of {len(pictures)} images in {images} have no mask in {masks}: {lacking[0].name} and "
-            "others "
-            f"look for a mask of their own name. Add the masks, or remove the images."
+            f"others look for a mask of their own name. Add the masks, or remove the images."
         )
     return found

@@ -60,8 +60,7 @@ class TableRecords:
             if text not in columns.names:
                 raise DataError(
                     f"Line {self.lines[row]} of {self.file} has {columns.targets[0]} {text!r}, which is no class of "
-                    "the "
-                    f"training part ({', '.join(columns.names[:5])}). {SKIP}"
+                    f"the training part ({', '.join(columns.names[:5])}). {SKIP}"
                 )
             return torch.tensor(columns.names.index(text))
         values = [self._number(row, name) for name in columns.targets]

@@ -94,8 +94,7 @@ def _boxed(image: Path, classes: int) -> Boxed:
         if not 0 <= label < classes:
             raise DataError(
                 f"Line {number} of {file} has class {label}, and there are {classes}: 0 to {classes - 1}. Correct it, "
-                "or "
-                f"names: in the YAML file."
+                f"or names: in the YAML file."
             )
         labels.append(label)
         boxes.append(_corners(values))

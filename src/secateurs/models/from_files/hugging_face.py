@@ -92,13 +92,11 @@ def _unreadable(where: str, error: Exception) -> DataError:
     if "trust_remote_code" in str(error):
         return DataError(
             f"Model 'hf:{where}' needs Python code from its own folder, which is not run. Load it yourself and give "
-            "it as "
-            f"file.py:factory."
+            f"it as file.py:factory."
         )
     return DataError(
         f"Model 'hf:{where}' has no readable configuration ({shortened(why(error))}). Give a folder with config.json "
-        "and "
-        f"model.safetensors, as save_pretrained writes it, or a name on the hub where that can be reached."
+        f"and model.safetensors, as save_pretrained writes it, or a name on the hub where that can be reached."
     )
 
 
@@ -150,8 +148,7 @@ def _require_no_pickles(folder: Path, text: str) -> None:
     if pickles:
         raise DataError(
             f"{text} has its weights as pickles only ({', '.join(pickles[:3])}), and reading those can run code. If "
-            "you "
-            f"trust them, load the network with transformers and write it anew: model.save_pretrained(FOLDER)."
+            f"you trust them, load the network with transformers and write it anew: model.save_pretrained(FOLDER)."
         )
 
 
@@ -183,8 +180,7 @@ def _example(module: nn.Module, main: str, config: Any, length: int, text: str) 
     else:
         raise DataError(
             f"{text} takes {main!r}, for which no example is known here. Load it yourself and use secateurs.prune "
-            "with an "
-            f"example of its inputs."
+            f"with an example of its inputs."
         )
     if getattr(config, "is_encoder_decoder", False):
         found["decoder_input_ids"] = torch.zeros(1, 8, dtype=torch.long)

@@ -189,8 +189,7 @@ def _require_plain(nodes: Iterable[OnnxNode], path: Path) -> None:
     if unknown:
         raise DataError(
             f"ONNX file {path} uses operators that cannot be rebuilt in PyTorch: {_some(unknown)}. Where they come "
-            "after "
-            f"the network, such as NonMaxSuppression, stop before them: onnx:FILE?outputs=NAME,NAME with names of "
+            "after the network, such as NonMaxSuppression, stop before them: onnx:FILE?outputs=NAME,NAME with names of "
             f"values in the file; else give the network itself."
         )
 

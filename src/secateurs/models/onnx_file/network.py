@@ -180,15 +180,13 @@ class _Builder:
         self._freeze(node.outputs[0])
 
     def _freeze(self, name: str) -> None:
-        """A factor that is computed from sizes, such as that of attention, becomes a constant: cuts must not change "
-        "it."""
+        """A factor that is computed from sizes, such as that of attention, becomes a constant, which no cut changes."""
         value, other = self.values.get(name), (self.twice or {}).get(name)
         if isinstance(value, np.ndarray) and value.dtype.kind == "f" and np.array_equal(value, np.asarray(other)):
             self.constants[name] = value
 
     def _view(self, node: OnnxNode, given: Sequence[Value]) -> Any:
-        """A reshape as what it joins and splits, for any batch and any number of channels; None where that is not "
-        "known."""
+        """A reshape as what it joins and splits, for any batch and any number of channels; None: not known."""
         if self.twice is None or not isinstance(given[0], Tensor):
             return None
         before, after = list(self.twice[node.inputs[0]].shape), list(self.values[node.outputs[0]].shape)

@@ -60,8 +60,7 @@ def open_onnx(where: str, options: Mapping[str, Any]) -> Opened:
         notes = (
             *notes,
             f"{path} is made for a batch of {shapes[0][0]}, and for no other: it can be looked at, not trained or "
-            "judged. "
-            f"Export it with a free batch size.",
+            "judged. Export it with a free batch size.",
         )
     given = tuple(x.permute(0, 3, 1, 2).contiguous() for x in example) if last else example
     return Opened(network, given, _image(graph.inputs, given), notes)
@@ -74,8 +73,7 @@ def _shapes(graph: OnnxGraph, sizes: Mapping[str, Any], where: str) -> tuple[lis
     if unknown:
         raise DataError(
             f"Model 'onnx:{where}' has no free size {unknown[0]!r}. It has {', '.join(sorted(names)) or 'none'}, and "
-            "the "
-            f"option outputs."
+            "the option outputs."
         )
     firsts = {one.dims[0] for one in graph.inputs if one.dims}
     batches = {dim for dim in firsts if isinstance(dim, str) and dim not in sizes}
@@ -156,8 +154,7 @@ def _compared(
     if not apart <= (_CLOSE_IN_HALF if graph.half else _CLOSE):
         raise DataError(
             f"The network rebuilt from {path} does not compute what ONNX Runtime does: outputs differ by {apart:.2g} "
-            "of "
-            f"the largest, on random inputs. Stop before the part that differs with ?outputs=NAME, or export it anew."
+            "of the largest, on random inputs. Stop before the part that differs with ?outputs=NAME, or export it anew."
         )
     note = f"Rebuilt from {path}: {len(graph.nodes)} nodes, within {apart:.1g} of ONNX Runtime on random inputs."
     try:
