@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from torch import nn
 
 from secateurs.errors import ExportError
 from secateurs.export.onnx import to_model
+from secateurs.export.torch_variants import TorchVariants
 from secateurs.export.variants import OnnxVariants, kept_units
+from secateurs.latency.engines import py_torch
 from secateurs.models import load
 from secateurs.structure import apply, trace
 
@@ -209,11 +212,14 @@ def test_ways_to_part_channels(name: str) -> None:
     """The file runs at any widths and has the convolutions that the cut network has, whichever units stay."""
     module, example = Parting(name).eval(), torch.randn(1, 3, 8, 8)
     graph = trace(module, example)
-    variants, rng = OnnxVariants(graph), np.random.default_rng(0)
+    variants, patches, rng = OnnxVariants(graph), TorchVariants(graph), np.random.default_rng(0)
     for _ in range(4):
         widths, _ = draw(graph, rng)
         assert runs(variants.build(widths)).shape == (1, 5)
         assert runs(variants.build(widths, rng=rng)).shape == (1, 5)
+        patch = json.loads(patches.build(widths, rng=rng))
+        with torch.no_grad():
+            assert py_torch._patched(patch)(example).shape == (1, 5)
     kept = kept_units(graph.spec, widths, rng)
     small = apply(module, graph.plan(kept), example)
     ours, real = shapes(variants.build(widths)), shapes(to_model(small, example).SerializeToString())

@@ -207,11 +207,12 @@ def test_a_host_that_answers_something_else_is_told(tmp_path: Path, answer: str)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("few_samples")
 def test_the_main_job(server: Server, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     loaded = load("digits-resnet", seed=0)
-    settings = Settings(latency="70%", target=server.target, epochs=1, repair="statistics")
+    settings = Settings(latency="70%", target=server.target, criterion="l1", epochs=1, repair="statistics")
     place = Place(tmp_path / "run", store=tmp_path / "store.sqlite")
     result = run(loaded, open_data("digits", loaded, seed=0), settings, place)
     written = json.loads((tmp_path / "run" / "result.json").read_text())

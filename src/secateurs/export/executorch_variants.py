@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from secateurs.errors import ExportError
+from secateurs.export.alignment import aligned
 from secateurs.export.executorch import Lowered, lower
 from secateurs.export.program import to_program
 from secateurs.export.torch_variants import operators_of
@@ -99,7 +100,8 @@ class ExecutorchVariants:
     def __init__(self, graph: Any, batch: int = 1) -> None:
         self._graph, self.batch = graph, batch
         program = to_program(graph.model, (graph.args, graph.kwargs), batch=batch)
-        self.operators = operators_of(program)
+        self._traced = aligned(program.graph, graph.program.graph)
+        self.operators = operators_of(program, self._traced)
         self._lowered = self._lower(program)
         self._parts = _Parts.of(self._lowered.content)
         self._meanings = self._recognised()
@@ -231,7 +233,7 @@ class ExecutorchVariants:
         """Index of the XNNPACK graph, and the operator in it, that computes the traced node ``name``."""
         node = self._graph.nodes.get(name)
         while node is not None:
-            handles = {handle for handle, known in self._lowered.names.items() if known == node.name}
+            handles = {handle for handle, known in self._lowered.names.items() if self._traced.get(known) == node.name}
             for index, graph in enumerate(parts.graphs):
                 for entry in reversed(graph["xnodes"]):
                     if entry["debug_handle"] in handles:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from secateurs.errors import ExportError, why
+from secateurs.export.alignment import aligned, takes_all
 from secateurs.export.flat import exportable
 from secateurs.export.onnx import quiet, with_batch
 from secateurs.export.program import program_bytes
@@ -57,8 +58,9 @@ class TorchVariants:
         self._folder = Scratch("program")
         self._base = Path(self._folder.name) / "base.pt2"
         self._base.write_bytes(program_bytes(program))
-        self._nodes = {node.name for node in program.graph.nodes}
-        self.operators = operators_of(program)
+        traced = aligned(program.graph, graph.program.graph)
+        self._exported = {ours: theirs for theirs, ours in traced.items()}
+        self.operators = operators_of(program, traced)
         self.dense_bytes: bytes = self.build(graph.spec.dense_widths)
 
     @property
@@ -81,21 +83,26 @@ class TorchVariants:
             for name, axes in folded_slices(cut.slices, self._pairs).items()
         }
         bypassed = {self._present(gone): self._present(instead) for gone, instead in cut.bypassed.items()}
-        patch = {"base": str(self._base), "slices": slices, "constants": cut.constants, "bypassed": bypassed}
+        constants = {self._exported[name]: new for name, new in cut.constants.items() if name in self._exported}
+        patch = {"base": str(self._base), "slices": slices, "constants": constants, "bypassed": bypassed}
         return json.dumps(patch).encode()
 
     def _present(self, name: str) -> str:
         """The program's node for a traced node; folding dissolved some into what they read."""
         nodes = {node.name: node for node in self._graph.program.graph.nodes}
         node = nodes[name]
-        while node.name not in self._nodes and is_a(node, DISSOLVED):
+        while (
+            node.op == "call_function"
+            and node.name not in self._exported
+            and (is_a(node, DISSOLVED) or takes_all(node))
+        ):
             node = node.all_input_nodes[0]
-        if node.name not in self._nodes:
+        found = node.name if node.op == "placeholder" else self._exported.get(node.name)
+        if found is None:
             raise ExportError(
                 f"Node {name} of the traced network has no counterpart in the exported program. "
                 f"Plan without removing blocks."
             )
-        found: str = node.name
         return found
 
 
@@ -106,8 +113,11 @@ def _short(indices: Sequence[int]) -> Any:
     return list(indices)
 
 
-def operators_of(program: torch.export.ExportedProgram) -> tuple[OperatorSpec, ...]:
-    """The program's operators, in execution order; operators and the values they write have the nodes' names."""
+def operators_of(program: torch.export.ExportedProgram, traced: Mapping[str, str]) -> tuple[OperatorSpec, ...]:
+    """The program's operators, in execution order; operators and the values they write have the nodes' names.
+
+    ``traced``: the traced network's node of each.
+    """
     constant = set(program.graph_signature.inputs_to_parameters) | set(program.graph_signature.inputs_to_buffers)
     found = []
     for node in program.graph.nodes:
@@ -118,7 +128,9 @@ def operators_of(program: torch.export.ExportedProgram) -> tuple[OperatorSpec, .
         word = name.removeprefix("aten.") if name.startswith("aten.") else str(node.target)
         ends = (_shape(reads[0].meta) if reads else (), _shape(node.meta))
         names = tuple(entry.name for entry in reads)
-        found.append(OperatorSpec(node.name, _KINDS.get(word, word), node.name, names, (node.name,), ends))
+        found.append(
+            OperatorSpec(node.name, _KINDS.get(word, word), traced.get(node.name, ""), names, (node.name,), ends)
+        )
     return tuple(found)
 
 

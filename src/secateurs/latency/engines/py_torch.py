@@ -85,6 +85,13 @@ def _sliced(tensor: Any, slices: dict[str, Any]) -> Any:
 
 def _set_arguments(node: torch.fx.Node, changes: dict[str, Any]) -> None:
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    for name in ("chunks", "split_size", "sections"):
+        if isinstance(changes.get(name), list):  # parts that are no longer alike
+            given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+            axis = {"vsplit": 0, "hsplit": 1, "dsplit": 2}.get(str(node.target).split(".")[1], 0)
+            node.target = torch.ops.aten.split_with_sizes.default
+            node.args, node.kwargs = (given["self"], changes[name], given.get("dim", axis)), {}
+            return
     arguments, keywords = list(node.args), dict(node.kwargs)
     for name, value in changes.items():
         position = names.index(name)
