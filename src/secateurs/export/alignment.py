@@ -19,7 +19,8 @@ def aligned(exported: torch.fx.Graph, traced: torch.fx.Graph) -> dict[str, str]:
     by operator and number of axes, and not by name.
     """
     ours, theirs = _calls(exported), _calls(traced)
-    matcher = difflib.SequenceMatcher(None, *([_likeness(node) for node in nodes] for nodes in (ours, theirs)), False)
+    likenesses = [[_likeness(node) for node in nodes] for nodes in (ours, theirs)]
+    matcher = difflib.SequenceMatcher(None, likenesses[0], likenesses[1], autojunk=False)
     return {
         ours[block.a + step].name: theirs[block.b + step].name
         for block in matcher.get_matching_blocks()
@@ -37,7 +38,7 @@ def takes_all(node: torch.fx.Node) -> bool:
     if not is_a(node, ("aten.slice",)):
         return False
     start, end, step = ([*node.args[2:], *(0, _EVERYTHING, 1)[len(node.args) - 2 :]])[:3]
-    return start in (0, None) and step == 1 and (end is None or (isinstance(end, int) and end >= _EVERYTHING))
+    return start in {0, None} and end in {_EVERYTHING, None} and step in {1, None}
 
 
 def _is_number(node: torch.fx.Node) -> bool:
