@@ -18,6 +18,7 @@ UnitAxes = tuple[tuple[int, ...], Mapping[int, AxisSpec]]
 """Shape of a traced value, and the lengths of the axes that units lie on."""
 
 KEYS = ".key"
+_WITH_SAME = ("LayerNormalization", "GroupNormalization", "Mul", "Add", "Sub", "Div")
 _LARGEST, _FAR = np.iinfo(np.int64).max, 2**31 - 2
 
 
@@ -47,6 +48,7 @@ class Constants:
         node_names: undecomposed fx node name by ONNX value name.
         spec: the network, for the channel axis of every value.
         narrowed: traced nodes that take a slice by its start and length.
+        written: slices that a traced node writes into, by their axes.
         shaped: of every traced value its dense shape, and the axes that units lie on; see :func:`unit_axes`.
     """
 
@@ -56,9 +58,11 @@ class Constants:
         node_names: Mapping[str, str],
         spec: NetworkSpec,
         narrowed: Collection[str],
+        written: Mapping[str, Mapping[int, str]],
         shaped: Mapping[str, UnitAxes] | None = None,
     ) -> None:
-        self._names, self._spec, self._narrowed, self._shaped = node_names, spec, narrowed, shaped or {}
+        self._names, self._spec, self._shaped = node_names, spec, shaped or {}
+        self._narrowed, self._written = narrowed, written
         # Who quantises a file gives a layer the output of the activation behind it, and leaves it its name.
         self._outputs = {node.name: node.output[0] for node in model.graph.node if node.name}
         integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
@@ -66,6 +70,14 @@ class Constants:
             tensor.name: numpy_helper.to_array(tensor)
             for tensor in model.graph.initializer
             if tensor.data_type in integers
+        }
+        self._same = {
+            tensor.name: array for tensor in model.graph.initializer if (array := _uniform(tensor)) is not None
+        }
+        self._fronts = {
+            node.output[0]: next(one.ints[0] for one in node.attribute if one.name == "perm")
+            for node in model.graph.node
+            if node.op_type == "Transpose"
         }
 
     def _traced(self, node: onnx.NodeProto) -> str:
@@ -83,10 +95,11 @@ class Constants:
             ExportError: a constant of the traced network has no place in the file.
         """
         for index, node in enumerate(model.graph.node):
-            told = cut.constants.get(self._traced(node), {})
+            traced = self._traced(node) if node.op_type != "ScatterND" else self._slice_of(node)
+            told = cut.constants.get(traced, {})
             if "groups" in told and node.op_type in ("Conv", "ConvTranspose"):
                 _set_integer(node, "group", told["groups"])
-            new = self._replacements(node, widths, told, cut.parts.get(self._traced(node), ()))
+            new = self._replacements(node, widths, told, cut.parts.get(traced, ()))
             if not new:
                 continue
             fresh = onnx.NodeProto()
@@ -106,6 +119,12 @@ class Constants:
             return self._pad(node, told)
         if node.op_type in ("Reshape", "Expand"):
             return self._shape(node, widths, told)
+        if node.op_type == "ConstantOfShape":
+            return self._shape(node, widths, told, 0)
+        if node.op_type == "ScatterND":
+            return self._range(node, told, parts)
+        if node.op_type in _WITH_SAME:
+            return self._same_values(node, widths)
         if node.op_type == "Slice":
             return self._slice(node, told, parts)
         if node.op_type == "Split":
@@ -129,8 +148,10 @@ class Constants:
             new[2 * rank - 1 - step] = amounts[2 * step + 1]
         return {1: new}
 
-    def _shape(self, node: onnx.NodeProto, widths: np.ndarray, told: Mapping[str, Any]) -> dict[int, np.ndarray]:
-        old = self._integers.get(node.input[1])
+    def _shape(
+        self, node: onnx.NodeProto, widths: np.ndarray, told: Mapping[str, Any], position: int = 1
+    ) -> dict[int, np.ndarray]:
+        old = self._integers.get(node.input[position])
         if old is None:
             return {}
         new = old.copy()
@@ -145,7 +166,7 @@ class Constants:
                 new[dim] = axis.length(widths)
         elif node.op_type == "Reshape" and self._axis(node.output[0]) and len(old) > 1 and not (old == -1).any():
             new[1] = -1
-        return {} if np.array_equal(new, old) else {1: new}
+        return {} if np.array_equal(new, old) else {position: new}
 
     def _along_units(self, node: onnx.NodeProto, old: np.ndarray) -> dict[int, AxisSpec]:
         """The axes of a shape on which units lie, where it is that of the traced value."""
@@ -169,7 +190,7 @@ class Constants:
         return {place: axes[dim] for place, dim in places.items() if dim in axes and axes[dim].parts}
 
     def _slice(self, node: onnx.NodeProto, told: Mapping[str, Any], parts: Parts) -> dict[int, np.ndarray]:
-        start, end = (told.get("start"), told.get("end")) if not parts else self._part(node, parts)
+        start, end = self._part(node, parts) if len(parts) > 1 else (told.get("start"), told.get("end"))
         if self._traced(node) in self._narrowed and ("length" in told or "start" in told):
             first = self._lone(node, 1)
             length = told.get("length", self._lone(node, 2) - first)
@@ -179,6 +200,40 @@ class Constants:
             if isinstance(value, int):
                 new.update(self._scalar(node, position, min(value, _LARGEST)))
         return new
+
+    def _slice_of(self, node: onnx.NodeProto) -> str:
+        """The traced slice that a ScatterND writes into; its axis was brought to the front."""
+        traced = self._traced(node)
+        return self._written.get(traced, {}).get(self._fronts.get(node.input[0], 0), traced)
+
+    def _range(self, node: onnx.NodeProto, told: Mapping[str, Any], parts: Parts) -> dict[int, np.ndarray]:
+        """The places that a ScatterND writes to."""
+        old = self._integers.get(node.input[1])
+        if old is None or old.ndim != 2 or old.shape[1] != 1:
+            return {}
+        first, axis = told.get("start", int(old[0, 0])), self._fronts.get(node.input[0], 0)
+        end = told.get("end", int(old[-1, 0]) + 1)
+        if parts and parts[0][0][axis] == len(old):
+            end = first + parts[0][1][axis]
+        return {1: np.arange(first, end, dtype=old.dtype)[:, None]} if end - first != len(old) or told else {}
+
+    def _same_values(self, node: onnx.NodeProto, widths: np.ndarray) -> dict[int, np.ndarray]:
+        """Constants of one value along units, such as the ones that stand for the scale of a normalisation that has
+        none."""
+        shape, axes = self._shaped.get(self._traced(node), ((), {}))
+        found = {}
+        for position, name in enumerate(node.input):
+            old = self._same.get(name)
+            if old is None or old.ndim > len(shape):
+                continue
+            lengths = list(old.shape)
+            for place in range(old.ndim):
+                dim = len(shape) - old.ndim + place
+                if dim in axes and axes[dim].parts and old.shape[place] == shape[dim]:
+                    lengths[place] = int(axes[dim].length(widths))
+            if lengths != list(old.shape):
+                found[position] = np.full(lengths, old.reshape(-1)[0], dtype=old.dtype)
+        return found
 
     def _part(self, node: onnx.NodeProto, parts: Parts) -> tuple[int, int] | tuple[None, None]:
         """Start and end of a slice that is one of the parts of an axis."""
@@ -215,6 +270,14 @@ class Constants:
             f"expected (traced node {self._traced(node)}). Files of other widths cannot be made by "
             f"slicing; choose a target that runs PyTorch itself."
         )
+
+
+def _uniform(tensor: onnx.TensorProto) -> np.ndarray | None:
+    """A float constant of several equal numbers."""
+    if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < 2:
+        return None
+    array = numpy_helper.to_array(tensor)
+    return array if (array == array.reshape(-1)[0]).all() else None
 
 
 def _set_integer(node: onnx.NodeProto, name: str, value: int) -> None:

@@ -83,7 +83,11 @@ class TorchVariants:
             for name, axes in folded_slices(cut.slices, self._pairs).items()
         }
         bypassed = {self._present(gone): self._present(instead) for gone, instead in cut.bypassed.items()}
-        constants = {self._exported[name]: new for name, new in cut.constants.items() if name in self._exported}
+        constants = {
+            self._exported[name]: {argument: _plain(value) for argument, value in new.items()}
+            for name, new in cut.constants.items()
+            if name in self._exported
+        }
         patch = {"base": str(self._base), "slices": slices, "constants": constants, "bypassed": bypassed}
         return json.dumps(patch).encode()
 
@@ -104,6 +108,13 @@ class TorchVariants:
                 f"Plan without removing blocks."
             )
         return found
+
+
+def _plain(value: Any) -> Any:
+    """An argument for JSON: None for a size that the program computes, which stays."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value if isinstance(value, (int, float)) else None
 
 
 def _short(indices: Sequence[int]) -> Any:

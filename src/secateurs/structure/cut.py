@@ -13,7 +13,7 @@ import torch
 from secateurs.errors import PlanError
 from secateurs.structure.after_cut import AfterCut, Gone
 from secateurs.structure.call import bind
-from secateurs.structure.operators import known
+from secateurs.structure.operators import SLICES, is_a, known
 from secateurs.structure.values import Value
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class Cut:
     ``slices``: kept indices per parameter or buffer and dimension (only where something goes);
     ``constants``: new values of integer arguments, by exported node name and schema argument name;
     ``bypassed``: node of a removed block's add to the node whose value replaces it; ``kept``: units per group;
-    ``parts``: of calls with several results whose sizes change, these results' dense shapes and those after the cut.
+    ``parts``: of calls with several results, and of slices, whose sizes change, the results' dense shapes and those
+    after the cut.
     """
 
     slices: dict[str, dict[int, tuple[int, ...]]]
@@ -130,9 +131,10 @@ def cut(graph: Graph, kept: Mapping[str, Sequence[int]], blocks_removed: Iterabl
 
 
 def _parts(graph: Graph, gone: Gone, dead: frozenset[str]) -> dict[str, Parts]:
-    """Of calls with several results, each one's dense shape and its shape after the cut, where they differ."""
+    """Of calls with several results and of slices the dense shapes and those after the cut, where they differ."""
     found = {}
-    for name, values in graph.analysis.values.items():
+    for name, result in graph.analysis.values.items():
+        values = [result] if name in graph.nodes and is_a(graph.nodes[name], SLICES) else result
         if name in dead or not isinstance(values, (list, tuple)):
             continue
         parts = tuple((value.shape, _shape(gone, value)) for value in values if isinstance(value, Value))

@@ -125,6 +125,7 @@ ATTENTIONS = (
     "aten._scaled_dot_product_fused_attention_overrideable",
 )  # fmt: skip
 NARROWS = ("aten.narrow", "aten.narrow_copy")
+SLICES = ("aten.slice", "aten.slice_copy")
 VIEWS = ("aten.view", "aten._unsafe_view")
 COPIES = ("aten.contiguous", "aten.clone", "aten.detach", "aten.detach_", "aten.alias", "aten.lift_fresh_copy")
 """Operators that hand on what they read."""
@@ -143,6 +144,11 @@ def is_a(node: Any, *families: tuple[str, ...]) -> bool:
         return False
     name = base_name(node.target)
     return any(name in family for family in families)
+
+
+def writes(node: Any) -> bool:
+    """Whether an fx node changes its first argument in place."""
+    return isinstance(getattr(node, "target", None), torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def is_transposed(node: torch.fx.Node) -> bool:

@@ -95,9 +95,12 @@ def _set_arguments(node: torch.fx.Node, changes: dict[str, Any]) -> None:
     arguments, keywords = list(node.args), dict(node.kwargs)
     for name, value in changes.items():
         position = names.index(name)
+        before = arguments[position] if position < len(arguments) else keywords.get(name)
+        if isinstance(value, list) and isinstance(before, (list, tuple)):
+            value = [old if new is None else new for new, old in zip(value, before, strict=True)]
         if position < len(arguments):
             arguments[position] = value
-        else:
+        elif value is not None:
             keywords[name] = value
     node.args, node.kwargs = tuple(arguments), keywords
 
