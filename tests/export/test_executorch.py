@@ -19,7 +19,6 @@ from secateurs.export.executorch import lower, run_executorch
 from secateurs.export.executorch_variants import ExecutorchVariants, _Parts
 from secateurs.export.program import to_program
 
-
 torch.set_num_threads(1)
 
 

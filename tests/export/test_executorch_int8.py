@@ -27,7 +27,6 @@ from secateurs.export.xnnpack_graph import tensor_of
 from secateurs.latency.sites import SiteMap
 from secateurs.latency.targets import open_target
 
-
 torch.set_num_threads(1)
 
 
