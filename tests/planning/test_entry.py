@@ -66,6 +66,14 @@ def latency_model(graph: Graph, target: str, offset: float, *, batch: int = 1, h
     return SimpleNamespace(target=about, batch=batch, cost_model=lambda: model)
 
 
+def test_a_latency_model_that_says_little_of_its_target(graph: Graph) -> None:
+    """As those of older versions, and one's own."""
+    costs = latency_model(graph, "one", 0.0)
+    costs.target = {}
+    plan = sc.plan(graph, costs, latency="70%", file_size="60%", criterion="l2")
+    assert set(plan.provenance["predicted"]) == {"latency", "file_size"}
+
+
 def test_a_plan_within_the_latencies_of_two_targets(graph: Graph) -> None:
     """The second has a fixed part as large as the rest, so 80 % of it is 60 % of that."""
     one, two = latency_model(graph, "one", 0.0), latency_model(graph, "two", 1.0)

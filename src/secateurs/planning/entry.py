@@ -119,7 +119,7 @@ def plan(
         data, images = calibration_batches(opened), images or opened
     elif normalize is not None:
         raise PlanError("normalize= is for a source's text as data=, but there are ready batches. Leave it out.")
-    if any(budget.of_float for budget in budgets) and any(m.target["precision"] in QUANTISED for m in models.values()):
+    if any(budget.of_float for budget in budgets) and any(_precision(model) in QUANTISED for model in models.values()):
         raise PlanError(
             "A latency model of int8 files does not tell what the dense network takes in float. Give latency= as a "
             "share of dense int8 or in ms; sc.prune measures both."
@@ -168,9 +168,14 @@ def _files(graph: Graph, costs: LatencyModel | None, legal: Legal, progress: Pro
     """Sizes of some networks' files where they hold other numbers than the network does."""
     from secateurs.measure.sizes import files_seen
 
-    if costs is None or costs.target["precision"] not in QUANTISED:
+    if costs is None or _precision(costs) not in QUANTISED:
         return ()
     return files_seen(graph, legal, str(costs.target["target"]), costs.batch, progress)
+
+
+def _precision(costs: LatencyModel) -> str:
+    """What the files hold that a latency model is of; one of an older version, or of one's own, may not say it."""
+    return str(costs.target.get("precision", "f32"))
 
 
 def _binding(budgets: Sequence[Budget], dense: Mapping[str, float]) -> dict[str, float]:
@@ -215,7 +220,7 @@ def _by_name(models: Sequence[LatencyModel]) -> dict[str, LatencyModel]:
         sizes = ", ".join(str(model.batch) for model in models)
         raise PlanError(f"The latency models are of batch sizes {sizes}. Profile all of them with the same batch=.")
     hosts = [f" at {model.target['host']}" if "host" in model.target else "" for model in models]
-    short = [str(model.target["target"]) for model in models]
+    short = [str(model.target.get("target", "target")) for model in models]
     longer = [name + host for name, host in zip(short, hosts, strict=True)]
     longest = [target_label(model.target) + host for model, host in zip(models, hosts, strict=True)]
     names = next((names for names in (short, longer, longest) if len(set(names)) == len(names)), None)
