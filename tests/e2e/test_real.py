@@ -90,11 +90,3 @@ def test_other_verbs_take_what_the_run_left(place: Path, finished: Path) -> None
     report = verb("report", str(finished))
     assert isinstance(report, dict)
     assert report["schema"] == "secateurs.result/1"
-
-
-def test_the_example_on_one_page(tmp_path: Path) -> None:
-    example = ROOT / "examples" / "mini_prune.py"
-    assert len(example.read_text().splitlines()) <= 150
-    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=280, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "fine-tuned" in done.stdout

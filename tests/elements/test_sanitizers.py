@@ -25,7 +25,7 @@ def build(sanitizers: str, *, vectors: bool) -> Path:
         compiler,
         "-std=c++17",
         "-O1",
-        "-g",
+        "-g1",
         f"-fsanitize={sanitizers}",
         "-fno-sanitize-recover=all",
         f"-I{native.SOURCES}",

@@ -138,7 +138,7 @@ def test_python_says_what_is_missing() -> None:
 
 
 def test_from_python_with_loaders_and_no_folder(fake_target: str) -> None:
-    network = load("digits-resnet?width=1", seed=3).module
+    network = load("digits-resnet?width=0.25", seed=3).module
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(96, 3, 32, 32, generator=generator), torch.arange(96) % 10
     batches = [(images[start : start + 32], labels[start : start + 32]) for start in (0, 32, 64)]

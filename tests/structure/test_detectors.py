@@ -14,6 +14,7 @@ import secateurs as sc
 from secateurs.testing.structure import verdict
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", DETECTORS)
 def test_from_trace_to_a_training_step(name: str) -> None:
     torch.manual_seed(0)
