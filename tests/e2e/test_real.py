@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +14,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # Whole jobs, and a slow machine may take thrice as long.
 pytestmark = [pytest.mark.e2e, pytest.mark.alone, pytest.mark.timeout(900)]
-# Nothing else runs meanwhile, so that what computes has both cores (measuring takes one thread all the same).
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "2"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "t.RECIPE = dataclasses.replace(t.RECIPE, epochs=5)\n"
         f"print(t.train(pathlib.Path({str(folder / 'digits.safetensors')!r})))"
     )
-    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=ENVIRONMENT)
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert float(result.stdout) >= 0.93
     return folder
 
@@ -41,9 +38,7 @@ def command(place: Path, out: str, *words: str) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(place: Path) -> Path:
     """A finished run."""
-    subprocess.run(
-        command(place, "run", "--latency", "50%", "--epochs", "2"), check=True, capture_output=True, env=ENVIRONMENT
-    )
+    subprocess.run(command(place, "run", "--latency", "50%", "--epochs", "2"), check=True, capture_output=True)
     return place / "run"
 
 
@@ -76,7 +71,7 @@ def test_other_verbs_take_what_the_run_left(place: Path, finished: Path) -> None
 
     def verb(*words: str) -> object:
         line = [sys.executable, "-m", "secateurs", *words, "--json"]
-        return json.loads(subprocess.run(line, check=True, capture_output=True, text=True, env=ENVIRONMENT).stdout)
+        return json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
 
     plan = str(finished / "plan.json")
     out = str(place / "small.onnx")

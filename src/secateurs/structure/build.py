@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.export.graph_signature import InputKind
 
+from secateurs.errors import StructureError
 from secateurs.plan import Plan
 from secateurs.structure.call import bind
 from secateurs.structure.cut import Cut
@@ -41,7 +42,12 @@ def build(graph: Graph, resolved: Cut, model: nn.Module, reason: str) -> nn.Modu
     Parameters keep their names, batch normalisation and dropout are real modules (so ``train()`` works), constants
     are re-derived, scales that came from a pruned size keep their dense value, and removed blocks are dropped.
     ``secateurs_rebuilt`` on the result says why, ``secateurs_sizes`` which input sizes it takes.
+
+    Raises:
+        StructureError: a number in the forward cannot follow.
     """
+    if resolved.uncounted:
+        raise StructureError(resolved.uncounted)
     root = sliced_copy(model, resolved.slices)
     name = f"{type(model).__name__}Pruned"
     evaluated = torch.fx.GraphModule(root, _graph(graph, resolved, root), class_name=name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from secateurs.errors import PlanError
+from secateurs.errors import PlanError, StructureError
 from secateurs.structure.after_cut import AfterCut, Gone
 from secateurs.structure.call import bind
 from secateurs.structure.operators import SLICES, is_a, known
@@ -31,6 +31,7 @@ class Cut:
     ``slices``: kept indices per parameter or buffer and dimension (only where something goes);
     ``constants``: new values of integer arguments, by exported node name and schema argument name;
     ``bypassed``: node of a removed block's add to the node whose value replaces it; ``kept``: units per group;
+    ``uncounted``: why a number of the traced graph cannot follow, so that nothing can be rebuilt from it ("": all do);
     ``parts``: of calls with several results, and of slices, whose sizes change, the results' dense shapes and those
     after the cut.
     """
@@ -40,6 +41,7 @@ class Cut:
     bypassed: dict[str, str] = field(default_factory=dict)
     kept: dict[str, tuple[int, ...]] = field(default_factory=dict)
     parts: dict[str, Parts] = field(default_factory=dict)
+    uncounted: str = ""
 
 
 def validate(
@@ -123,11 +125,12 @@ def cut(graph: Graph, kept: Mapping[str, Sequence[int]], blocks_removed: Iterabl
         if node in dead and graph.fingerprint.shapes.get(parameter):
             for alias in graph.aliases.get(parameter, (parameter,)):
                 slices.setdefault(alias, {})[0] = ()
-    constants = _constants(graph, gone, dead)
+    constants, uncounted = _constants(graph, gone, dead)
     if graph.training is not None:
-        constants |= _constants(graph.training, gone, dead)
+        more, too = _constants(graph.training, gone, dead)
+        constants, uncounted = constants | more, uncounted or too
     bypassed = {block.add: block.kept for block in chosen}
-    return Cut(slices, constants, bypassed, resolved, _parts(graph, gone, dead))
+    return Cut(slices, constants, bypassed, resolved, _parts(graph, gone, dead), uncounted)
 
 
 def _parts(graph: Graph, gone: Gone, dead: frozenset[str]) -> dict[str, Parts]:
@@ -149,18 +152,27 @@ def _shape(gone: Gone, value: Value) -> Shape:
     return tuple(int(gone.kept(value, dim).sum()) if dim in units else size for dim, size in enumerate(value.shape))
 
 
-def _constants(graph: Graph, gone: Gone, dead: frozenset[str]) -> dict[str, dict[str, Any]]:
-    found = {}
+def _constants(graph: Graph, gone: Gone, dead: frozenset[str]) -> tuple[dict[str, dict[str, Any]], str]:
+    """What changes, and why something cannot be told."""
+    found, uncounted = {}, ""
     for node in graph.program.graph.nodes:
         if node.op == "call_function" and node.name not in dead:
-            changed = rederive(graph, node, gone)
+            try:
+                changed = rederive(graph, node, gone)
+            except StructureError as error:
+                uncounted = uncounted or str(error)
+                continue
             if changed:
                 found[node.name] = changed
-    return found
+    return found, uncounted
 
 
 def rederive(graph: Graph, node: torch.fx.Node, gone: Gone) -> dict[str, Any]:
-    """New values of a node's integer arguments after the cut, by schema name (empty where nothing changes)."""
+    """New values of a node's integer arguments after the cut, by schema name (empty where nothing changes).
+
+    Raises:
+        StructureError: one counts units by a number that the forward computes.
+    """
     found = known(node.target)
     if found is None or found.sizes is None:
         return {}

@@ -66,7 +66,7 @@ def _graphs(model: nn.Module, plan: Plan, inputs: Call) -> Iterator[Graph]:
     for free in (True, False):
         try:
             graph = _traced(model, inputs, str(plan.provenance.get("grid", "auto")), free)
-            if free and graph.cut(plan.groups, plan.blocks_removed).slices != plan.slices:
+            if free and not _carries(graph, plan):
                 continue
         except (SecateursError, RuntimeError):
             if not free:
@@ -79,6 +79,12 @@ def _graphs(model: nn.Module, plan: Plan, inputs: Call) -> Iterator[Graph]:
             graph.training = None
             without.append(graph)
     yield from without
+
+
+def _carries(graph: Graph, plan: Plan) -> bool:
+    """Whether a plan means the same in a graph, and all of it can be carried out there."""
+    cut = graph.cut(plan.groups, plan.blocks_removed)
+    return cut.slices == plan.slices and not cut.uncounted
 
 
 def _traced(model: nn.Module, inputs: Call, grid: str, free: bool) -> Graph:

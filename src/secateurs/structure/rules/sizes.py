@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from secateurs.structure.after_cut import AfterCut
 from secateurs.structure.operators import short_name
 
@@ -22,18 +20,23 @@ def target_sizes(call: AfterCut) -> dict[str, Any]:
         if isinstance(entry, int) and entry != -1:
             wanted[i] = call.length(value, dim)
         elif entry != -1 and not call.stays(value, dim).all():
-            _infer(wanted, i, [call.length(value, d + offset) for d in range(len(wanted))], call.node)
+            _infer(wanted, i, [call.length(value, d + offset) for d in range(len(wanted))], call, name)
     return {name: wanted}
 
 
-def _infer(wanted: list[Any], place: int, lengths: list[int], node: torch.fx.Node) -> None:
-    """The entry at ``place`` is the batch size times something that shrinks: let the runtime infer it."""
-    shape = node.meta["val"].shape[-len(wanted) :]
+def _infer(wanted: list[Any], place: int, lengths: list[int], call: AfterCut, name: str) -> None:
+    """The entry at ``place`` is the batch size times something that shrinks: let the runtime infer it.
+
+    Raises:
+        StructureError: it infers another one already, of which no number is known.
+    """
+    shape = call.node.meta["val"].shape[-len(wanted) :]
     for i, entry in enumerate(wanted):
-        if isinstance(entry, int) and entry == -1 and isinstance(shape[i], int):
+        if i != place and isinstance(entry, int) and entry == -1:
+            if not isinstance(shape[i], int):
+                raise call.uncountable(name)
             wanted[i] = lengths[i]
-    if not any(isinstance(entry, int) and entry == -1 for entry in wanted):
-        wanted[place] = -1
+    wanted[place] = -1
 
 
 def repeats(call: AfterCut) -> dict[str, Any]:
