@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import numpy_helper
 
 from secateurs.errors import ExportError
 from secateurs.network import AxisSpec, NetworkSpec
 from secateurs.structure.cut import Cut, Parts
-from secateurs.structure.operators import ATTENTIONS, is_a
+from secateurs.structure.operators import ATTENTIONS, NARROWS, SLICES, is_a, writes
 
 UnitAxes = tuple[tuple[int, ...], Mapping[int, AxisSpec]]
 """Shape of a traced value, and the lengths of the axes that units lie on."""
@@ -40,29 +41,33 @@ def unit_axes(graph: Any) -> dict[str, UnitAxes]:
     return found
 
 
+def _slices(node: torch.fx.Node) -> dict[int, str]:
+    """The slices, by axis, that a call in place writes into."""
+    found: dict[int, str] = {}
+    view = node.args[0]
+    while isinstance(view, torch.fx.Node) and is_a(view, SLICES):
+        dim = view.args[1] if len(view.args) > 1 else 0
+        assert isinstance(dim, int)
+        found.setdefault(dim, view.name)
+        view = view.args[0]
+    return found
+
+
 class Constants:
     """Knows which integer inputs of a dense ONNX file depend on widths.
 
     Args:
         model: the dense file.
         node_names: undecomposed fx node name by ONNX value name.
-        spec: the network, for the channel axis of every value.
-        narrowed: traced nodes that take a slice by its start and length.
-        written: slices that a traced node writes into, by their axes.
-        shaped: of every traced value its dense shape, and the axes that units lie on; see :func:`unit_axes`.
+        graph: the traced network (``secateurs.structure.Graph``).
     """
 
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        node_names: Mapping[str, str],
-        spec: NetworkSpec,
-        narrowed: Collection[str],
-        written: Mapping[str, Mapping[int, str]],
-        shaped: Mapping[str, UnitAxes] | None = None,
-    ) -> None:
-        self._names, self._spec, self._shaped = node_names, spec, shaped or {}
-        self._narrowed, self._written = narrowed, written
+    def __init__(self, model: onnx.ModelProto, node_names: Mapping[str, str], graph: Any) -> None:
+        self._names, self._shaped = node_names, unit_axes(graph)
+        self._spec: NetworkSpec = graph.spec
+        nodes = graph.program.graph.nodes
+        self._narrowed = {node.name for node in nodes if is_a(node, NARROWS)}
+        self._written = {node.name: _slices(node) for node in nodes if writes(node)}
         # Who quantises a file gives a layer the output of the activation behind it, and leaves it its name.
         self._outputs = {node.name: node.output[0] for node in model.graph.node if node.name}
         integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
@@ -237,6 +242,8 @@ class Constants:
 
     def _part(self, node: onnx.NodeProto, parts: Parts) -> tuple[int, int] | tuple[None, None]:
         """Start and end of a slice that is one of the parts of an axis."""
+        if len(node.input) < 4:
+            return None, None
         axis, first, end = (self._lone(node, position) for position in (3, 1, 2))
         before = after = 0
         for dense, left in parts:
@@ -277,7 +284,8 @@ def _uniform(tensor: onnx.TensorProto) -> np.ndarray | None:
     if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < 2:
         return None
     array = numpy_helper.to_array(tensor)
-    return array if (array == array.reshape(-1)[0]).all() else None
+    flat = array.reshape(-1)
+    return array if flat[0] == flat[-1] and (flat == flat[0]).all() else None
 
 
 def _set_integer(node: onnx.NodeProto, name: str, value: int) -> None:

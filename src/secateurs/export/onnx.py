@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from secateurs.errors import ExportError, SecateursError, StructureError, why
+from secateurs.errors import ExportError, SecateursError, StructureError, shortened, why
 from secateurs.export.difference import largest_difference, redrawn, require_real, tensors_of
 from secateurs.export.flat import exportable, flattened
 from secateurs.files import write_atomic
@@ -192,6 +192,28 @@ def run_onnx(path: str | os.PathLike[str], inputs: list[np.ndarray]) -> list[np.
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     feeds = {entry.name: value for entry, value in zip(session.get_inputs(), inputs, strict=True)}
     return [np.asarray(output) for output in session.run(None, feeds)]
+
+
+def failure_of(content: bytes) -> str:
+    """Why a file does not run in ONNX Runtime on ones and zeros; "" where it does."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        fed = {
+            one.name: np.ones(one.shape, np.float32) if one.type == "tensor(float)" else _zeros(one)
+            for one in session.get_inputs()
+        }
+        session.run(None, fed)
+    except Exception as error:
+        return shortened(why(error))
+    return ""
+
+
+def _zeros(entry: Any) -> np.ndarray:
+    kinds = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_, "tensor(uint8)": np.uint8}
+    return np.zeros(entry.shape, kinds.get(entry.type, np.float32))
 
 
 def max_rel_error(

@@ -19,15 +19,15 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from secateurs.errors import ExportError, shortened, why
+from secateurs.errors import ExportError, why
 from secateurs.export.alignment import aligned, takes_all
 from secateurs.export.artifacts import kept
-from secateurs.export.constants import Constants, unit_axes
+from secateurs.export.constants import Constants
 from secateurs.export.flat import exportable
-from secateurs.export.onnx import OPSET, quiet, with_batch
+from secateurs.export.onnx import OPSET, failure_of, quiet, with_batch
 from secateurs.network import NetworkSpec, OperatorSpec
 from secateurs.structure.fold import batch_norm_pairs, fold_batch_norm
-from secateurs.structure.operators import BATCH_NORMS, COPIES, DROPOUTS, NARROWS, SLICES, is_a, writes
+from secateurs.structure.operators import BATCH_NORMS, COPIES, DROPOUTS, is_a
 from secateurs.structure.untouched import exporting
 
 Kept = Mapping[str, Mapping[int, Sequence[int]]]
@@ -81,9 +81,7 @@ class OnnxVariants:
         self.node_names = _node_names(self._model, roots)
         self._origins = _origins(self._model, module)
         self._values = _values(graph.program.graph, self.node_names)
-        narrowed = {node.name for node in graph.program.graph.nodes if is_a(node, NARROWS)}
-        written = {node.name: _slices(node) for node in graph.program.graph.nodes if writes(node)}
-        self._constants = Constants(self._model, self.node_names, graph.spec, narrowed, written, unit_axes(graph))
+        self._constants = Constants(self._model, self.node_names, graph)
         self._check_complete(module)
         self.operators = _operators(self._model, self.node_names)
         self.dense_bytes: bytes = self._model.SerializeToString()
@@ -166,8 +164,8 @@ class OnnxVariants:
         least, dense = self.spec.min_widths, self.spec.dense_widths
         rng = np.random.default_rng(0)
         for widths in (least, least + (dense - least) // 3):
-            failure = _failure_of(OnnxVariants.build(self, widths, rng=rng))
-            if failure and not _failure_of(self.dense_bytes):
+            failure = failure_of(OnnxVariants.build(self, widths, rng=rng))
+            if failure and not failure_of(self.dense_bytes):
                 raise ExportError(
                     f"Files of other widths of this network do not run in ONNX Runtime ({failure}): it takes its units "
                     "apart in a way that is lost in the exported file. Choose a target that runs PyTorch itself, such "
@@ -245,30 +243,6 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         ) from error
 
 
-def _failure_of(content: bytes) -> str:
-    """Why a file does not run in ONNX Runtime on ones and zeros; "" where it does."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 4, 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        fed = {
-            one.name: np.ones(one.shape, np.float32) if one.type == "tensor(float)" else _zeros(one)
-            for one in session.get_inputs()
-        }
-        session.run(None, fed)
-    except Exception as error:
-        return shortened(why(error))
-    return ""
-
-
-def _zeros(entry: Any) -> np.ndarray:
-    kinds = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_, "tensor(uint8)": np.uint8}
-    return np.zeros(entry.shape, kinds.get(entry.type, np.float32))
-
-
 def _root(node: Any) -> str:
     """Name of the node of the undecomposed program that ``node`` came from."""
     name: str = node.name
@@ -336,18 +310,6 @@ def _values(graph: torch.fx.Graph, node_names: Mapping[str, str]) -> dict[str, s
             if source is not None:
                 values[node.name] = source
     return values
-
-
-def _slices(node: torch.fx.Node) -> dict[int, str]:
-    """The slices, by axis, that a call in place writes into."""
-    found: dict[int, str] = {}
-    view = node.args[0]
-    while isinstance(view, torch.fx.Node) and is_a(view, SLICES):
-        dim = view.args[1] if len(view.args) > 1 else 0
-        assert isinstance(dim, int)
-        found.setdefault(dim, view.name)
-        view = view.args[0]
-    return found
 
 
 def _origins(model: onnx.ModelProto, module: nn.Module) -> dict[str, Origin]:
