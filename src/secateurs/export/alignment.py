@@ -6,7 +6,8 @@ import difflib
 
 import torch
 
-from secateurs.structure.operators import base_name, is_a
+from secateurs.structure.call import bind
+from secateurs.structure.operators import SLICES, base_name, is_a
 
 _EVERYTHING = 2**63 - 1
 
@@ -35,10 +36,10 @@ def _calls(graph: torch.fx.Graph) -> list[torch.fx.Node]:
 
 def takes_all(node: torch.fx.Node) -> bool:
     """Whether a call is a slice that leaves nothing out, such as ``x[:]``."""
-    if not is_a(node, ("aten.slice",)):
+    if not is_a(node, SLICES):
         return False
-    start, end, step = ([*node.args[2:], *(0, _EVERYTHING, 1)[len(node.args) - 2 :]])[:3]
-    return start in {0, None} and end in {_EVERYTHING, None} and step in {1, None}
+    given = bind(node)
+    return given["start"] in {0, None} and given["end"] in {_EVERYTHING, None} and given["step"] == 1
 
 
 def _is_number(node: torch.fx.Node) -> bool:
