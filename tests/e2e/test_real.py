@@ -35,11 +35,12 @@ def command(place: Path, out: str, *words: str) -> list[str]:
     return [sys.executable, "-m", "secateurs", *job, "-o", str(place / out), "--precision", "fp32", *words]
 
 
-@pytest.fixture(scope="module")
-def finished(place: Path) -> Path:
-    """A finished run."""
-    subprocess.run(command(place, "run", "--latency", "50%", "--epochs", "2"), check=True, capture_output=True)
-    return place / "run"
+@pytest.fixture(scope="module", params=["fisher_obs", pytest.param("measured", marks=pytest.mark.long)])
+def finished(request: pytest.FixtureRequest, place: Path) -> Path:
+    """A finished run: with scores that are quick, and with those that are the default."""
+    words = ["--latency", "50%", "--epochs", "2", "--criterion", request.param]
+    subprocess.run(command(place, f"run-{request.param}", *words), check=True, capture_output=True)
+    return place / f"run-{request.param}"
 
 
 def test_the_run_keeps_its_promise(finished: Path) -> None:

@@ -35,7 +35,7 @@ def draw(graph: Graph, rng: np.random.Generator, share: float) -> tuple[np.ndarr
     return widths, frozenset(np.flatnonzero(rng.random(len(graph.spec.blocks)) < share).tolist())
 
 
-@pytest.mark.parametrize("name", ["cifar-resnet20", "mobilenet-v2?width=0.35"])
+@pytest.mark.parametrize("name", ["cifar-resnet20", pytest.param("mobilenet-v2?width=0.35", marks=pytest.mark.long)])
 def test_slicing_the_quantised_file_is_quantising_the_sliced_one(name: str) -> None:
     graph = trace(load(name).module, torch.randn(1, 3, 32, 32))
     int8, floats = QuantisedVariants(graph), OnnxVariants(graph)

@@ -49,7 +49,9 @@ def draw(graph, rng: np.random.Generator, blocks: bool = True) -> tuple[np.ndarr
     return widths, frozenset(gone)
 
 
-@pytest.mark.parametrize(("name", "size"), [("cifar-resnet20", 32), ("mobilenet-v2", 32)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("cifar-resnet20", 32), pytest.param("mobilenet-v2", 32, marks=pytest.mark.long)]
+)
 def test_a_variant_is_the_network_that_apply_and_a_real_export_give(name: str, size: int) -> None:
     loaded = load(name)
     example = torch.randn(1, 3, size, size)

@@ -143,7 +143,14 @@ def test_from_python_with_loaders_and_no_folder(fake_target: str) -> None:
     images, labels = torch.randn(96, 3, 32, 32, generator=generator), torch.arange(96) % 10
     batches = [(images[start : start + 32], labels[start : start + 32]) for start in (0, 32, 64)]
     result = sc.prune(
-        network, images[:1], data=(batches, batches), target=fake_target, latency=0.7, epochs=0, allow_chance=True
+        network,
+        images[:1],
+        data=(batches, batches),
+        target=fake_target,
+        latency=0.7,
+        epochs=0,
+        allow_chance=True,
+        criterion="l1",
     )
     assert result.record.pruned_within_budget
     assert result.record.pruned.accuracy == result.record.pruned.accuracy_recalibrated

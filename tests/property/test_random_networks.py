@@ -12,7 +12,7 @@ from secateurs.testing.structure import gap, random_cut, tensors, verdict
 from secateurs.testing.structure_networks import SIZE, random_network, seeded
 
 QUIET = settings(
-    max_examples=16,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     database=None,
@@ -30,7 +30,7 @@ def test_random_networks_are_cut_right(data: st.DataObject) -> None:
     assert found.outcome in ("right", "pinned"), (found, model)
 
 
-@settings(QUIET, max_examples=4)
+@settings(QUIET, max_examples=2)
 @given(st.integers(0, 10_000))
 def test_empty_plans_change_nothing_and_small_networks_train(seed: int) -> None:
     torch.manual_seed(seed)

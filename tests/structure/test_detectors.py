@@ -15,7 +15,10 @@ from secateurs.testing.structure import verdict
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(
+    "name",  # the one of free sizes takes minutes; of its parts the other has all but the free table
+    [pytest.param(name, marks=[pytest.mark.long] if name == "detr" else []) for name in DETECTORS],
+)
 def test_from_trace_to_a_training_step(name: str) -> None:
     torch.manual_seed(0)
     build, size = DETECTORS[name]

@@ -39,7 +39,6 @@ def test_blocks_outside_stay() -> None:
     graph = trace(ResNet(), image(), only=["blocks.2"])
     every = [block.name for block in trace(ResNet(), image()).removable_blocks]
     assert [block.name for block in graph.removable_blocks] == [name for name in every if name.startswith("blocks.2")]
-    assert graph.again is not None
     assert [group.name for group in graph.with_barriers(["blocks.2"]).groups] == []
 
 

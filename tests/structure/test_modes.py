@@ -80,8 +80,7 @@ def test_evaluation_is_right_as_well(name: str) -> None:
     torch.manual_seed(0)
     model = DIFFERENT[name].build()
     graph = sc.trace(model, example())
-    found = [verdict(model, example(), seed=seed, graph=graph) for seed in range(2)]
-    assert [one.outcome for one in found] == ["right", "right"]
+    assert verdict(model, example(), graph=graph).outcome == "right"
 
 
 def test_statistics_of_training_alone_ask_the_interpreter() -> None:
@@ -271,7 +270,7 @@ class LayerDrop(Trunk):
         return (out, self.aux(x.mean((2, 3)))) if self.training else out
 
 
-@pytest.mark.parametrize("seed", [1, 3, 5])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (3, 5))])
 def test_layers_that_are_dropped_at_random_stay_random(seed: int) -> None:
     """Whatever was dropped while the network was traced: the last two, nothing, or everything."""
     random.seed(seed)

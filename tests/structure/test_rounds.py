@@ -71,7 +71,7 @@ def test_three_rounds_with_blocks_removed_are_one_plan() -> None:
     assert same(apply(dense, whole, example), small, example)
 
 
-@pytest.mark.parametrize("name", ["padded_shortcut", "einsum_attention"])
+@pytest.mark.parametrize("name", ["padded_shortcut", pytest.param("einsum_attention", marks=pytest.mark.long)])
 def test_rounds_that_rebuild_the_network_are_one_plan(name: str) -> None:
     torch.manual_seed(0)
     dense, example = redrawn(TRAITS[name].build(), 1).float().eval(), TRAITS[name].example()
@@ -140,7 +140,15 @@ def test_plans_that_do_not_follow_each_other_are_refused() -> None:
         plan.then(trace(small, example).plan({}))
 
 
-@pytest.mark.parametrize("scopes", [("layer", "filter"), ("filter", "in_channel"), ("block", "block"), ("kernel", "")])
+@pytest.mark.parametrize(
+    "scopes",
+    [
+        ("layer", "filter"),
+        ("block", "block"),
+        pytest.param(("filter", "in_channel"), marks=pytest.mark.long),
+        pytest.param(("kernel", ""), marks=pytest.mark.long),
+    ],
+)
 def test_kernel_elements_of_both_rounds(scopes: tuple[str, str]) -> None:
     torch.manual_seed(0)
     dense, example = redrawn(ResNet(), 1).float().eval(), image()

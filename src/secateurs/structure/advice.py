@@ -104,8 +104,8 @@ def sizes_when_rebuilt(graph: Graph) -> InputSizes:
     if found is None:
         found = graph.input_sizes
         try:
-            if graph.again is not None:
-                found = graph.again(grid=graph.analysis.grid, free=True).input_sizes
+            if graph.free_sizes is not None:
+                found = graph.free_sizes()
         except (SecateursError, RuntimeError):
             pass  # as apply does it, too
         graph.__dict__["_sizes_when_rebuilt"] = found

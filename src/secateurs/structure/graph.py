@@ -92,7 +92,7 @@ class Graph:
         self.removable_blocks: tuple[Block, ...] = tuple(b for b in found if self._held.isdisjoint(b.nodes))
         self.training_mode = TrainingMode("same")
         """What the forward in training mode does otherwise."""
-        self.again: Callable[..., Graph] | None = None
+        self.free_sizes: Callable[[], InputSizes] | None = None
         """Traces the network once more, otherwise: takes the keywords of :func:`secateurs.structure.trace.traced`."""
         self.training = twin
         """The same for the forward in training mode, where that does something else and could be exported: its own
@@ -312,7 +312,7 @@ class Graph:
             self.model, self.args, self.kwargs, self.program, barriers=barriers, keep=self.keep,
             grid=self.analysis.grid, training=training, followed=self.followed,
         )  # fmt: skip
-        found.training_mode, found.again = self.training_mode, self.again
+        found.training_mode, found.free_sizes = self.training_mode, self.free_sizes
         return found
 
     def views(self, group: str | int) -> tuple[View, ...]:

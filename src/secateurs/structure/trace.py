@@ -17,6 +17,7 @@ from secateurs.structure.followed import followed
 from secateurs.structure.forms import not_captured, plain
 from secateurs.structure.graph import Graph
 from secateurs.structure.groups import ONLY
+from secateurs.structure.input_sizes import INPUT_SIZES, InputSizes
 from secateurs.structure.modes import DRAWS, TrainingMode, calls_to_try, into_training, seed_python, training_of
 from secateurs.structure.scratch import give_back
 from secateurs.structure.untouched import evaluating, quiet, untouched
@@ -93,7 +94,7 @@ def traced(
             model, args, kwargs, program, barriers=barriers, keep=keep, grid=kind, training=trained, followed=pairs
         )
         found.training_mode = training
-        found.again = functools.partial(traced, model, example, keep=keep)
+        found.free_sizes = functools.partial(_free_sizes, model, args, kwargs)
         return found
 
     graph = graph_of(grid)
@@ -104,6 +105,15 @@ def traced(
             if removable_share(rival) > share + 0.01:
                 graph, share = rival, removable_share(rival)
     return graph
+
+
+def _free_sizes(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InputSizes:
+    """Input sizes that an export with free sizes takes; the forward of evaluation tells them."""
+    with quiet():
+        program = _evaluation(model, args, kwargs, Capture(free=True))
+    give_back(model)
+    found: InputSizes = program.graph_module.meta[INPUT_SIZES]
+    return found
 
 
 ENOUGH = 0.95
