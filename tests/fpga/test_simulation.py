@@ -100,6 +100,24 @@ def test_the_second_simulator_agrees(needs_simulator: Callable[[str], None], tmp
     check([draw_layer(rng, weight=weight, **numbers, **given)], rng, engine, simulator="icarus", folder=tmp_path)
 
 
+@pytest.mark.parametrize(("column", "refused"), [(0, True), (2, True), (3, False)])
+def test_an_unknown_byte_of_the_image_is_no_zero(tmp_path: Path, column: int, refused: bool) -> None:
+    """The image is three columns wide, words are of four: what a simulator does not know there is nobody's."""
+    engine, rng = Engine(4, 4, 64, 64), np.random.default_rng(1)
+    shape = {"weight": np.zeros((4, 1, 1, 1), np.int8), "input_hw": (1, 3), "output_hw": (1, 3)}
+    (job,) = jobs(draw_layer(rng, add=None, stride=1, padding=(0, 0), **shape), engine)
+    lanes = ["00"] * 4
+    lanes[3 - column] = "0X"
+    (tmp_path / "out").write_text("".join(f"{''.join(lanes)}\n" for _ in range(4)))
+    words, unknown = simulation._read(tmp_path / "out", 4)
+    found = simulation._parted([job], words, unknown, [9])
+    if refused:
+        with pytest.raises(TargetError, match=f"4 of 12 bytes of layer .* filter 0, row 0, column {column}"):
+            assembled([job], found)
+    else:
+        assert not assembled([job], found).any()
+
+
 def layer_work() -> list[tuple[EngineJob, np.ndarray, np.ndarray | None]]:
     rng = np.random.default_rng(0)
     layer = draw_layer(rng, add=None)

@@ -34,10 +34,12 @@ _SLOW = 4
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a simulation gave for one job: its words of m_out uint8 [words, q], and its cycles."""
+    """What a simulation gave for one job: its words of m_out uint8 [words, q], its cycles, and which bytes of the words
+    hold bits that the simulator does not know (bool [words, q]; None: no byte does). Those are zero in ``words``."""
 
     words: np.ndarray
     cycles: int
+    unknown: np.ndarray | None = None
 
 
 def available(simulator: str = "verilator") -> str | None:
@@ -144,8 +146,8 @@ def simulate(
         if not (names["out"].exists() and names["cycles"].exists()):
             raise TargetError("The simulation wrote nothing. Was it killed, or the disk full? Run it again.")
         counts = [int(line) for line in names["cycles"].read_text().split()]
-        words = _read(names["out"], work[0][0].engine.q)
-    return _parted([job for job, _, _ in work], words, counts)
+        words, unknown = _read(names["out"], work[0][0].engine.q)
+    return _parted([job for job, _, _ in work], words, unknown, counts)
 
 
 @contextlib.contextmanager
@@ -179,12 +181,20 @@ def as_hex(words: np.ndarray) -> str:
     return "".join(f"{lines[at : at + size]}\n" for at in range(0, len(lines), size))
 
 
-def _read(path: Path, lanes: int) -> np.ndarray:
-    text = path.read_text().lower().replace("x", "0").replace("\n", "")
+def _read(path: Path, lanes: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Words, and where they are unknown: lanes right of the image are, in a simulator of four values."""
+    text = path.read_text().lower().replace("\n", "").replace("z", "x")
+    words = _bytes(text.replace("x", "0"), lanes)
+    return words, words != _bytes(text.replace("x", "f"), lanes) if "x" in text else None
+
+
+def _bytes(text: str, lanes: int) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(text), dtype=np.uint8).reshape(-1, lanes)[:, ::-1]
 
 
-def _parted(jobs: Sequence[EngineJob], words: np.ndarray, counts: Sequence[int]) -> list[Simulated]:
+def _parted(
+    jobs: Sequence[EngineJob], words: np.ndarray, unknown: np.ndarray | None, counts: Sequence[int]
+) -> list[Simulated]:
     sizes = [sum(len(one.filters) for one in job.passes) * job.rows * job.groups for job in jobs]
     if len(counts) != len(jobs) or len(words) != sum(sizes):
         raise TargetError(
@@ -192,13 +202,30 @@ def _parted(jobs: Sequence[EngineJob], words: np.ndarray, counts: Sequence[int])
             f"killed, or the disk full? Run it again."
         )
     ends = np.cumsum([0, *sizes])
-    return [Simulated(words[ends[i] : ends[i + 1]], counts[i]) for i in range(len(jobs))]
+    parts = [slice(ends[i], ends[i + 1]) for i in range(len(jobs))]
+    return [
+        Simulated(words[part], count, None if unknown is None else unknown[part])
+        for part, count in zip(parts, counts, strict=True)
+    ]
 
 
 def assembled(jobs: Sequence[EngineJob], found: Sequence[Simulated]) -> np.ndarray:
-    """A layer's result [filters, H, W] of its jobs' words."""
+    """A layer's result [filters, H, W] of its jobs' words.
+
+    Raises:
+        TargetError: a byte of it holds bits that the simulator does not know.
+    """
     layer = jobs[0].layer
     y = np.zeros((len(layer.weight), *layer.output_hw), dtype=np.uint8)
+    unknown = np.zeros_like(y)
     for job, one in zip(jobs, found, strict=True):
         from_words(job, one.words, y)
+        if one.unknown is not None:
+            from_words(job, one.unknown.astype(np.uint8), unknown)
+    if unknown.any():
+        first = tuple(int(at) for at in np.argwhere(unknown)[0])
+        raise TargetError(
+            f"{int(unknown.sum())} of {unknown.size} bytes of layer {layer.name} are unknown in the simulation, the first "
+            f"in filter {first[0]}, row {first[1]}, column {first[2]}. The engine reads what nobody wrote."
+        )
     return y
