@@ -141,6 +141,32 @@ def test_unusual_layers() -> None:
         assert runs(variants.build(widths, rng=rng)).shape == (1, 5)
 
 
+class Matrices(nn.Module):
+    """Linear layers that are written as products with a matrix [in, out], as GPT-2 has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.w1, self.w2 = nn.Parameter(torch.randn(12, 24) / 5), nn.Parameter(torch.randn(24, 12) / 5)
+        self.b1, self.head = nn.Parameter(torch.randn(24)), nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.addmm(self.b1, x.flatten(0, 1), self.w1).unflatten(0, (-1, 6))
+        return self.head((x + F.gelu(y) @ self.w2).mean(1))
+
+
+def test_layers_that_are_products_with_a_matrix() -> None:
+    module, example = Matrices().eval(), torch.randn(1, 6, 12)
+    graph = trace(module, example)
+    variants = OnnxVariants(graph)
+    assert {layer.node for layer in graph.spec.layers} <= {operator.node for operator in variants.operators}
+    widths = graph.spec.dense_widths // 2
+    plan = graph.plan({group.name: range(width) for group, width in zip(graph.groups, widths.tolist(), strict=True)})
+    real = to_model(apply(module, plan, example), example).SerializeToString()
+    assert shapes(variants.build(widths)) == shapes(real)
+    assert np.isfinite(runs(variants.build(widths))).all()
+
+
 def test_batch() -> None:
     graph = trace(Odd().eval(), torch.randn(1, 3, 8, 8))
     variants = OnnxVariants(graph, batch=4)

@@ -86,19 +86,26 @@ def product(call: Call, a: Value, b: Value) -> Value:
 def matmul(call: Call) -> Any:
     """Both sides may carry units; what is contracted is consumed."""
     a, b = call.tensors()
-    origin = call.raw("other") if "other" in call.arguments else call.raw("mat2")
-    if origin is not None and getattr(origin, "name", None) in call.analysis.origin and len(b.shape) == 2:
-        name = "other" if "other" in call.arguments else "mat2"
+    _use_matrix(call, _first(call, "other", "mat2", "vec", "tensor"), b)
+    return product(call, a, b)
+
+
+def _use_matrix(call: Call, name: str, matrix: Value) -> None:
+    """Note a right side that is made of parameters alone: a linear layer's weight [in, out]."""
+    if len(matrix.shape) == 2:
         call.use(name, 0, "in", "linear")
         call.use(name, 1, "out", "linear")
-    return product(call, a, b)
 
 
 @rule("aten.addmm", "aten.baddbmm", "aten.addbmm")
 def addmm(call: Call) -> Any:
     """A product with something added."""
-    result = product(call, call[_first(call, "mat1", "batch1")], call[_first(call, "mat2", "batch2")])
+    right = _first(call, "mat2", "batch2")
+    result = product(call, call[_first(call, "mat1", "batch1")], call[right])
     added: Value = call["self"]
+    _use_matrix(call, right, call[right])
+    if len(added.shape) == 1:
+        call.use("self", 0, "bias", "linear")
     factors: list[Factor] = []
     for dim in range(len(result.shape)):
         own = dim - (len(result.shape) - len(added.shape))
