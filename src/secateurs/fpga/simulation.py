@@ -225,7 +225,7 @@ def assembled(jobs: Sequence[EngineJob], found: Sequence[Simulated]) -> np.ndarr
     if unknown.any():
         first = tuple(int(at) for at in np.argwhere(unknown)[0])
         raise TargetError(
-            f"{int(unknown.sum())} of {unknown.size} bytes of layer {layer.name} are unknown in the simulation, the first "
-            f"in filter {first[0]}, row {first[1]}, column {first[2]}. The engine reads what nobody wrote."
+            f"{int(unknown.sum())} of {unknown.size} bytes of layer {layer.name} are unknown in the simulation, the "
+            f"first in filter {first[0]}, row {first[1]}, column {first[2]}. The engine reads what nobody wrote."
         )
     return y
