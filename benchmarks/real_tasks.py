@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "benchmarks" / "results" / "real_tasks.csv"
-sys.path[:0] = [str(ROOT / "benchmarks" / "real"), str(ROOT / "tests" / "jobs")]
+sys.path[:0] = [str(ROOT / place) for place in ("benchmarks/real", "examples", "tests/jobs")]
 
 import audio  # noqa: E402
 import espnet  # noqa: E402
 import pictures  # noqa: E402
+import yolox_nano  # noqa: E402
 from result_rows import append  # noqa: E402
 
 import secateurs as sc  # noqa: E402
@@ -183,32 +184,12 @@ def camvid_sample(row: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label)
 
 
-def coco_sample(row: dict[str, Any], size: int = 416) -> tuple[Tensor, dict[str, Tensor]]:
-    """A letterboxed image as YOLOX takes it, and its boxes in the network's pixels."""
-    image = Image.open(io.BytesIO(row["jpeg"])).convert("RGB")
-    scale = min(size / image.width, size / image.height)
-    small = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.BILINEAR)
-    whole = np.full((size, size, 3), 114, np.float32)
-    whole[: small.height, : small.width] = np.asarray(small)[:, :, ::-1]
-    boxes = torch.tensor(row["boxes"], dtype=torch.float32).reshape(-1, 4)
-    boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1) * scale
-    target = {"boxes": boxes, "labels": torch.tensor(row["labels"], dtype=torch.long).reshape(-1)}
-    return torch.from_numpy(whole.transpose(2, 0, 1).copy()), target
-
-
-def listed(samples: Sequence[tuple[Tensor, Any]]) -> tuple[Tensor, list[Any]]:
-    """Images stacked, targets as a list."""
-    return torch.stack([image for image, _ in samples]), [target for _, target in samples]
-
-
-def loaders(
-    name: str, columns: Sequence[str], made: Callable[[dict[str, Any]], Any], collate: Any = None
-) -> Callable[[Path], Any]:
+def loaders(name: str, columns: Sequence[str], made: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
     """Training and validation files of a data set."""
 
     def read(folder: Path) -> Any:
         sets = [Parquet(folder / f"{name}_{part}.parquet", columns, made) for part in ("train", "val")]
-        return tuple(torch.utils.data.DataLoader(one, batch_size=4, collate_fn=collate) for one in sets)
+        return tuple(torch.utils.data.DataLoader(one, batch_size=4) for one in sets)
 
     return read
 
@@ -218,9 +199,10 @@ def weights(make: Callable[[], nn.Module], file: str) -> Callable[[Path], nn.Mod
     return lambda folder: loaded(make(), folder / file)
 
 
-def detection() -> sc.Task:
-    """COCO's AP on the network's own pixels, with a plain loss."""
-    return sc.task("detection", loss=pictures.detection_loss, decode=pictures.decoded)
+def detector(folder: Path) -> nn.Module:
+    """The example's network."""
+    os.environ["DETECTOR_DATA"] = str(folder)
+    return yolox_nano.make()[0]
 
 
 NETWORKS: dict[str, Real] = {
@@ -256,10 +238,10 @@ NETWORKS: dict[str, Real] = {
         lambda: sc.task("segmentation", ignore=11),
     ),
     "yolox_nano": Real(
-        weights(pictures.YoloxNano, "yolox_nano_coco.safetensors"),
+        detector,
         torch.zeros(1, 3, 416, 416),
-        loaders("coco128", ("jpeg", "boxes", "labels"), coco_sample, listed),
-        detection,
+        lambda folder: yolox_nano.data(),
+        yolox_nano.task,
     ),
 }
 

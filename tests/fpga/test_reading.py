@@ -8,11 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from secateurs.errors import ExportError
+from secateurs.export.quantised import Quantising, export_onnx_int8
+from secateurs.export.quantised_variants import QuantisedVariants
 from secateurs.fpga.layers import IntegerLayer, LayerStep, Move
 from secateurs.fpga.reading import read
+from secateurs.models import load
+from secateurs.structure import apply, trace
 
 
 def test_layers_moves_and_additions(quantised_file: Path) -> None:
@@ -98,6 +103,25 @@ def test_an_operator_without_hardware(operator: str) -> None:
     given = {"kernel_shape": [1, 1]} if operator == "MaxPool" else {}
     with pytest.raises(ExportError, match=f"operator {operator}, for which the engine has no hardware"):
         read(quantised(operator, **given))
+
+
+@pytest.mark.parametrize("how", ["variant", "export"])
+def test_a_block_behind_a_padded_shortcut_may_be_gone(how: str, tmp_path: Path) -> None:
+    """The shortcut's zeros stay moves of bytes: the ReLU behind the addition that is gone has nothing to do."""
+    module, example = load("cifar-resnet20?width=0.5").module.eval(), torch.randn(1, 3, 32, 32)
+    graph = trace(module, example)
+    names = [block.name for block in graph.spec.blocks]
+    shrunk = frozenset(number for number, name in enumerate(names) if name in ("layer2.0", "layer3.0"))
+    assert shrunk, names
+    if how == "variant":
+        made = onnx.load_model_from_string(QuantisedVariants(graph).build(graph.spec.dense_widths, shrunk))
+    else:
+        small = apply(module, graph.plan({}, [names[number] for number in shrunk]), example)
+        calibration = [torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+        export_onnx_int8(small, example, tmp_path / "m.onnx", quantising=Quantising(calibration))
+        made = onnx.load(tmp_path / "m.onnx")
+    network = read(made)
+    assert len(network.layers) == 20 - 2 * len(shrunk) + 1  # the mean is a layer, too
 
 
 def test_layers_of_other_shapes_are_refused() -> None:

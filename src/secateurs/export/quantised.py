@@ -28,6 +28,7 @@ from secateurs.errors import ExportError, why
 from secateurs.export.bias_correction import corrected
 from secateurs.export.onnx import ExportReport, export_onnx, with_batch
 from secateurs.export.onnx_layers import WEIGHTED, OnnxLayers, layers_of, quantised_among
+from secateurs.export.repeated import without_repeated
 from secateurs.files import write_atomic
 
 LEAST, ENOUGH = 16, 256
@@ -286,7 +287,7 @@ def quantised(
     try:
         with _quiet():
             quantizer = qdq_quantizer.QDQQuantizer(
-                _inferred(model),
+                _inferred(without_repeated(model)),
                 True,  # one scale per channel of a weight
                 seven_bits,
                 QuantType.QInt8,

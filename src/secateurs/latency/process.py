@@ -131,7 +131,7 @@ class Worker:
             ) from error
         if "error" in answer:
             raise TargetError(
-                f"{self.name}: the runtime refused the model or failed: {plain(answer['error'])[:1500]}. "
+                f"{self.name}: the runtime refused the model or failed: {plain(answer['error'])[:1500].rstrip('. ')}. "
                 f"See 'secateurs ls targets' for what it can run."
             )
         return answer
