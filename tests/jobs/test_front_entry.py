@@ -11,7 +11,9 @@ from test_tasks import EXAMPLE, Regressor, batches, task_of
 
 import secateurs as sc
 from secateurs.errors import DataError, PlanError
+from secateurs.importance.output_change import Answers
 from secateurs.jobs.front_settings import FrontSettings
+from secateurs.search.rows import FileRows
 
 SETTINGS = FrontSettings(objectives=("macs",), evaluations=24, population=6, points=0, epochs=0, images=24)
 
@@ -41,6 +43,19 @@ def test_a_front_of_a_metric_that_is_no_accuracy(network: Regressor, fake_target
     assert again.record.evaluations == found.record.evaluations
     with pytest.raises(DataError, match="no point 999"):
         again.pick("point=999")
+
+
+def test_measured_values_of_a_front_are_kept(
+    network: Regressor, fake_target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, target=fake_target, criterion="measured")
+    given = {"data": (batches(10, 2), batches(6, 3)), "task": task_of(network), "settings": settings}
+    found = sc.front(network, EXAMPLE, output=tmp_path / "front", **given)
+    (tmp_path / "front" / "front.json").unlink()
+    assert len(FileRows(tmp_path / "front" / "values.sqlite3")) > 0
+    monkeypatch.setattr(Answers, "_change", lambda *given: pytest.fail("it is measured already"))
+    again = sc.front(network, EXAMPLE, output=tmp_path / "front", resume=True, **given)
+    assert again.record.points == found.record.points
 
 
 def test_a_front_without_a_folder_can_be_picked_from(network: Regressor, fake_target: str) -> None:

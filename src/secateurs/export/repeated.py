@@ -1,6 +1,6 @@
 """Activations that change nothing: a ReLU of what a ReLU gave, however it was moved in between.
 
-They arise where a residual block is removed behind a padded shortcut: what the addition brought back below zero is gone.
+They arise where a residual block is removed behind a padded shortcut: what the addition brought below zero is gone.
 A quantizer takes a ReLU into the operator in front of it and gives that one the range of the ReLU, so a move of values
 would change their scale.
 """

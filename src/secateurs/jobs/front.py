@@ -1,7 +1,8 @@
 """The front job: search a Pareto front and measure it, fine-tune some of its points, carry a picked one to the end.
 
-A run folder holds evaluations.sqlite3 (every evaluation a row), front.json, front.html, and a run folder of the main
-job for every point that was carried further (``points/3``, ``picked/latency=3ms``).
+A run folder holds evaluations.sqlite3 (every evaluation a row), values.sqlite3 (what units were measured to be worth),
+front.json, front.html, and a run folder of the main job for every point that was carried further (``points/3``,
+``picked/latency=3ms``).
 """
 
 from __future__ import annotations
@@ -309,6 +310,7 @@ class FrontJob:
                 batches,
                 seed=settings.seed,
                 task=self.data.task,
+                rows=FileRows(self.folder.files.values),
                 progress=self.progress,
             ),
             Hamp(settings.search()),
