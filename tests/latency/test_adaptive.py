@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from secateurs.testing.latency import FakeTarget, FakeVariants, network, stairca
 SPEC = network()
 VARIANTS = FakeVariants(SPEC)
 Plans = list[tuple[np.ndarray, frozenset[int]]]
+Costs = Callable[[bytes], dict[str, float]]
 
 
 def surprising_costs(content: bytes) -> dict[str, float]:
@@ -73,9 +75,12 @@ def test_unsure_samples_are_the_least_sure_of_a_fresh_portion() -> None:
     assert chosen == made.unsure_of(fitted, 0)
 
 
-def test_the_second_time_everything_is_in_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("costs", [surprising_costs, staircase_costs])  # plans are mispredicted, or as predicted
+def test_the_second_time_everything_is_in_the_store(
+    costs: Costs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(model, "_ROUNDS", 1)
-    target = FakeTarget(surprising_costs)
+    target = FakeTarget(costs)
     with Store(tmp_path / "s.sqlite3") as store:
         first = Profiler(SPEC, VARIANTS, target, store=store, propose=plans)
         found, loads = first.run(seconds=1e9), target.loads

@@ -156,11 +156,12 @@ class Profiler:
             if late() or (self._propose is None and not unsure):
                 break
             wrong = self._try_plans(model, number)
-            if not wrong and not unsure:
-                break
             if unsure:
                 self.measure(self.unsure_of(model, number), "profile further")
+            # also where the plans were as predicted: from the store a model is fitted through all that was measured
             model = self.fit()
+            if not wrong and not unsure:
+                break
         return model
 
     def _try_plans(self, model: LatencyModel, number: int) -> bool:
