@@ -56,6 +56,8 @@ def test_measured_values_of_a_front_are_kept(
     monkeypatch.setattr(Answers, "_change", lambda *given: pytest.fail("it is measured already"))
     again = sc.front(network, EXAMPLE, output=tmp_path / "front", resume=True, **given)
     assert again.record.points == found.record.points
+    picked = again.pick(f"point={found.record.points[-1].number}")  # its own job takes them, too
+    assert picked.record.criterion == "measured"
 
 
 def test_a_front_without_a_folder_can_be_picked_from(network: Regressor, fake_target: str) -> None:

@@ -146,6 +146,8 @@ class FrontJob:
             if not files.result.exists():
                 files.search.mkdir(exist_ok=True)
                 run_folder.write(files.search / FILE, front.model_copy(update={"picked": pick.number}).to_json())
+                if self.folder.files.values.is_file():
+                    FileRows(files.values).adopt(self.folder.files.values, holding="loss")
             command = f"{self.resume_with} --pick {shlex.quote(pick.text)}"
             command += "" if self._epochs_as_before else f" --epochs {settings.epochs}"
             job = Job(self.loaded, self.data, settings, run_folder, self.example, command, self.store, self.progress)

@@ -130,8 +130,8 @@ class FileRows:
         except sqlite3.Error as error:
             raise self._refusal(error) from error
 
-    def adopt(self, path: str | Path) -> int:
-        """Copy the evaluations of another such file that are not here yet; how many there were.
+    def adopt(self, path: str | Path, holding: str = "accuracy") -> int:
+        """Copy the rows of another such file that are not here yet and have a number ``holding``; how many there were.
 
         Raises:
             PlanError: it is missing, or something else.
@@ -141,7 +141,8 @@ class FileRows:
             try:
                 found = self._base.execute(
                     "INSERT OR IGNORE INTO evaluations (key, row) SELECT key, row FROM other.evaluations "
-                    "WHERE json_extract(row, '$.accuracy') IS NOT NULL ORDER BY number"
+                    "WHERE json_extract(row, ?) IS NOT NULL ORDER BY number",
+                    (f"$.{holding}",),
                 )
                 return found.rowcount
             finally:
